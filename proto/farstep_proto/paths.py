@@ -1,0 +1,56 @@
+"""URL paths, header names and media types of every Farstep server."""
+
+# Media types. Every route takes and gives both; the binary one costs nothing per element.
+PROTOBUF = "application/x-protobuf"
+JSON = "application/json"
+
+# Headers
+CLIENT_ID = "X-Farstep-Client"
+MIN_POLICY_VERSION = "X-Min-Policy-Version"
+EXACT_POLICY_VERSION = "X-Policy-Version"
+
+# Every server
+HEALTH = "/health"
+INFO = "/v1/info"
+TOKENIZER = "/v1/tokenizer"
+POLL = "/v1/operations:poll"
+OPERATION = "/v1/operations/{operation_id}"
+CANCEL = "/v1/operations/{operation_id}/cancel"
+
+# dp_worker
+RUNS = "/v1/runs"
+RUN = "/v1/runs/{run_id}"
+VERB = "/v1/runs/{run_id}/{verb}"
+POLICY_VERSION = "/policy_version"
+
+# sampler
+SAMPLES = "/v1/samples"  # 202, outcome by poll
+SAMPLE = "/v1/sample"  # waits for the outcome
+POLICIES = "/v1/policies"
+POLICY = "/v1/policies/{run_id}"
+LOAD_POLICY = "/v1/policies:load"
+
+# control plane (RUNS and RUN as well)
+SESSIONS = "/v1/sessions"
+SESSION = "/v1/sessions/{session_id}"
+SESSION_RUNS = "/v1/sessions/{session_id}/runs"
+SESSION_SAMPLERS = "/v1/sessions/{session_id}/samplers"
+SAMPLER = "/v1/samplers/{sampler_id}"
+RUN_CHECKPOINTS = "/v1/runs/{run_id}/checkpoints"
+CHECKPOINT_ARCHIVE = "/v1/checkpoints/{run_id}/{kind}/{name}/archive"
+CHECKPOINT_FILE = "/v1/checkpoints/{run_id}/{kind}/{name}/files/{file}"
+CAPABILITIES = "/v1/capabilities"
+STATUS = "/v1/status"
+
+
+class Verb:
+    """The last part of `VERB`: what a run can be asked to do, in seq order."""
+
+    FORWARD = "forward"
+    FORWARD_BACKWARD = "forward_backward"
+    OPTIM_STEP = "optim_step"
+    SAVE_STATE = "save_state"
+    PUBLISH = "publish"
+    LOAD_STATE = "load_state"
+    RESET = "reset"
+    SKIP = "skip"

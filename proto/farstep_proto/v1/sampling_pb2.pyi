@@ -1,0 +1,115 @@
+from farstep_proto.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class SamplingParams(_message.Message):
+    __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop_strings", "stop_tokens", "ignore_eos")
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    STOP_STRINGS_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    seed: int
+    stop_strings: _containers.RepeatedScalarFieldContainer[str]
+    stop_tokens: _containers.RepeatedScalarFieldContainer[int]
+    ignore_eos: bool
+    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop_strings: _Optional[_Iterable[str]] = ..., stop_tokens: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ...) -> None: ...
+
+class SampleRequest(_message.Message):
+    __slots__ = ("prompt", "num_samples", "params", "include_prompt_logprobs", "topk_prompt_logprobs", "topk_logprobs", "run_id", "model_path", "affinity_key", "gate_wait_s")
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TOPK_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TOPK_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    AFFINITY_KEY_FIELD_NUMBER: _ClassVar[int]
+    GATE_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    prompt: _common_pb2.ModelInput
+    num_samples: int
+    params: SamplingParams
+    include_prompt_logprobs: bool
+    topk_prompt_logprobs: int
+    topk_logprobs: int
+    run_id: str
+    model_path: str
+    affinity_key: str
+    gate_wait_s: float
+    def __init__(self, prompt: _Optional[_Union[_common_pb2.ModelInput, _Mapping]] = ..., num_samples: _Optional[int] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., include_prompt_logprobs: bool = ..., topk_prompt_logprobs: _Optional[int] = ..., topk_logprobs: _Optional[int] = ..., run_id: _Optional[str] = ..., model_path: _Optional[str] = ..., affinity_key: _Optional[str] = ..., gate_wait_s: _Optional[float] = ...) -> None: ...
+
+class TopkLogprobs(_message.Message):
+    __slots__ = ("k", "token_ids", "logprobs")
+    K_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    k: int
+    token_ids: bytes
+    logprobs: bytes
+    def __init__(self, k: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ...) -> None: ...
+
+class SampledSequence(_message.Message):
+    __slots__ = ("tokens", "logprobs", "stop_reason", "policy_versions", "topk_logprobs")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    STOP_REASON_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    TOPK_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    tokens: bytes
+    logprobs: bytes
+    stop_reason: str
+    policy_versions: bytes
+    topk_logprobs: TopkLogprobs
+    def __init__(self, tokens: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., stop_reason: _Optional[str] = ..., policy_versions: _Optional[bytes] = ..., topk_logprobs: _Optional[_Union[TopkLogprobs, _Mapping]] = ...) -> None: ...
+
+class SampleResponse(_message.Message):
+    __slots__ = ("sequences", "prompt_logprobs", "topk_prompt_logprobs", "policy_version", "prompt_cache_hit_tokens")
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TOPK_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_CACHE_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    sequences: _containers.RepeatedCompositeFieldContainer[SampledSequence]
+    prompt_logprobs: bytes
+    topk_prompt_logprobs: TopkLogprobs
+    policy_version: int
+    prompt_cache_hit_tokens: int
+    def __init__(self, sequences: _Optional[_Iterable[_Union[SampledSequence, _Mapping]]] = ..., prompt_logprobs: _Optional[bytes] = ..., topk_prompt_logprobs: _Optional[_Union[TopkLogprobs, _Mapping]] = ..., policy_version: _Optional[int] = ..., prompt_cache_hit_tokens: _Optional[int] = ...) -> None: ...
+
+class LoadPolicyRequest(_message.Message):
+    __slots__ = ("model_path",)
+    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    model_path: str
+    def __init__(self, model_path: _Optional[str] = ...) -> None: ...
+
+class PolicyState(_message.Message):
+    __slots__ = ("run_id", "newest_version", "resident_versions", "model_path")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    newest_version: int
+    resident_versions: _containers.RepeatedScalarFieldContainer[int]
+    model_path: str
+    def __init__(self, run_id: _Optional[str] = ..., newest_version: _Optional[int] = ..., resident_versions: _Optional[_Iterable[int]] = ..., model_path: _Optional[str] = ...) -> None: ...
+
+class ListPoliciesResponse(_message.Message):
+    __slots__ = ("policies",)
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    policies: _containers.RepeatedCompositeFieldContainer[PolicyState]
+    def __init__(self, policies: _Optional[_Iterable[_Union[PolicyState, _Mapping]]] = ...) -> None: ...

@@ -1,0 +1,108 @@
+"""Whether data fits a loss: decided on the arrays alone, the same on the client and on the worker."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from farstep_proto.errors import InvalidInput
+from farstep_proto.loss_table import IGNORE_INDEX, INT_INPUTS, LOSS_TABLE, LossSpec
+from farstep_proto.tensors import Array, IntArray
+
+
+def check_loss(loss_fn: str, config: Mapping[str, float]) -> LossSpec:
+    """Returns the loss's entry.
+
+    Raises:
+        InvalidInput: an unknown loss, an unknown setting, or one that is not a finite number.
+    """
+    spec = LOSS_TABLE.get(loss_fn)
+    if spec is None:
+        raise InvalidInput(f"unknown loss {loss_fn!r}", field="loss_fn", hint=f"one of {', '.join(sorted(LOSS_TABLE))}")
+    for key, value in config.items():
+        where = f"loss_fn_config.{key}"
+        if key not in spec.defaults:
+            known = ", ".join(sorted(spec.defaults)) or "none"
+            raise InvalidInput(f"{loss_fn} has no setting {key!r}", field=where, hint=f"its settings: {known}")
+        if not math.isfinite(value):
+            raise InvalidInput(f"{value} is not a finite number", field=where)
+    return spec
+
+
+def check_datum(
+    spec: LossSpec,
+    tokens_T: IntArray,
+    inputs: Mapping[str, Array],
+    *,
+    vocab_size: int,
+    max_seq_len: int,
+    field: str,
+) -> None:
+    """Refuses one datum that the loss cannot take.
+
+    Raises:
+        InvalidInput: naming the datum and the key.
+    """
+    check_tokens(tokens_T, vocab_size=vocab_size, max_seq_len=max_seq_len, field=f"{field}.model_input")
+    known = (*spec.required, *spec.optional)
+    for key in spec.required:
+        if key not in inputs:
+            raise InvalidInput(
+                f"missing {key!r}",
+                field=f"{field}.loss_fn_inputs",
+                hint=f"needed: {', '.join(spec.required)}",
+            )
+    for key, array in inputs.items():
+        where = f"{field}.loss_fn_inputs.{key}"
+        if key not in known:
+            raise InvalidInput(f"unknown input {key!r}", field=where, hint=f"taken: {', '.join(known)}")
+        _check_shape(spec, key, array, num_tokens=len(tokens_T), field=where)
+        _check_values(key, array, vocab_size=vocab_size, field=where)
+    targets, weights = inputs["target_tokens"], inputs.get("weights")
+    if weights is not None and weights.shape != targets.shape:
+        raise InvalidInput(
+            f"shape {list(weights.shape)} differs from target_tokens' {list(targets.shape)}",
+            field=f"{field}.loss_fn_inputs.weights",
+        )
+
+
+def check_tokens(tokens_T: IntArray, *, vocab_size: int, max_seq_len: int, field: str) -> None:
+    """Refuses token ids [T] that are empty, too many, or outside the vocabulary."""
+    if len(tokens_T) == 0:
+        raise InvalidInput("no tokens", field=field)
+    if len(tokens_T) > max_seq_len:
+        raise InvalidInput(f"{len(tokens_T)} tokens, at most {max_seq_len} are possible", field=field)
+    _check_vocabulary(tokens_T, np.ones(len(tokens_T), dtype=bool), vocab_size, field)
+
+
+def _check_shape(spec: LossSpec, key: str, array: Array, *, num_tokens: int, field: str) -> None:
+    may_be_2d = spec.allows_topk and key in ("target_tokens", "weights")
+    if array.ndim != 1 and not (may_be_2d and array.ndim == 2 and array.shape[1] > 0):
+        expected = "[T] or [T, K]" if may_be_2d else "[T]"
+        raise InvalidInput(f"shape {list(array.shape)}, expected {expected}", field=field)
+    if len(array) != num_tokens:
+        raise InvalidInput(f"length {len(array)} differs from the model input's length {num_tokens}", field=field)
+
+
+def _check_values(key: str, array: Array, *, vocab_size: int, field: str) -> None:
+    if key in INT_INPUTS:
+        if not np.issubdtype(array.dtype, np.integer):
+            raise InvalidInput("must be int64", field=field)
+        _check_vocabulary(array, array != IGNORE_INDEX, vocab_size, field)
+        return
+    bad = np.argwhere(~np.isfinite(array))
+    if len(bad):
+        position = tuple(int(i) for i in bad[0])
+        raise InvalidInput(f"{array[position]} at position {position[0]} is not a finite number", field=field)
+
+
+def _check_vocabulary(ids: Array | IntArray, active: np.ndarray, vocab_size: int, field: str) -> None:
+    outside = np.argwhere(active & ((ids < 0) | (ids >= vocab_size)))
+    if len(outside):
+        position = tuple(int(i) for i in outside[0])
+        raise InvalidInput(
+            f"token {int(ids[position])} at position {position[0]} is outside the vocabulary of {vocab_size}",
+            field=field,
+        )

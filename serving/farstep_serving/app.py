@@ -1,0 +1,79 @@
+"""The application shell: a route table in, a Starlette app with keys, errors and operations out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from farstep_proto import paths
+from farstep_proto.errors import ApiError, InvalidInput, NotFound
+from farstep_proto.v1 import operations_pb2
+from farstep_serving.keys import KeyRing, RequireKey
+from farstep_serving.messages import read_message, respond, respond_error, wait_s_of
+from farstep_serving.operations import MAX_POLL_S, OperationTable
+
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+
+def make_app(
+    routes: Sequence[BaseRoute],
+    *,
+    keys: KeyRing,
+    lifespan: Lifespan | None = None,
+    open_paths: frozenset[str] = frozenset(),
+) -> Starlette:
+    """An app whose every error is an `Error` message and whose every route but `open_paths` needs a key."""
+    return Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        middleware=[Middleware(RequireKey, keys=keys, open_paths=open_paths)],
+        exception_handlers={
+            ApiError: respond_error,
+            HTTPException: _respond_http_error,
+            Exception: respond_error,
+        },
+    )
+
+
+def operation_routes(table: OperationTable, *, cancel: Callable[[str], bool]) -> list[Route]:
+    """Poll, look at and cancel operations. `cancel` drops a queued one and says whether it did."""
+
+    async def poll(request: Request) -> Response:
+        message = await read_message(request, operations_pb2.PollRequest)
+        if not message.client_id:
+            raise InvalidInput("missing", field="client_id")
+        return respond(request, await table.poll(message))
+
+    async def get(request: Request) -> Response:
+        wait_s = wait_s_of(request, most=MAX_POLL_S)
+        return respond(request, await table.wait(request.path_params["operation_id"], wait_s))
+
+    async def cancel_one(request: Request) -> Response:
+        operation_id = request.path_params["operation_id"]
+        await table.wait(operation_id, 0)  # 404 where there is none
+        cancelled = table.is_queued(operation_id) and cancel(operation_id)
+        if cancelled:
+            table.cancel(operation_id)
+        return respond(request, operations_pb2.CancelResponse(cancelled=cancelled))
+
+    return [
+        Route(paths.POLL, poll, methods=["POST"]),
+        Route(paths.CANCEL, cancel_one, methods=["POST"]),
+        Route(paths.OPERATION, get, methods=["GET"]),
+    ]
+
+
+async def _respond_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    ours = NotFound(f"no route {where}") if error.status_code == 404 else InvalidInput(f"{where}: {error.detail}")
+    response = await respond_error(request, ours)
+    response.status_code = error.status_code
+    return response

@@ -1,0 +1,100 @@
+"""Messages in and out of HTTP: protobuf or JSON by media type, size limits, errors as messages."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TypeVar
+
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError, Message
+from starlette.requests import Request
+from starlette.responses import Response
+
+from farstep_proto import paths
+from farstep_proto.errors import ApiError, Internal, InvalidInput, PayloadTooLarge
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Message)
+
+MAX_BODY_BYTES = 16 << 20
+
+
+async def read_body(request: Request, *, limit: int = MAX_BODY_BYTES) -> bytes:
+    """The whole body, never holding more than `limit` bytes of it.
+
+    Raises:
+        PayloadTooLarge: before reading, where the length is declared; else as soon as it is passed.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise _too_large(limit)
+    return bytes(body)
+
+
+def decode(request: Request, body: bytes, kind: type[M]) -> M:
+    """Parses a body by its Content-Type; an empty JSON body is the empty message.
+
+    Raises:
+        InvalidInput: it is not a `kind`.
+    """
+    message = kind()
+    try:
+        if _is_protobuf(request.headers.get("content-type", "")):
+            message.ParseFromString(body)
+        elif body:
+            json_format.Parse(body, message)
+    except (DecodeError, json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidInput(f"the body is not a {kind.DESCRIPTOR.name}: {error}", field="body") from error
+    return message
+
+
+async def read_message(request: Request, kind: type[M], *, limit: int = MAX_BODY_BYTES) -> M:
+    return decode(request, await read_body(request, limit=limit), kind)
+
+
+def respond(request: Request, message: Message, *, status: int = 200) -> Response:
+    """The message as protobuf where the client accepts that, else as JSON."""
+    if _is_protobuf(request.headers.get("accept", "")):
+        return Response(message.SerializeToString(), status_code=status, media_type=paths.PROTOBUF)
+    text = json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None)
+    return Response(text, status_code=status, media_type=paths.JSON)
+
+
+async def respond_error(request: Request, error: Exception) -> Response:
+    """Starlette's handler for every exception: our own as they are, any other as a bare 500."""
+    if not isinstance(error, ApiError):
+        log.error("unhandled error in %s %s", request.method, request.url.path, exc_info=error)
+        error = Internal("the server made a mistake; its log has the details")
+    response = respond(request, error.to_proto(), status=error.status)
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    return response
+
+
+def wait_s_of(request: Request, *, most: float) -> float:
+    """The query parameter `wait_s`, between 0 and `most` seconds."""
+    text = request.query_params.get("wait_s", "0")
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise InvalidInput(f"{text!r} is not a number of seconds", field="wait_s") from error
+    if not value >= 0:
+        raise InvalidInput(f"{text!r} is not a number of seconds", field="wait_s")
+    return min(value, most)
+
+
+def _is_protobuf(header: str) -> bool:
+    return paths.PROTOBUF in header
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"the body is larger than {limit} bytes", field="body", hint="send the data in several parts"
+    )

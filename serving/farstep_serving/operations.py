@@ -1,0 +1,231 @@
+"""Operations and their outcomes: opened once per id, finished once, delivered until acknowledged.
+
+The table decides nothing about when work runs; it remembers what was submitted and what came of it. It
+lives on the event loop: other threads hand their outcomes over with `loop.call_soon_threadsafe`.
+
+Invariant: an id that was opened is either pending, or holds exactly one outcome, until it expires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from farstep_proto.errors import Conflict, Draining, NotFound
+from farstep_proto.v1 import common_pb2
+from farstep_proto.v1 import operations_pb2 as pb
+
+MAX_POLL_BYTES = 32 << 20
+MAX_POLL_S = 60.0
+
+
+@dataclass(slots=True)
+class _Entry:
+    client_id: str
+    verb: str
+    digest: bytes
+    state: pb.OperationState
+    outcome: bytes = b""  # a serialized Operation, once there is one
+    expires_at: float = float("inf")
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True)
+class _Channel:
+    """What one client has yet to hear."""
+
+    undelivered: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    num_pending: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class OperationTable:
+    """All operations of one server.
+
+    Args:
+        retention_s: how long an acknowledged outcome can still be asked for.
+        max_retained_bytes: acknowledged outcomes beyond this size are dropped, oldest first.
+        unclaimed_s: how long an outcome is kept that nobody ever acknowledges.
+        queue_place: tells how many operations are before a queued one.
+    """
+
+    def __init__(
+        self,
+        *,
+        retention_s: float = 3600.0,
+        unclaimed_s: float = 86_400.0,
+        max_retained_bytes: int = 64 << 20,
+        queue_place: Callable[[str], int] = lambda operation_id: 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.instance_id = uuid.uuid4().hex
+        self._retention_s = retention_s
+        self._unclaimed_s = unclaimed_s
+        self._max_retained_bytes = max_retained_bytes
+        self._queue_place = queue_place
+        self._clock = clock
+        self._entries: dict[str, _Entry] = {}
+        self._channels: dict[str, _Channel] = {}
+        self._acked: OrderedDict[str, None] = OrderedDict()
+        self._acked_bytes = 0
+        self._unclaimed: OrderedDict[str, None] = OrderedDict()
+        self._draining = False
+
+    def open(self, operation_id: str, *, client_id: str, verb: str, digest: bytes) -> bool:
+        """Enters a submission; False if it is there already, with the same content.
+
+        Raises:
+            Conflict: the id is there with other content.
+            Draining: the server takes nothing new.
+        """
+        known = self._entries.get(operation_id)
+        if known is not None:
+            if known.digest != digest:
+                raise Conflict(f"{operation_id} was submitted before with different content", field="seq")
+            return False
+        if self._draining:
+            raise Draining("the server is shutting down", retry_after_s=5.0)
+        self._expire()
+        self._entries[operation_id] = _Entry(client_id, verb, digest, pb.OPERATION_STATE_QUEUED)
+        self._channel(client_id).num_pending += 1
+        return True
+
+    def set_running(self, operation_id: str) -> None:
+        self._entries[operation_id].state = pb.OPERATION_STATE_RUNNING
+
+    def finish(self, operation_id: str, outcome: pb.Operation) -> None:
+        """Records the outcome and wakes whoever waits for it. `outcome` needs its state and outcome only."""
+        entry = self._entries[operation_id]
+        assert not entry.outcome, f"{operation_id} finished twice"
+        outcome.operation_id = operation_id
+        outcome.verb = entry.verb
+        entry.state = outcome.state
+        entry.outcome = outcome.SerializeToString()
+        entry.expires_at = self._clock() + self._unclaimed_s
+        entry.done.set()
+        self._unclaimed[operation_id] = None
+        channel = self._channel(entry.client_id)
+        channel.num_pending -= 1
+        channel.undelivered[operation_id] = None
+        channel.changed.set()
+
+    def fail(self, operation_id: str, error: common_pb2.Error) -> None:
+        self.finish(operation_id, pb.Operation(state=pb.OPERATION_STATE_FAILED, error=error))
+
+    def cancel(self, operation_id: str) -> None:
+        """Records that a queued operation was dropped."""
+        error = common_pb2.Error(error_class="CancelledError", message="cancelled before it started", status=409)
+        self.finish(operation_id, pb.Operation(state=pb.OPERATION_STATE_CANCELLED, error=error))
+
+    def is_pending(self, operation_id: str) -> bool:
+        entry = self._entries.get(operation_id)
+        return entry is not None and not entry.outcome
+
+    def is_queued(self, operation_id: str) -> bool:
+        entry = self._entries.get(operation_id)
+        return entry is not None and entry.state == pb.OPERATION_STATE_QUEUED
+
+    async def poll(self, request: pb.PollRequest) -> pb.PollResponse:
+        """Answers as soon as anything of this client's is finished, with all that is (up to MAX_POLL_BYTES)."""
+        self._acknowledge(request.client_id, request.ack)
+        self._expire()
+        unknown = [operation_id for operation_id in request.check if operation_id not in self._entries]
+        channel = self._channel(request.client_id)
+        if not channel.undelivered and not unknown and not self._draining:
+            await _wait(channel.changed, min(request.wait_s, MAX_POLL_S))
+        channel.changed.clear()
+        response = pb.PollResponse(instance_id=self.instance_id, unknown=unknown, num_pending=channel.num_pending)
+        self._collect(channel, response)
+        self._forget_if_idle(request.client_id)
+        return response
+
+    async def wait(self, operation_id: str, wait_s: float) -> pb.Operation:
+        """One operation, waiting up to `wait_s` for its outcome.
+
+        Raises:
+            NotFound: the server knows no such operation.
+        """
+        entry = self._entry(operation_id)
+        if not entry.outcome and not self._draining:
+            await _wait(entry.done, min(wait_s, MAX_POLL_S))
+        if entry.outcome:
+            return pb.Operation.FromString(entry.outcome)
+        place = self._queue_place(operation_id) if entry.state == pb.OPERATION_STATE_QUEUED else 0
+        return pb.Operation(operation_id=operation_id, state=entry.state, verb=entry.verb, queue_place=place)
+
+    def drain(self) -> None:
+        """Takes nothing new from now on and lets every parked poll go."""
+        self._draining = True
+        for channel in self._channels.values():
+            channel.changed.set()
+        for entry in self._entries.values():
+            entry.done.set()
+
+    def _entry(self, operation_id: str) -> _Entry:
+        entry = self._entries.get(operation_id)
+        if entry is None:
+            raise NotFound(f"no operation {operation_id!r}", field="operation_id")
+        return entry
+
+    def _channel(self, client_id: str) -> _Channel:
+        return self._channels.setdefault(client_id, _Channel())
+
+    def _forget_if_idle(self, client_id: str) -> None:
+        channel = self._channels[client_id]
+        if not channel.num_pending and not channel.undelivered:
+            del self._channels[client_id]
+
+    def _collect(self, channel: _Channel, response: pb.PollResponse) -> None:
+        num_bytes = 0
+        for operation_id in channel.undelivered:
+            outcome = self._entries[operation_id].outcome
+            num_bytes += len(outcome)
+            if response.finished and num_bytes > MAX_POLL_BYTES:
+                return
+            response.finished.append(pb.Operation.FromString(outcome))
+
+    def _acknowledge(self, client_id: str, operation_ids: Iterable[str]) -> None:
+        channel = self._channel(client_id)
+        expires_at = self._clock() + self._retention_s
+        for operation_id in operation_ids:
+            entry = self._entries.get(operation_id)
+            if entry is None or entry.client_id != client_id or operation_id not in channel.undelivered:
+                continue
+            del channel.undelivered[operation_id]
+            self._unclaimed.pop(operation_id)
+            entry.expires_at = expires_at
+            self._acked[operation_id] = None
+            self._acked_bytes += len(entry.outcome)
+
+    def _expire(self) -> None:
+        """Drops what has been kept long enough; amortized constant work a call."""
+        now = self._clock()
+        while self._acked:
+            operation_id = next(iter(self._acked))
+            entry = self._entries[operation_id]
+            if entry.expires_at > now and self._acked_bytes <= self._max_retained_bytes:
+                break
+            del self._acked[operation_id]
+            self._acked_bytes -= len(entry.outcome)
+            del self._entries[operation_id]
+        while self._unclaimed:
+            operation_id = next(iter(self._unclaimed))
+            entry = self._entries[operation_id]
+            if entry.expires_at > now:
+                break
+            del self._unclaimed[operation_id]
+            self._channel(entry.client_id).undelivered.pop(operation_id, None)
+            del self._entries[operation_id]
+
+
+async def _wait(event: asyncio.Event, wait_s: float) -> None:
+    if wait_s <= 0:
+        return
+    try:
+        await asyncio.wait_for(event.wait(), wait_s)
+    except TimeoutError:
+        return
