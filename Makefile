@@ -1,0 +1,85 @@
+# The whole ritual: make demo · make test · make fmt · make check.
+# Everything happens in .venv, made on first use; PYTHON chooses the interpreter (3.11 or newer).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PROTO_VENV := .venv-proto
+PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
+SOURCES := proto serving client model dp_worker sampler infra demo tests examples bench
+
+.PHONY: demo test test-fast check fmt lint types imports proto proto-check light clean
+
+# What a person runs -----------------------------------------------------------
+
+demo: $(VENV)/.installed-all  ## install, then the whole way once on the embedded model
+	$(BIN)/farstep demo $(ARGS)
+
+test: $(VENV)/.installed-dev  ## install, then every test
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/.installed-dev  ## the tests that start no processes
+	$(BIN)/python -m pytest -m "not system" $(ARGS)
+
+# What a change must pass --------------------------------------------------------
+
+check: lint types imports proto-check
+
+fmt: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix --quiet $(SOURCES)
+	$(BIN)/ruff format --quiet $(SOURCES)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+imports: $(VENV)/.installed-dev
+	$(BIN)/lint-imports
+
+light: ## the client alone, without torch, in an environment of its own
+	rm -rf .venv-light && $(PYTHON) -m venv .venv-light
+	.venv-light/bin/python -m pip install --quiet --disable-pip-version-check .
+	.venv-light/bin/python tests/light_install.py
+
+# Generated code -----------------------------------------------------------------
+
+proto: $(PROTO_VENV)/.installed
+	$(call protoc,proto)
+
+proto-check: $(PROTO_VENV)/.installed
+	rm -rf build/proto && mkdir -p build/proto
+	$(call protoc,build/proto)
+	diff -r --exclude='*.proto' --exclude='__init__.py' --exclude='__pycache__' \
+	    build/proto/farstep_proto/v1 proto/farstep_proto/v1
+	@echo "generated code is current"
+
+define protoc
+	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I proto --python_out=$(1) --pyi_out=$(1) \
+	    $(patsubst proto/%,%,$(PROTO_FILES))
+	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I proto --grpc_python_out=$(1) farstep_proto/v1/feed.proto
+endef
+
+# Environments -------------------------------------------------------------------
+
+$(VENV)/.installed-all: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[all]'
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[dev]'
+	touch $@ $(VENV)/.installed-all
+
+# 1.71.2 is the newest generator whose output runs on protobuf 5.29, 6 and 7 alike.
+$(PROTO_VENV)/.installed: Makefile
+	$(PYTHON) -m venv $(PROTO_VENV)
+	$(PROTO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check grpcio-tools==1.71.2 'setuptools<81'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(PROTO_VENV) .venv-light build dist

@@ -1,0 +1,151 @@
+"""The operations table: opened once, finished once, delivered until acknowledged."""
+
+import asyncio
+
+import pytest
+
+from farstep_proto.errors import Conflict, Draining, NotFound
+from farstep_proto.v1 import operations_pb2 as pb
+from farstep_serving.operations import OperationTable
+
+DONE = pb.OPERATION_STATE_SUCCEEDED
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def opened(*ids, **kwargs):
+    table = OperationTable(**kwargs)
+    for operation_id in ids:
+        assert table.open(operation_id, client_id="c", verb="forward", digest=b"d")
+    return table
+
+
+async def poll(table, *, ack=(), check=(), wait_s=0.0, client="c"):
+    response = await table.poll(pb.PollRequest(client_id=client, ack=ack, check=check, wait_s=wait_s))
+    return [operation.operation_id for operation in response.finished], list(response.unknown)
+
+
+async def test_delivered_until_acknowledged():
+    table = opened("a", "b")
+    table.finish("a", pb.Operation(state=DONE))
+    assert await poll(table) == (["a"], [])
+    assert await poll(table) == (["a"], [])  # the first answer may have been lost
+    assert await poll(table, ack=["a"]) == ([], [])
+    assert (await table.wait("a", 0)).state == DONE  # still known after that
+
+
+async def test_poll_wakes_for_one_and_brings_all():
+    table = opened("a", "b")
+    waiting = asyncio.create_task(poll(table, wait_s=30))
+    await asyncio.sleep(0)
+    table.finish("b", pb.Operation(state=DONE))
+    table.finish("a", pb.Operation(state=DONE))
+    assert await waiting == (["b", "a"], [])
+
+
+async def test_an_operation_opened_during_a_poll_wakes_it():
+    table = opened("a")
+    waiting = asyncio.create_task(poll(table, wait_s=30))
+    await asyncio.sleep(0)
+    table.open("late", client_id="c", verb="forward", digest=b"d")
+    table.finish("late", pb.Operation(state=DONE))
+    assert await waiting == (["late"], [])
+
+
+async def test_clients_hear_only_of_their_own():
+    table = opened("a")
+    table.finish("a", pb.Operation(state=DONE))
+    assert await poll(table, client="other", ack=["a"]) == ([], [])
+    assert await poll(table) == (["a"], [])
+
+
+async def test_same_submission_is_the_same_operation():
+    table = opened("a")
+    assert not table.open("a", client_id="c", verb="forward", digest=b"d")
+    with pytest.raises(Conflict):
+        table.open("a", client_id="c", verb="forward", digest=b"other")
+
+
+async def test_finishing_twice_is_a_mistake():
+    table = opened("a")
+    table.finish("a", pb.Operation(state=DONE))
+    with pytest.raises(AssertionError):
+        table.finish("a", pb.Operation(state=DONE))
+
+
+async def test_unknown_ids_are_told_at_once():
+    table = opened("a")
+    assert await poll(table, check=["a", "gone"], wait_s=30) == ([], ["gone"])
+    with pytest.raises(NotFound):
+        await table.wait("gone", 0)
+
+
+async def test_acknowledged_outcomes_expire():
+    clock = Clock()
+    table = opened("a", clock=clock, retention_s=3600)
+    table.finish("a", pb.Operation(state=DONE))
+    await poll(table, ack=["a"])
+    clock.now = 3599
+    await poll(table)
+    assert (await table.wait("a", 0)).state == DONE
+    clock.now = 3601
+    await poll(table)
+    with pytest.raises(NotFound):
+        await table.wait("a", 0)
+
+
+async def test_acknowledged_outcomes_are_dropped_beyond_their_budget():
+    table = OperationTable(max_retained_bytes=100)
+    for index in range(50):
+        table.open(str(index), client_id="c", verb="forward", digest=b"")
+        table.finish(str(index), pb.Operation(state=DONE))
+        await poll(table, ack=[str(index)])
+    known = [index for index in range(50) if await poll(table, check=[str(index)]) == ([], [])]
+    assert 0 < len(known) < 15
+    assert known[-1] == 49
+
+
+async def test_unclaimed_outcomes_expire_much_later():
+    clock = Clock()
+    table = opened("a", clock=clock, unclaimed_s=1000)
+    table.finish("a", pb.Operation(state=DONE))
+    clock.now = 999
+    assert await poll(table) == (["a"], [])
+    clock.now = 1001
+    assert await poll(table, check=["a"]) == ([], ["a"])
+
+
+async def test_big_outcomes_come_in_several_polls(monkeypatch):
+    monkeypatch.setattr("farstep_serving.operations.MAX_POLL_BYTES", 100)
+    table = opened("a", "b")
+    for operation_id in "ab":
+        error = {"message": "x" * 90}
+        table.finish(operation_id, pb.Operation(state=DONE, error=error))
+    assert await poll(table) == (["a"], [])
+    assert await poll(table, ack=["a"]) == (["b"], [])
+
+
+async def test_draining_frees_parked_polls_and_takes_nothing_new():
+    table = opened("a")
+    waiting = asyncio.create_task(poll(table, wait_s=30))
+    looking = asyncio.create_task(table.wait("a", 30))
+    await asyncio.sleep(0)
+    table.drain()
+    assert await asyncio.wait_for(waiting, 1) == ([], [])
+    assert (await asyncio.wait_for(looking, 1)).state == pb.OPERATION_STATE_QUEUED
+    with pytest.raises(Draining):
+        table.open("b", client_id="c", verb="forward", digest=b"d")
+
+
+async def test_idle_clients_leave_nothing_behind():
+    table = opened("a")
+    table.finish("a", pb.Operation(state=DONE))
+    await poll(table, ack=["a"])
+    for index in range(100):
+        await poll(table, client=f"visitor-{index}")
+    assert table._channels == {}
