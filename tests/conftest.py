@@ -1,0 +1,28 @@
+"""Fixtures of several folders."""
+
+import pytest
+
+from tests.support.processes import KEY, trainer_and_sampler
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """One dp_worker and one sampler on the embedded model, for all contract tests; each test makes its own runs."""
+    with trainer_and_sampler(tmp_path_factory.mktemp("pair") / "store") as servers:
+        yield servers
+
+
+@pytest.fixture
+def service(pair, monkeypatch):
+    """A `ServiceClient.local` on the shared pair."""
+    from farstep import ServiceClient
+
+    monkeypatch.setenv("FARSTEP_API_KEY", KEY)
+    trainer, sampler = pair
+    with ServiceClient.local(trainer_url=trainer.url, sampler_url=sampler.url) as client:
+        yield client
+
+
+@pytest.fixture
+def trainer(service):
+    return service.create_lora_training_client("farstep/tiny", rank=4, seed=1)
