@@ -11,9 +11,9 @@ from farstep import AdamParams, Datum, SamplingClient, SamplingParams, TrainingC
 from farstep_demo import tasks
 from farstep_model.embedded.corpus import Addition
 
-SFT_STEPS, SFT_BATCH, SFT_LEARNING_RATE = 20, 16, 4e-3
-RL_STEPS, RL_PROMPTS, RL_SAMPLES, RL_LEARNING_RATE = 30, 32, 8, 4e-3
-MAX_NEW_TOKENS = 40
+SFT_STEPS, SFT_BATCH, SFT_LEARNING_RATE = 30, 16, 1e-2
+RL_STEPS, RL_PROMPTS, RL_SAMPLES, RL_LEARNING_RATE = 24, 16, 8, 4e-3
+MAX_NEW_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def supervised(trainer: TrainingClient, data: Sequence[Datum], *, num_steps: int
     for step in range(num_steps):
         batch = [data[(step * SFT_BATCH + index) % len(data)] for index in range(SFT_BATCH)]
         started = time.perf_counter()
-        loss = _train(trainer, batch, "cross_entropy", SFT_LEARNING_RATE)
+        loss = _train(trainer, batch, "cross_entropy", SFT_LEARNING_RATE * (1 - step / num_steps))
         yield Row("sft", step + 1, loss, None, None, _num_tokens(batch), time.perf_counter() - started)
 
 
@@ -62,7 +62,8 @@ def reinforce(
             for prompt, result, values in zip(prompts, groups, rewards, strict=True)
             for datum in tasks.policy_data(prompt, result.sequences, values)
         ]
-        loss = _train(trainer, batch, "importance_sampling", RL_LEARNING_RATE) if batch else 0.0
+        learning_rate = RL_LEARNING_RATE * (1 - step / num_steps)
+        loss = _train(trainer, batch, "importance_sampling", learning_rate) if batch else 0.0
         flat = [value for values in rewards for value in values]
         yield Row(
             phase="rl",

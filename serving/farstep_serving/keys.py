@@ -8,6 +8,7 @@ import secrets
 from dataclasses import dataclass
 
 from starlette.requests import Request
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from farstep_proto import paths
@@ -52,15 +53,15 @@ class KeyRing:
 
 
 class RequireKey:
-    """ASGI middleware: everything but the health route needs a key."""
+    """ASGI middleware: everything but the health route and `open_paths` (templates as of a route) needs a key."""
 
     def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: frozenset[str] = frozenset()) -> None:
         self._app = app
         self._keys = keys
-        self._open_paths = open_paths | {paths.HEALTH}
+        self._open_paths = [compile_path(path)[0] for path in open_paths | {paths.HEALTH}]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in self._open_paths:
+        if scope["type"] == "http" and not any(path.match(scope["path"]) for path in self._open_paths):
             request = Request(scope)
             try:
                 self._keys.check(request.headers.get("authorization", ""))

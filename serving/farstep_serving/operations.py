@@ -40,6 +40,7 @@ class _Channel:
 
     undelivered: OrderedDict[str, None] = field(default_factory=OrderedDict)
     num_pending: int = 0
+    num_polls: int = 0  # parked here now: a client that lost its connection asks again before the first has ended
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -82,10 +83,7 @@ class OperationTable:
             Conflict: the id is there with other content.
             Draining: the server takes nothing new.
         """
-        known = self._entries.get(operation_id)
-        if known is not None:
-            if known.digest != digest:
-                raise Conflict(f"{operation_id} was submitted before with different content", field="seq")
+        if self.knows(operation_id, digest):
             return False
         if self._draining:
             raise Draining("the server is shutting down", retry_after_s=5.0)
@@ -93,6 +91,17 @@ class OperationTable:
         self._entries[operation_id] = _Entry(client_id, verb, digest, pb.OPERATION_STATE_QUEUED)
         self._channel(client_id).num_pending += 1
         return True
+
+    def knows(self, operation_id: str, digest: bytes) -> bool:
+        """Whether a submission is there, with the same content.
+
+        Raises:
+            Conflict: the id is there with other content.
+        """
+        known = self._entries.get(operation_id)
+        if known is not None and known.digest != digest:
+            raise Conflict(f"{operation_id} was submitted before with different content", field="seq")
+        return known is not None
 
     def set_running(self, operation_id: str) -> None:
         self._entries[operation_id].state = pb.OPERATION_STATE_RUNNING
@@ -135,12 +144,16 @@ class OperationTable:
         self._expire()
         unknown = [operation_id for operation_id in request.check if operation_id not in self._entries]
         channel = self._channel(request.client_id)
-        if not channel.undelivered and not unknown and not self._draining:
-            await _wait(channel.changed, min(request.wait_s, MAX_POLL_S))
-        channel.changed.clear()
-        response = pb.PollResponse(instance_id=self.instance_id, unknown=unknown, num_pending=channel.num_pending)
-        self._collect(channel, response)
-        self._forget_if_idle(request.client_id)
+        channel.num_polls += 1
+        try:
+            if not channel.undelivered and not unknown and not self._draining:
+                await _wait(channel.changed, min(request.wait_s, MAX_POLL_S))
+            channel.changed.clear()
+            response = pb.PollResponse(instance_id=self.instance_id, unknown=unknown, num_pending=channel.num_pending)
+            self._collect(channel, response)
+        finally:
+            channel.num_polls -= 1
+            self._forget_if_idle(request.client_id, channel)
         return response
 
     async def wait(self, operation_id: str, wait_s: float) -> pb.Operation:
@@ -174,9 +187,8 @@ class OperationTable:
     def _channel(self, client_id: str) -> _Channel:
         return self._channels.setdefault(client_id, _Channel())
 
-    def _forget_if_idle(self, client_id: str) -> None:
-        channel = self._channels[client_id]
-        if not channel.num_pending and not channel.undelivered:
+    def _forget_if_idle(self, client_id: str, channel: _Channel) -> None:
+        if not (channel.num_pending or channel.undelivered or channel.num_polls):
             del self._channels[client_id]
 
     def _collect(self, channel: _Channel, response: pb.PollResponse) -> None:

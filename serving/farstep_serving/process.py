@@ -38,7 +38,8 @@ def bind(host: str, port: int) -> socket.socket:
         SystemExit: the address is taken or not ours.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns Nagle's delay off only where the protocol is named
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
@@ -100,7 +101,8 @@ def exit_with_parent() -> None:
     """Ends this process when standard input closes, as it does when the parent dies, however it died."""
 
     def watch() -> None:
-        while sys.stdin.buffer.read(1):
+        # Not through sys.stdin: its lock, held by this thread, would abort the interpreter at its end.
+        while os.read(sys.stdin.fileno(), 1):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(EXIT_GRACE_S + 5)

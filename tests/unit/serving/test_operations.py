@@ -149,3 +149,14 @@ async def test_idle_clients_leave_nothing_behind():
     for index in range(100):
         await poll(table, client=f"visitor-{index}")
     assert table._channels == {}
+
+
+async def test_two_polls_of_one_client_are_both_answered():
+    """A client that lost its connection asks again while the server still holds its first poll."""
+    table = OperationTable()
+    first = asyncio.create_task(poll(table, wait_s=0.01))
+    second = asyncio.create_task(poll(table, wait_s=30))
+    assert await first == ([], [])
+    table.open("a", client_id="c", verb="forward", digest=b"d")
+    table.finish("a", pb.Operation(state=DONE))
+    assert await asyncio.wait_for(second, 1) == (["a"], [])
