@@ -38,6 +38,6 @@ LOSS_TABLE: Mapping[str, LossSpec] = MappingProxyType(
         "ppo": _policy(clip_low_threshold=0.8, clip_high_threshold=1.2),
         "cispo": _policy(clip_low_threshold=0.0, clip_high_threshold=4.0),
         "dro": _policy(beta=0.05),
-        "dppo": _policy(divergence_threshold=0.2),
+        "dppo": _policy(divergence_threshold=0.15),
     }
 )

@@ -10,13 +10,38 @@ import numpy as np
 from farstep_proto.errors import InvalidInput
 from farstep_proto.loss_table import IGNORE_INDEX, INT_INPUTS, LOSS_TABLE, LossSpec
 from farstep_proto.tensors import Array, IntArray
+from farstep_proto.v1 import common_pb2 as pb
+
+MAX_LORA_RANK = 512
+
+
+def resolve_lora(lora: pb.LoraConfig) -> pb.LoraConfig:
+    """The same settings with their defaults filled in: alpha equal to the rank, attention and MLP trained.
+
+    Raises:
+        InvalidInput: naming the field, as `lora.rank`.
+    """
+    resolved = pb.LoraConfig(train_attn=True, train_mlp=True)
+    resolved.MergeFrom(lora)
+    resolved.alpha = resolved.alpha or resolved.rank
+    if not 1 <= resolved.rank <= MAX_LORA_RANK:
+        raise InvalidInput(f"{resolved.rank} is not between 1 and {MAX_LORA_RANK}", field="lora.rank")
+    if not (math.isfinite(resolved.alpha) and resolved.alpha > 0):
+        raise InvalidInput(f"{resolved.alpha} is not a positive number", field="lora.alpha")
+    if not 0 <= resolved.dropout < 1:
+        raise InvalidInput(f"{resolved.dropout} is not a probability below 1", field="lora.dropout")
+    switches = (resolved.train_attn, resolved.train_mlp, resolved.train_unembed)
+    if not (resolved.target_modules or any(switches)):
+        hint = "set train_attn, train_mlp, train_unembed or target_modules"
+        raise InvalidInput("nothing to train", field="lora", hint=hint)
+    return resolved
 
 
 def check_loss(loss_fn: str, config: Mapping[str, float]) -> LossSpec:
     """Returns the loss's entry.
 
     Raises:
-        InvalidInput: an unknown loss, an unknown setting, or one that is not a finite number.
+        InvalidInput: an unknown loss, an unknown setting, one that is not a finite number, or bounds out of order.
     """
     spec = LOSS_TABLE.get(loss_fn)
     if spec is None:
@@ -28,6 +53,7 @@ def check_loss(loss_fn: str, config: Mapping[str, float]) -> LossSpec:
             raise InvalidInput(f"{loss_fn} has no setting {key!r}", field=where, hint=f"its settings: {known}")
         if not math.isfinite(value):
             raise InvalidInput(f"{value} is not a finite number", field=where)
+    _check_order({**spec.defaults, **config})
     return spec
 
 
@@ -75,6 +101,12 @@ def check_tokens(tokens_T: IntArray, *, vocab_size: int, max_seq_len: int, field
     if len(tokens_T) > max_seq_len:
         raise InvalidInput(f"{len(tokens_T)} tokens, at most {max_seq_len} are possible", field=field)
     _check_vocabulary(tokens_T, np.ones(len(tokens_T), dtype=bool), vocab_size, field)
+
+
+def _check_order(settings: Mapping[str, float]) -> None:
+    low, high = settings.get("clip_low_threshold", -math.inf), settings.get("clip_high_threshold", math.inf)
+    if low > high:
+        raise InvalidInput(f"{low} is above clip_high_threshold {high}", field="loss_fn_config.clip_low_threshold")
 
 
 def _check_shape(spec: LossSpec, key: str, array: Array, *, num_tokens: int, field: str) -> None:

@@ -5,7 +5,8 @@ import pytest
 
 from farstep_proto.errors import InvalidInput
 from farstep_proto.loss_table import LOSS_TABLE
-from farstep_proto.validation import check_datum, check_loss
+from farstep_proto.v1 import common_pb2 as pb
+from farstep_proto.validation import check_datum, check_loss, resolve_lora
 
 TOKENS = np.array([1, 2, 3], dtype=np.int32)
 
@@ -76,3 +77,9 @@ def test_bad_tokens(tokens, says):
     with pytest.raises(InvalidInput, match=says) as caught:
         check(good_inputs(), tokens=np.array(tokens, dtype=np.int32))
     assert caught.value.field == "data[4].model_input"
+
+
+def test_lora_defaults_are_filled_in():
+    resolved = resolve_lora(pb.LoraConfig(rank=4))
+    assert (resolved.alpha, resolved.train_attn, resolved.train_mlp, resolved.train_unembed) == (4, True, True, False)
+    assert not resolve_lora(pb.LoraConfig(rank=4, train_attn=False)).train_attn

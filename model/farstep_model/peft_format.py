@@ -1,0 +1,126 @@
+"""PEFT's file format: names of tensors, the config, and what of it is understood.
+
+Only plain LoRA is read. A setting that would change what an adapter computes is refused by name, also one that a newer
+PEFT added, because leaving it out would silently give other numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+from peft import LoraConfig
+
+from farstep_model.spec import LoraSpec
+from farstep_proto.errors import InvalidInput
+
+TENSORS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+# Settings that say where an adapter comes from or which tensors there are (the tensors themselves tell), not what is
+# computed with them.
+_HARMLESS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "ensure_weight_tying",
+        "exclude_modules",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_alpha",
+        "lora_dropout",
+        "peft_type",
+        "peft_version",
+        "r",
+        "revision",
+        "target_modules",
+        "task_type",
+    }
+)
+# Ways to draw the first weights that leave the base as it is.
+_HARMLESS_INIT = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+def tensor_keys(module: str) -> tuple[str, str]:
+    """Keys of A and B of a module."""
+    return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
+
+
+def base_weight_key(module: str) -> str:
+    """Key of the copy of the base's weight that PEFT keeps beside an adapted embedding."""
+    return f"base_model.model.{module}.base_layer.weight"
+
+
+def config(spec: LoraSpec, *, base_model_name: str, target_modules: Sequence[str]) -> dict[str, object]:
+    """What PEFT itself would write for the spec."""
+    alpha = float(spec.alpha or spec.rank)
+    made = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=spec.rank,
+        lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # readers other than PEFT insist on an integer
+        lora_dropout=spec.dropout,
+        target_modules=list(target_modules),
+        base_model_name_or_path=base_model_name,
+        inference_mode=True,
+    )
+    return {key: _plain(value) for key, value in made.to_dict().items()}
+
+
+def encode_config(content: dict[str, object]) -> bytes:
+    return json.dumps(content, indent=2, sort_keys=True).encode()
+
+
+def read_config(data: bytes) -> tuple[int, float, float]:
+    """Rank, alpha and dropout of an `adapter_config.json`.
+
+    Raises:
+        InvalidInput: no JSON object, not LoRA, or a setting beyond plain LoRA, by name.
+    """
+    try:
+        content = json.loads(data)
+        rank, alpha = int(content["r"]), float(content["lora_alpha"])
+        dropout = float(content.get("lora_dropout") or 0.0)
+    except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"not a LoRA config: {error!r}", field=CONFIG_FILE) from error
+    if content.get("peft_type") != "LORA":
+        raise InvalidInput(f"{content.get('peft_type')!r} is not LORA", field=f"{CONFIG_FILE}.peft_type")
+    _check_plain(content)
+    return rank, alpha, dropout
+
+
+def metadata(data: bytes) -> dict[str, str]:
+    """The metadata in the header of a safetensors blob.
+
+    Raises:
+        InvalidInput: the header is broken.
+    """
+    try:
+        (size,) = struct.unpack_from("<Q", data)
+        header = json.loads(data[8 : 8 + size])
+        return dict(header.get("__metadata__", {}))
+    except (struct.error, ValueError, AttributeError) as error:
+        raise InvalidInput("not a safetensors blob", field="adapter") from error
+
+
+def _check_plain(content: dict[str, Any]) -> None:
+    plain = {key: _plain(value) for key, value in LoraConfig().to_dict().items()}
+    for key, value in content.items():
+        if key == "init_lora_weights":
+            is_plain = value in _HARMLESS_INIT
+        else:
+            is_plain = key in _HARMLESS or not value or value == plain.get(key)
+        if not is_plain:
+            raise InvalidInput(
+                f"{key}={value!r} is more than plain LoRA, which is all that is understood",
+                field=f"{CONFIG_FILE}.{key}",
+            )
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    return sorted(value) if isinstance(value, set) else value

@@ -1,0 +1,70 @@
+"""What a run asks of its adapter: rank, scaling, dropout, and which layers.
+
+Plain values, checked once; which layers they mean in a given model is decided in `lora`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from farstep_proto.errors import InvalidInput
+from farstep_proto.v1 import common_pb2 as pb
+from farstep_proto.validation import resolve_lora
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSpec:
+    """The settings of one adapter; the update of a layer is `alpha / rank · B·A`.
+
+    Args:
+        alpha: absent (or 0) means `rank`, a scaling of 1.
+        target_modules: names of layers, whole or as a suffix (`q_proj`, `layers.3.mlp.up_proj`); where given, they
+            alone decide and the switches are not looked at.
+        train_attn: every linear layer of the attention blocks.
+        train_mlp: every linear layer of the feed-forward blocks, experts included, routers not.
+        train_unembed: the output layer.
+
+    Raises:
+        InvalidInput: naming the field, as `lora.rank`.
+    """
+
+    rank: int
+    alpha: float | None = None
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] = ()
+    train_attn: bool = True
+    train_mlp: bool = True
+    train_unembed: bool = False
+
+    def __post_init__(self) -> None:
+        if any(not name.strip(".") for name in self.target_modules):
+            raise InvalidInput("a name is empty", field="lora.target_modules")
+        object.__setattr__(self, "alpha", resolve_lora(self.to_proto()).alpha)
+
+    @property
+    def scaling(self) -> float:
+        return float(self.alpha or self.rank) / self.rank
+
+    @classmethod
+    def from_proto(cls, message: pb.LoraConfig) -> LoraSpec:
+        lora = resolve_lora(message)
+        return cls(
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            target_modules=tuple(lora.target_modules),
+            train_attn=lora.train_attn,
+            train_mlp=lora.train_mlp,
+            train_unembed=lora.train_unembed,
+        )
+
+    def to_proto(self) -> pb.LoraConfig:
+        return pb.LoraConfig(
+            rank=self.rank,
+            alpha=self.alpha or 0.0,
+            dropout=self.dropout,
+            target_modules=self.target_modules,
+            train_attn=self.train_attn,
+            train_mlp=self.train_mlp,
+            train_unembed=self.train_unembed,
+        )

@@ -1,0 +1,311 @@
+"""The losses: by hand at the clip edges, and against plain PEFT and torch over full logits, value and gradient."""
+
+from collections.abc import Callable, Mapping
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from farstep_model.adapter import Adapter
+from farstep_model.load import BaseModel
+from farstep_model.logprobs import token_logprobs
+from farstep_model.lora import LoraLayers
+from farstep_model.losses import LOSSES, LossResult, compute_loss
+from farstep_model.metrics import combine_metrics
+from farstep_proto.errors import InvalidInput
+from farstep_proto.loss_table import LOSS_TABLE
+
+Load = Callable[[str], BaseModel]
+Make = Callable[..., Adapter]
+
+POLICY_LOSSES = ("importance_sampling", "ppo", "cispo", "dro", "dppo")
+
+
+def tokens(p: list[float], q: list[float], advantages: list[float]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Probabilities now (p) and then (q) as the inputs of a policy loss."""
+    inputs = {
+        "target_tokens": torch.zeros(len(p), dtype=torch.long),
+        "logprobs": torch.tensor(q).log(),
+        "advantages": torch.tensor(advantages),
+    }
+    return torch.tensor(p).log().requires_grad_(), inputs
+
+
+def gradient(result: LossResult, logprobs: Tensor) -> list[float]:
+    return torch.autograd.grad(result.loss_sum, logprobs)[0].tolist()
+
+
+def test_every_loss_of_the_table_has_its_formula_and_no_more() -> None:
+    assert LOSSES.keys() == LOSS_TABLE.keys()
+
+
+# r of 0.5, 1.0 and 2.0, once rewarded and once punished.
+SIX = ([0.1, 0.2, 0.4, 0.1, 0.2, 0.4], [0.2] * 6, [3.0, 3.0, 3.0, -3.0, -3.0, -3.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "loss", "gradients", "clipped"),
+    [
+        # −r·A: the gradient for p is the loss itself.
+        ("importance_sampling", {}, 0.0, [-1.5, -3.0, -6.0, 1.5, 3.0, 6.0], None),
+        # −min(r·A, clip(r)·A): 0.8 holds a punished token, 1.2 a rewarded one; the other two edges stay open.
+        ("ppo", {}, -1.5 - 3.0 - 3.6 + 2.4 + 3.0 + 6.0, [-1.5, -3.0, 0.0, 0.0, 3.0, 6.0], 2 / 6),
+        ("ppo", {"clip_low_threshold": 0.4, "clip_high_threshold": 3.0}, 0.0, [-1.5, -3.0, -6.0, 1.5, 3.0, 6.0], 0.0),
+        # −sg(clip(r))·A·p: outside the bounds a token counts as much as at them.
+        ("cispo", {"clip_low_threshold": 0.75, "clip_high_threshold": 1.5}, None,
+         [-2.25, -3.0, -4.5, 2.25, 3.0, 4.5], 4 / 6),
+        ("cispo", {}, None, [-1.5, -3.0, -6.0, 1.5, 3.0, 6.0], 0.0),
+        # |p − q| is 0.1, 0, 0.2: only the rewarded 0.4 left the region by more than 0.15, going away.
+        ("dppo", {}, -1.5 - 3.0 + 1.5 + 3.0 + 6.0, [-1.5, -3.0, 0.0, 1.5, 3.0, 6.0], 1 / 6),
+        # With 0.05 the punished 0.1 did as well.
+        ("dppo", {"divergence_threshold": 0.05}, -1.5 - 3.0 + 3.0 + 6.0, [-1.5, -3.0, 0.0, 0.0, 3.0, 6.0], 2 / 6),
+    ],
+)  # fmt: skip
+def test_by_hand_at_the_edges(
+    name: str, config: dict[str, float], loss: float | None, gradients: list[float], clipped: float | None
+) -> None:
+    logprobs, inputs = tokens(*SIX)
+    result = compute_loss(name, config, logprobs=logprobs, inputs=inputs)
+    if loss is not None:
+        assert result.loss_sum.item() == pytest.approx(loss, abs=1e-5)
+    assert gradient(result, logprobs) == pytest.approx(gradients, abs=1e-5)
+    assert ("clip_fraction:mean" in result.metrics) == (clipped is not None)
+    if clipped is not None:
+        assert result.metrics["clip_fraction:mean"].item() == pytest.approx(clipped)
+
+
+def test_cispo_value_by_hand() -> None:
+    logprobs, inputs = tokens([0.4], [0.05], [2.0])
+    result = compute_loss("cispo", {}, logprobs=logprobs, inputs=inputs)
+    assert result.loss_sum.item() == pytest.approx(-4.0 * 2.0 * logprobs.item())
+
+
+def test_dro_by_hand() -> None:
+    logprobs, inputs = tokens([0.4, 0.1], [0.2, 0.2], [1.0, -1.0])
+    result = compute_loss("dro", {"beta": 0.5}, logprobs=logprobs, inputs=inputs)
+    ln2, (p0, p1) = 0.6931472, logprobs.tolist()
+    assert result.loss_sum.item() == pytest.approx(-(p0 - 0.25 * ln2**2) - (-p1 - 0.25 * ln2**2), abs=1e-6)
+    assert gradient(result, logprobs) == pytest.approx([-1 + 0.5 * ln2, 1 - 0.5 * ln2], abs=1e-6)
+
+
+def test_cross_entropy_by_hand_with_candidates_and_weights() -> None:
+    logprobs = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]], requires_grad=True)
+    inputs = {
+        "target_tokens": torch.tensor([[5, 6], [7, -100]]),
+        "weights": torch.tensor([[0.25, 0.5], [2.0, 1.0]]),
+    }
+    result = compute_loss("cross_entropy", {}, logprobs=logprobs, inputs=inputs)
+    assert result.loss_sum.item() == pytest.approx(0.25 + 1.0 + 6.0)
+    assert torch.autograd.grad(result.loss_sum, logprobs)[0].tolist() == [[-0.25, -0.5], [-2.0, 0.0]]
+    assert result.num_active == 2
+
+
+@pytest.mark.parametrize("name", sorted(LOSS_TABLE))
+def test_what_is_ignored_costs_nothing_whatever_stands_there(name: str) -> None:
+    logprobs, inputs = tokens([0.3, 0.3, 0.3], [0.2, 0.2, 0.2], [1.0, 1.0, 1.0])
+    inputs = {key: value for key, value in inputs.items() if key in LOSS_TABLE[name].required}
+    whole = compute_loss(name, {}, logprobs=logprobs[:1], inputs={key: value[:1] for key, value in inputs.items()})
+    inputs["target_tokens"][1] = -100
+    inputs["weights"] = torch.tensor([1.0, 1.0, 0.0])
+    if "logprobs" in inputs:
+        inputs["logprobs"][1:] = -500.0
+        inputs["advantages"][1:] = 1e30
+    odd = torch.stack([logprobs[0], torch.tensor(float("nan")), torch.tensor(-float("inf"))]).detach().requires_grad_()
+    result = compute_loss(name, {}, logprobs=odd, inputs=inputs, entropy_N=torch.tensor([0.5, 9.0, 9.0]))
+    assert result.num_active == 1
+    assert result.loss_sum.item() == whole.loss_sum.item()
+    assert gradient(result, odd)[1:] == [0.0, 0.0]
+    assert result.metrics["entropy:mean"].item() == 0.5
+    for key, value in whole.metrics.items():
+        assert result.metrics[key].item() == value.item()
+
+
+def test_weights_scale_policy_losses() -> None:
+    logprobs, inputs = tokens([0.3, 0.1], [0.2, 0.2], [1.0, 2.0])
+    parts = [
+        compute_loss("ppo", {}, logprobs=logprobs[i : i + 1], inputs={k: v[i : i + 1] for k, v in inputs.items()})
+        for i in range(2)
+    ]
+    weighted = compute_loss("ppo", {}, logprobs=logprobs, inputs=inputs | {"weights": torch.tensor([0.5, 3.0])})
+    expected = 0.5 * parts[0].loss_sum + 3.0 * parts[1].loss_sum
+    torch.testing.assert_close(weighted.loss_sum, expected)
+
+
+def test_metrics_of_the_ratio() -> None:
+    logprobs, inputs = tokens([0.1, 0.4], [0.2, 0.2], [1.0, 1.0])
+    metrics = compute_loss("importance_sampling", {}, logprobs=logprobs, inputs=inputs).metrics
+    assert {key: value.item() for key, value in metrics.items()} == pytest.approx(
+        {
+            "loss:sum": -2.5,
+            "tokens:sum": 2.0,
+            "ratio:mean": 1.25,
+            "ratio:max": 2.0,
+            "kl_k1:mean": 0.0,
+            "kl_k3:mean": 0.25,  # mean of (r − 1) − log r
+        },
+        abs=1e-6,
+    )
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+@pytest.mark.parametrize("name", sorted(LOSS_TABLE))
+def test_nothing_active_is_a_loss_of_zero(name: str) -> None:
+    logprobs, inputs = tokens([0.3], [0.2], [1.0])
+    inputs["target_tokens"][:] = -100
+    result = compute_loss(name, {}, logprobs=logprobs, inputs=inputs)
+    assert result.num_active == 0
+    assert {key: value.item() for key, value in result.metrics.items()} == {"loss:sum": 0.0, "tokens:sum": 0.0}
+    assert gradient(result, logprobs) == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "drop", "field"),
+    [
+        ("sft", {}, "", "loss_fn"),
+        ("ppo", {"beta": 1.0}, "", "loss_fn_config.beta"),
+        ("ppo", {}, "advantages", "loss_fn_inputs.advantages"),
+        ("ppo", {"clip_low_threshold": 2.0}, "", "loss_fn_config.clip_low_threshold"),
+    ],
+)
+def test_what_is_wrong_is_named(name: str, config: Mapping[str, float], drop: str, field: str) -> None:
+    logprobs, inputs = tokens([0.3], [0.2], [1.0])
+    with pytest.raises(InvalidInput) as caught:
+        compute_loss(name, config, logprobs=logprobs, inputs={k: v for k, v in inputs.items() if k != drop})
+    assert caught.value.field == field
+
+
+def test_a_wrong_shape_is_named() -> None:
+    logprobs, inputs = tokens([0.3, 0.3], [0.2, 0.2], [1.0, 1.0])
+    with pytest.raises(InvalidInput, match=r"shape \[1\], expected \[2\]") as caught:
+        compute_loss("ppo", {}, logprobs=logprobs, inputs=inputs | {"advantages": torch.ones(1)})
+    assert caught.value.field == "loss_fn_inputs.advantages"
+
+
+# ---- against plain PEFT and torch over full logits -------------------------------------------------------------------
+
+
+def reference_loss(name: str, logprobs_BT: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The table of losses once more, with the defaults written out, token by token."""
+    total = torch.zeros(())
+    for place in (inputs["target_tokens"] != -100).nonzero().tolist():
+        at = tuple(place)
+        p = logprobs_BT[at]
+        if name == "cross_entropy":
+            total = total - inputs["weights"][at] * p
+            continue
+        q, a = inputs["logprobs"][at], inputs["advantages"][at]
+        r = torch.exp(p - q)
+        if name == "importance_sampling":
+            total = total - r * a
+        elif name == "ppo":
+            total = total - min(r * a, torch.clip(r, 0.8, 1.2) * a)
+        elif name == "cispo":
+            total = total - min(max(r.item(), 0.0), 4.0) * a * p
+        elif name == "dro":
+            total = total - (p * a - 0.05 / 2 * (p - q) ** 2)
+        elif name == "dppo":
+            leaves = (a > 0 and r > 1) or (a < 0 and r < 1)
+            if not (leaves and abs(p.exp().item() - q.exp().item()) > 0.15):
+                total = total - r * a
+    return total
+
+
+@pytest.fixture
+def batch(ids_BT: Tensor) -> dict[str, Tensor]:
+    """Inputs [B, T] with ignored places, old log-probabilities near and far, and advantages of both signs."""
+    generator = torch.Generator().manual_seed(11)
+    targets_BT = ids_BT.roll(-1, dims=1)
+    targets_BT[:, -1] = -100
+    targets_BT[1, :4] = -100
+    return {
+        "target_tokens": targets_BT,
+        "weights": torch.rand(ids_BT.shape, generator=generator) + 0.1,
+        "advantages": torch.randn(ids_BT.shape, generator=generator),
+        "shift": torch.randn(ids_BT.shape, generator=generator) * 0.5,
+    }
+
+
+def loss_inputs(name: str, batch: Mapping[str, Tensor], now_BT: Tensor) -> dict[str, Tensor]:
+    """`logprobs` are the present ones moved a little either way, so that ratios lie around 1.
+
+    Every fourth was likely once, and has become far less so: that is what a trust region by divergence looks for.
+    """
+    if name == "cross_entropy":
+        return {key: batch[key] for key in ("target_tokens", "weights")}
+    given_BT = (now_BT.detach() + batch["shift"]).clamp(max=-1e-3)
+    given_BT[:, ::4] = -0.5
+    return {"target_tokens": batch["target_tokens"], "advantages": batch["advantages"], "logprobs": given_BT}
+
+
+def peft_logprobs(model: torch.nn.Module, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """Through the full logits."""
+    logits_BTV = model(ids_BT).logits
+    return logits_BTV.log_softmax(-1).gather(-1, targets_BT.clamp(min=0)[..., None])[..., 0]
+
+
+def ours(layers: LoraLayers, adapter: Adapter, name: str, ids_BT: Tensor, inputs: Mapping[str, Tensor]) -> LossResult:
+    active_BT = inputs["target_tokens"] != -100
+    with layers.active([adapter]):
+        hidden_ND = layers.base.hidden_states(ids_BT)[active_BT]
+        flat = {key: value[active_BT] for key, value in inputs.items()}
+        logprobs_N, _ = token_logprobs(layers.base, hidden_ND, flat["target_tokens"], max_logits=384 * 7)
+    return compute_loss(name, {}, logprobs=logprobs_N, inputs=flat)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+@pytest.mark.parametrize("name", sorted(LOSS_TABLE))
+def test_value_and_gradient_are_those_of_plain_peft_and_torch(
+    load: Load, make_adapter: Make, ids_BT: Tensor, batch: dict[str, Tensor], kind: str, name: str
+) -> None:
+    layers = LoraLayers.install(load(kind))
+    adapter = make_adapter(layers, train_unembed=kind == "llama")
+    model = peft.get_peft_model(
+        load(kind).model,
+        peft.LoraConfig(r=4, lora_alpha=6, target_modules=list(layers.module_names(list(adapter.weights)))),
+    ).eval()
+    peft.set_peft_model_state_dict(model, adapter.state_dict())
+    expected_logprobs = peft_logprobs(model, ids_BT, batch["target_tokens"])
+    inputs = loss_inputs(name, batch, expected_logprobs)
+    expected = reference_loss(name, expected_logprobs, inputs)
+    expected.backward()
+
+    result = ours(layers, adapter, name, ids_BT, inputs)
+    result.loss_sum.backward()
+    torch.testing.assert_close(result.loss_sum, expected, rtol=1e-5, atol=0)
+    wanted = {key.replace(".default", ""): p.grad for key, p in model.named_parameters() if p.grad is not None}
+    assert set(wanted) == set(adapter.names())
+    for key, parameter in zip(adapter.names(), adapter.parameters(), strict=True):
+        assert parameter.grad is not None
+        scale = float(wanted[key].abs().max())
+        torch.testing.assert_close(parameter.grad, wanted[key], rtol=1e-5, atol=1e-5 * scale)
+    if "clip_fraction:mean" in result.metrics and name != "cispo":
+        assert 0 < result.metrics["clip_fraction:mean"] < 1, "the batch must reach both sides of the trust region"
+
+
+@pytest.mark.parametrize("name", sorted(LOSS_TABLE))
+def test_data_in_parts_accumulate_to_the_whole(
+    layers: LoraLayers, make_adapter: Make, ids_BT: Tensor, batch: dict[str, Tensor], name: str
+) -> None:
+    adapter = make_adapter(layers)
+    with layers.active([adapter]), torch.no_grad():
+        now_BT = layers.base.logits(layers.base.hidden_states(ids_BT)).log_softmax(-1)
+    inputs = loss_inputs(name, batch, now_BT.gather(-1, batch["target_tokens"].clamp(min=0)[..., None])[..., 0])
+
+    def accumulate(parts: list[slice]) -> tuple[dict[str, float], list[Tensor]]:
+        metrics = []
+        for part in parts:
+            result = ours(layers, adapter, name, ids_BT[part], {key: value[part] for key, value in inputs.items()})
+            result.loss_sum.backward()
+            metrics.append({key: value.item() for key, value in result.metrics.items()})
+        found = [parameter.grad for parameter in adapter.parameters() if parameter.grad is not None]
+        for parameter in adapter.parameters():
+            parameter.grad = None
+        return combine_metrics(metrics), found
+
+    whole_metrics, whole = accumulate([slice(0, 4)])
+    split_metrics, split = accumulate([slice(0, 1), slice(1, 2), slice(2, 4)])
+    assert split_metrics == pytest.approx(whole_metrics, rel=1e-5, abs=1e-6)
+    assert len(whole) == len(split) == len(adapter.parameters())
+    for one, other in zip(split, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
