@@ -11,8 +11,8 @@ from farstep import AdamParams, Datum, SamplingClient, SamplingParams, TrainingC
 from farstep_demo import tasks
 from farstep_model.embedded.corpus import Addition
 
-SFT_STEPS, SFT_BATCH, SFT_LEARNING_RATE = 30, 16, 1e-2
-RL_STEPS, RL_PROMPTS, RL_SAMPLES, RL_LEARNING_RATE = 24, 16, 8, 4e-3
+SFT_STEPS, SFT_BATCH, SFT_LEARNING_RATE = 30, 16, 5e-3
+RL_STEPS, RL_PROMPTS, RL_SAMPLES, RL_LEARNING_RATE = 32, 16, 8, 5e-3
 MAX_NEW_TOKENS = 32
 
 

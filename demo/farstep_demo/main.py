@@ -9,7 +9,7 @@ import os
 import time
 from pathlib import Path
 
-from farstep.cli.local_stack import LocalStack, default_home
+from farstep.cli.local_stack import LocalStack, LocalStackError, default_home
 from rich.console import Console
 
 from farstep import ServiceClient
@@ -33,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
                 stack = stopping.enter_context(local)
             console.print(f"control plane, dp_worker and sampler run at {stack.base_url}, home {home}")
             return _run(stack, console, arguments, home, started)
+    except LocalStackError as error:
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return 1
     except KeyboardInterrupt:
         console.print("stopped")
         return 130
@@ -55,7 +58,7 @@ def run(
 ) -> tuple[Summary, list[loop.Row]]:
     """Both loops on a new run; what came of them, in numbers and step by step."""
     rows: list[loop.Row] = []
-    trainer = service.create_lora_training_client(arguments.model, rank=arguments.rank, seed=arguments.seed)
+    trainer = service.create_lora_training_client(arguments.model, rank=arguments.rank, alpha=2 * arguments.rank, seed=arguments.seed)
     tokenizer = trainer.get_tokenizer()
     tune, test = tasks.prose(tokenizer, seed=arguments.seed)
     practice, heldout = tasks.problems(seed=arguments.seed)

@@ -1,0 +1,110 @@
+"""`farstep up`: control plane, trainer and sampler on this machine until Ctrl-C.
+
+It shows progress while they start, then how to connect, then nothing. The key is never printed, so that no
+scroll-back, recording or log of a terminal holds it: it lies in `local.json`, which only its owner can read
+and where `ServiceClient()` finds it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from farstep.cli.local_stack import LocalStack, LocalStackError, default_home
+
+_HOW_TO_CONNECT = """\
+Farstep runs at {base_url}; Ctrl-C stops it.
+
+  model    {model}
+  trainer  {trainer_url}
+  sampler  {sampler_url}
+  store    {store}
+  logs     {logs}
+  key      in {local_file}
+
+In Python on this machine:
+{home_note}
+  from farstep import ServiceClient
+  service = ServiceClient()
+  trainer = service.create_lora_training_client("{model}", rank=16)
+
+For any other program:
+
+  export FARSTEP_BASE_URL={base_url}
+  export FARSTEP_API_KEY="$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["api_key"])' {local_arg})"
+"""
+
+
+def main(argv: list[str]) -> int:
+    """The exit code: 0 when it was stopped, 1 when it did not start or ended by itself."""
+    arguments = _parse(argv)
+    console, errors = Console(), Console(stderr=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped from outside, as by Ctrl-C
+    try:
+        with contextlib.ExitStack() as stopping:
+            with console.status("") as shown:
+                stack = stopping.enter_context(
+                    _stack(arguments, on_wait=lambda s: shown.update(_waiting(arguments, s)))
+                )
+            console.print(_how_to_connect(stack, arguments), markup=False, highlight=False, soft_wrap=True)
+            stack.wait()
+    except LocalStackError as error:
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("stopped")
+    return 0
+
+
+def _stack(arguments: argparse.Namespace, *, on_wait: Callable[[float], None]) -> LocalStack:
+    return LocalStack(
+        model=arguments.model,
+        host=arguments.host,
+        port=arguments.port,
+        replicas=arguments.replicas,
+        device=arguments.device,
+        home=arguments.home,
+        on_wait=on_wait,
+    )
+
+
+def _waiting(arguments: argparse.Namespace, elapsed_s: float) -> str:
+    what = "sampler" if arguments.replicas == 1 else f"{arguments.replicas} samplers"
+    return f"starting control plane, trainer and {what} for {arguments.model} … {elapsed_s:.0f} s"
+
+
+def _how_to_connect(stack: LocalStack, arguments: argparse.Namespace) -> str:
+    local_file = stack.home / "local.json"
+    needs_home = stack.home != default_home()
+    return _HOW_TO_CONNECT.format(
+        base_url=stack.base_url,
+        trainer_url=stack.trainer_url,
+        sampler_url=stack.sampler_url,
+        model=arguments.model,
+        store=stack.home / "store",
+        logs=stack.home / "logs",
+        local_file=local_file,
+        local_arg=shlex.quote(str(local_file)),
+        home_note=f"\n  # with FARSTEP_HOME={shlex.quote(str(stack.home))} in its environment" if needs_home else "",
+    )
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="farstep up", description="Runs control plane, trainer and sampler on this machine until stopped."
+    )
+    parser.add_argument("--model", default="farstep/tiny", help="model id or directory (default: %(default)s)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address of this machine to listen on (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=8787, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--replicas", type=int, default=1, help="sampler processes (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:0 (default: %(default)s)")
+    parser.add_argument("--home", type=Path, help="state, logs and checkpoints (default: $FARSTEP_HOME or ~/.farstep)")
+    return parser.parse_args(argv)

@@ -1,0 +1,123 @@
+"""Checkpoints as clients see them: listed from the store, fetched by signed URLs.
+
+It works with every trainer down. A URL says until when it is good and carries an HMAC over that and over
+the file it names; whoever holds it may fetch that file and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+from google.protobuf import json_format
+
+from farstep_infra.store.checkpoints import CheckpointStore, Manifest
+from farstep_proto import paths
+from farstep_proto.errors import Forbidden, InvalidInput
+from farstep_proto.names import CheckpointPath
+from farstep_proto.v1 import control_pb2
+
+URL_TTL_S = 3600
+PAGE_SIZE = 100
+
+
+class Checkpoints:
+    """Args: `secret` signs URLs; who has it can read every checkpoint."""
+
+    def __init__(self, store: CheckpointStore, *, secret: str, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._signing_key = hashlib.sha256(b"farstep checkpoint url\0" + secret.encode()).digest()
+        self._clock = clock
+
+    async def list(self, run_id: str) -> control_pb2.ListCheckpointsResponse:
+        """Raises:
+        InvalidInput: not a run id.
+        """
+        manifests = await asyncio.to_thread(self._store.list, run_id)
+        return control_pb2.ListCheckpointsResponse(checkpoints=[_to_proto(manifest) for manifest in manifests])
+
+    async def archive(self, path: CheckpointPath, *, base_url: str, page: str) -> control_pb2.CheckpointArchive:
+        """URLs of a checkpoint's files, `PAGE_SIZE` at a time; `page` is empty or an earlier `next_page`.
+
+        Raises:
+            NotFound: no such checkpoint.
+            InvalidInput: `page` is not one of this checkpoint's.
+        """
+        manifest = await asyncio.to_thread(self._store.manifest, path)
+        names = sorted(manifest.files)
+        start = _page_start(page, len(names))
+        archive = control_pb2.CheckpointArchive(
+            checkpoint_id=path.checkpoint_id, expires_at=int(self._clock()) + URL_TTL_S
+        )
+        for name in names[start : start + PAGE_SIZE]:
+            file = manifest.files[name]
+            archive.files.add(
+                name=name,
+                url=base_url.rstrip("/") + self._signed(path, name, expires_at=int(archive.expires_at)),
+                size_bytes=file.size_bytes,
+                sha256=file.sha256,
+            )
+        if start + PAGE_SIZE < len(names):
+            archive.next_page = str(start + PAGE_SIZE)
+        return archive
+
+    async def file(self, path: CheckpointPath, name: str, *, expires: str, signature: str) -> Path:
+        """Where the file lies that a URL names.
+
+        Raises:
+            Forbidden: the URL was not made here, or has expired.
+            NotFound: the file is gone.
+        """
+        expected = self._signature(path, name, expires)
+        if not hmac.compare_digest(signature.encode(), expected.encode()):
+            raise Forbidden("this URL was not signed by this server")
+        if int(expires) <= self._clock():
+            raise Forbidden("this URL has expired", hint="ask for the checkpoint's archive again")
+        return await asyncio.to_thread(self._store.file_path, path, name)
+
+    def _signed(self, path: CheckpointPath, name: str, *, expires_at: int) -> str:
+        place = paths.CHECKPOINT_FILE.format(run_id=quote(path.run_id), kind=path.kind, name=path.name, file=name)
+        signature = self._signature(path, name, str(expires_at))
+        return f"{place}?{urlencode({'expires': expires_at, 'signature': signature})}"
+
+    def _signature(self, path: CheckpointPath, name: str, expires: str) -> str:
+        message = f"{path.checkpoint_id}/{name}\n{expires}".encode()
+        return hmac.new(self._signing_key, message, hashlib.sha256).hexdigest()
+
+
+def _page_start(page: str, num_files: int) -> int:
+    if not page:
+        return 0
+    if not (page.isascii() and page.isdigit()) or not 0 < int(page) < num_files:
+        raise InvalidInput(f"{page!r} is not a page of this checkpoint", field="page")
+    return int(page)
+
+
+def _to_proto(manifest: Manifest) -> control_pb2.Checkpoint:
+    meta = manifest.meta
+    checkpoint = control_pb2.Checkpoint(
+        checkpoint_id=manifest.path.checkpoint_id,
+        run_id=manifest.path.run_id,
+        target="trainer" if manifest.path.kind == "weights" else "sampler",
+        path=str(manifest.path),
+        created_at=manifest.created_at,
+        size_bytes=manifest.size_bytes,
+        base_model=str(meta.get("base_model", "")),
+        expires_at=manifest.expires_at,
+        sha256s={name: file.sha256 for name, file in manifest.files.items()},
+    )
+    for name in ("policy_version", "step"):
+        value = meta.get(name)
+        if isinstance(value, int):
+            setattr(checkpoint, name, value)
+    lora, metadata = meta.get("lora"), meta.get("metadata")
+    if isinstance(lora, dict):
+        json_format.ParseDict(lora, checkpoint.lora_adapter_config, ignore_unknown_fields=True)
+    if isinstance(metadata, dict):
+        checkpoint.metadata.update({str(key): str(value) for key, value in metadata.items()})
+    return checkpoint

@@ -1,0 +1,94 @@
+"""Which provisioning requests are refused, and with which field: decided on the message alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from farstep_proto.errors import InvalidInput
+from farstep_proto.names import CheckpointPath
+from farstep_proto.v1 import control_pb2
+from farstep_proto.validation import resolve_lora
+
+MAX_REPLICAS = 64
+_MAX_TEXT = 200
+_MAX_METADATA = 64
+_MAX_METADATA_TEXT = 4096
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?\Z")
+
+
+def check_session(request: control_pb2.CreateSessionRequest) -> None:
+    _check_text(request.project, field="project")
+    _check_metadata(request.user_metadata)
+
+
+def check_run(request: control_pb2.ProvisionRunRequest) -> None:
+    """Raises:
+    InvalidInput: naming the field.
+    """
+    check_base_model(request.base_model)
+    resolve_lora(request.lora)
+    if request.max_seq_len < 0:
+        raise InvalidInput(f"{request.max_seq_len} is negative", field="max_seq_len")
+    if not 0 <= request.replicas <= 1:
+        raise InvalidInput(
+            f"{request.replicas} trainer replicas: one process trains a run",
+            field="replicas",
+            hint="leave replicas at 1; several samplers are possible with sampler_replicas",
+        )
+    _check_replicas(request.sampler_replicas, field="sampler_replicas")
+    _check_text(request.name, field="name")
+    _check_metadata(request.user_metadata)
+
+
+def check_sampler(request: control_pb2.ProvisionSamplerRequest) -> CheckpointPath | None:
+    """The checkpoint asked for, or None for a base model.
+
+    Raises:
+        InvalidInput: naming the field.
+    """
+    _check_replicas(request.replicas, field="replicas")
+    if request.base_model or not request.model_path:
+        check_base_model(request.base_model)
+    if not request.model_path:
+        return None
+    path = CheckpointPath.parse(request.model_path, field="model_path")
+    if path.kind != "sampler_weights":
+        raise InvalidInput(
+            f"{request.model_path} is a training checkpoint",
+            field="model_path",
+            hint="save_weights_for_sampler makes one that a sampler serves",
+        )
+    return path
+
+
+def check_base_model(name: str) -> None:
+    """A Hugging Face id or a directory with a model in it; whether the hub has it shows when it is loaded."""
+    if not name:
+        raise InvalidInput("missing", field="base_model", hint="a Hugging Face model id or a local directory")
+    if not _HUB_ID.match(name) and not Path(name, "config.json").is_file():
+        raise InvalidInput(
+            f"{name!r} is neither a Hugging Face model id nor a directory with a config.json", field="base_model"
+        )
+
+
+def _check_replicas(count: int, *, field: str) -> None:
+    if not 0 <= count <= MAX_REPLICAS:
+        raise InvalidInput(f"{count} is not between 1 and {MAX_REPLICAS}", field=field)
+
+
+def _check_text(text: str, *, field: str) -> None:
+    if len(text) > _MAX_TEXT or not text.isprintable():
+        raise InvalidInput(f"at most {_MAX_TEXT} printable characters", field=field)
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> None:
+    if len(metadata) > _MAX_METADATA:
+        raise InvalidInput(f"{len(metadata)} entries, at most {_MAX_METADATA}", field="user_metadata")
+    for key, value in metadata.items():
+        if len(key) > _MAX_TEXT or len(value) > _MAX_METADATA_TEXT:
+            raise InvalidInput(
+                f"at most {_MAX_TEXT} characters a key and {_MAX_METADATA_TEXT} a value",
+                field=f"user_metadata.{key[:_MAX_TEXT]}",
+            )

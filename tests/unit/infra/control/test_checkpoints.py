@@ -1,0 +1,118 @@
+"""Checkpoints over HTTP: listed from the store, fetched by URLs that cannot be forged or bent."""
+
+import hashlib
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+
+from farstep_infra.control.checkpoints import URL_TTL_S, Checkpoints
+from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_proto.errors import Forbidden, NotFound
+from farstep_proto.names import CheckpointPath
+
+PATH = CheckpointPath("run:c", "weights", "step-10")
+FILES = {"adapter_model.safetensors": b"weights" * 1000, "adapter_config.json": b"{}"}
+META = {
+    "base_model": "fake/one",
+    "lora": {"rank": 4, "alpha": 8.0, "target_modules": ["q_proj"]},
+    "step": 10,
+    "policy_version": 3,
+    "metadata": {"loss": "0.5"},
+}
+
+
+@pytest.fixture(scope="module")
+def stored(up):
+    store = CheckpointStore(up.home / "store")
+    store.write(PATH, FILES, META)
+    return store
+
+
+def test_a_run_that_the_control_plane_never_saw_is_listed_from_the_store(up, stored):
+    (checkpoint,) = up.call("GET", f"/v1/runs/{PATH.run_id}/checkpoints")["checkpoints"]
+    assert checkpoint["path"] == str(PATH)
+    assert checkpoint["checkpoint_id"] == PATH.checkpoint_id
+    assert (checkpoint["target"], checkpoint["step"], checkpoint["policy_version"]) == ("trainer", "10", "3")
+    assert checkpoint["lora_adapter_config"] == {"rank": 4, "alpha": 8.0, "target_modules": ["q_proj"]}
+    assert checkpoint["metadata"] == {"loss": "0.5"}
+    assert int(checkpoint["size_bytes"]) == 7002
+    assert checkpoint["sha256s"] == {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
+    assert "expires_at" not in checkpoint
+
+
+def test_a_run_without_any_has_an_empty_list_and_an_unknown_one_none(up):
+    run = up.run(up.session())
+    assert up.call("GET", f"/v1/runs/{run['run_id']}/checkpoints") == {}
+    assert up.call("GET", "/v1/runs/run-none/checkpoints", status=404)["field"] == "run_id"
+
+
+def test_every_file_can_be_fetched_by_its_url_without_a_key(up, stored):
+    archive = up.call("GET", f"/v1/checkpoints/{PATH.checkpoint_id}/archive")
+    assert archive["checkpoint_id"] == PATH.checkpoint_id
+    assert "next_page" not in archive
+    fetched = {}
+    for file in archive["files"]:
+        response = httpx.get(file["url"])
+        assert response.status_code == 200
+        assert hashlib.sha256(response.content).hexdigest() == file["sha256"]
+        assert len(response.content) == int(file["size_bytes"])
+        fetched[file["name"]] = response.content
+    assert fetched == FILES
+
+
+@pytest.mark.parametrize(
+    "bend",
+    [
+        lambda url: url.split("?")[0],
+        lambda url: url.replace("expires=", "expires=9"),
+        lambda url: url[:-1] + ("0" if url[-1] != "0" else "1"),
+        lambda url: url.replace("adapter_config.json", "adapter_model.safetensors"),
+        lambda url: url.replace("step-10", "step-11"),
+        lambda url: url.replace("adapter_config.json", "..%2f..%2fcontrol.db"),
+        lambda url: url + "%F0%9F%98%80",
+    ],
+)
+def test_a_bent_url_is_refused(up, stored, bend):
+    files = up.call("GET", f"/v1/checkpoints/{PATH.checkpoint_id}/archive")["files"]
+    (url,) = [file["url"] for file in files if file["name"] == "adapter_config.json"]
+    assert httpx.get(bend(url)).status_code in (401, 403, 404)
+    assert httpx.get(bend(url)).content != FILES["adapter_model.safetensors"]
+    assert httpx.get(url).status_code == 200
+
+
+def test_what_is_not_there_is_not_found(up, stored):
+    up.call("GET", "/v1/checkpoints/run:c/weights/none/archive", status=404)
+    up.call("GET", "/v1/checkpoints/run:c/nothing/step-10/archive", status=400)
+    up.call("GET", f"/v1/checkpoints/{PATH.checkpoint_id}/archive?page=7", status=400)
+    response = httpx.get(f"{up.url}/v1/checkpoints/{PATH.checkpoint_id}/archive")
+    assert response.status_code == 401, "the list of URLs needs a key"
+
+
+async def test_urls_expire_and_are_paged(tmp_path):
+    now = 1000.0
+    store = CheckpointStore(tmp_path)
+    files = {f"file-{i:03}": bytes([i]) for i in range(250)}
+    store.write(PATH, files, {})
+    checkpoints = Checkpoints(store, secret="key", clock=lambda: now)
+    seen, page = [], ""
+    while True:
+        archive = await checkpoints.archive(PATH, base_url="http://here/", page=page)
+        assert archive.expires_at == now + URL_TTL_S
+        seen += archive.files
+        page = archive.next_page
+        if not page:
+            break
+    assert [file.name for file in seen] == sorted(files)
+    query = {key: values[0] for key, values in parse_qs(urlsplit(seen[0].url).query).items()}
+    assert (await checkpoints.file(PATH, "file-000", **query)).read_bytes() == b"\0"
+    other = Checkpoints(store, secret="other key", clock=lambda: now)
+    with pytest.raises(Forbidden, match="not signed"):
+        await other.file(PATH, "file-000", **query)
+    now += URL_TTL_S
+    with pytest.raises(Forbidden, match="expired"):
+        await checkpoints.file(PATH, "file-000", **query)
+    now -= URL_TTL_S
+    store.delete(PATH)
+    with pytest.raises(NotFound):
+        await checkpoints.file(PATH, "file-000", **query)

@@ -1,0 +1,85 @@
+"""A server process that keeps the launcher's side of the contract and does nothing else.
+
+The name of its base model says how it behaves: `fake/fails` ends before it is ready, `fake/hangs` never is.
+`GET /asked` tells what it was started with.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import sys
+import time
+
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from farstep_proto import paths
+from farstep_proto.errors import Draining
+from farstep_proto.v1 import common_pb2, training_pb2
+from farstep_serving.app import make_app
+from farstep_serving.keys import KeyRing
+from farstep_serving.messages import respond
+from farstep_serving.process import announce, bind, exit_with_parent, serve, url_of
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--exit-with-parent", action="store_true")
+    for name in ("model", "store", "device", "feed", "model-path"):
+        parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--replica", action="append", default=[])
+    return parser.parse_args()
+
+
+def main(role: str) -> None:
+    arguments = parse()
+    print(f"{role} says something before it is ready")
+    if arguments.exit_with_parent:
+        exit_with_parent()
+    if arguments.model == "fake/fails":
+        print(f"{role}: there is no model fake/fails", file=sys.stderr)
+        sys.exit(3)
+    while arguments.model == "fake/hangs":
+        time.sleep(60)
+    asyncio.run(run(role, arguments))
+
+
+async def run(role: str, arguments: argparse.Namespace) -> None:
+    info = training_pb2.ServerInfo(
+        role=role,
+        base_model=arguments.model,
+        device="cpu",
+        max_seq_len=512,
+        max_request_bytes=1 << 20,
+        loss_fns=["cross_entropy"],
+        engine="torch" if role == "sampler" else "",
+    )
+
+    async def health(request):
+        return respond(request, common_pb2.Empty())
+
+    num_asked = itertools.count()
+
+    async def get_info(request):
+        if role == "router" and next(num_asked) < 2:
+            raise Draining("it has not met its replicas yet")
+        return respond(request, info)
+
+    async def asked(request):
+        names = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+        facts = {"argv": sys.argv[1:], "env": {name: os.environ[name] for name in names}, **vars(arguments)}
+        return PlainTextResponse(json.dumps(facts))
+
+    async def die(request) -> Response:
+        print(f"{role} was told to die", file=sys.stderr, flush=True)
+        os._exit(7)
+
+    routes = [Route(paths.HEALTH, health), Route(paths.INFO, get_info), Route("/asked", asked), Route("/die", die)]
+    sock = bind(arguments.host, arguments.port)
+    facts = {"feed": "127.0.0.1:4242"} if role == "trainer" else {}
+    app = make_app(routes, keys=KeyRing.of(os.environ["FARSTEP_API_KEY"]))
+    await serve(app, sock, on_ready=lambda: announce(url=url_of(sock), pid=os.getpid(), **facts))

@@ -1,0 +1,5 @@
+"""The sampler process, faked."""
+
+from fake_server import main
+
+main("sampler")

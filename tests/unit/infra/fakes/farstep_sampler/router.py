@@ -1,0 +1,5 @@
+"""The router process, faked."""
+
+from fake_server import main
+
+main("router")

@@ -1,0 +1,5 @@
+"""The trainer process, faked."""
+
+from fake_server import main
+
+main("trainer")

@@ -1,0 +1,160 @@
+"""`python -m farstep_infra up`: what it says, what it leaves behind, and what it refuses."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import time
+
+import httpx
+import psutil
+import pytest
+
+from farstep_proto import paths
+
+LORA = {"rank": 4, "train_mlp": True}
+
+pytestmark = pytest.mark.system
+
+
+def test_it_tells_how_to_connect_and_takes_that_back(start):
+    up = start()
+    local = up.home / "local.json"
+    assert json.loads(local.read_text()) == {"base_url": up.url, "api_key": up.key, "pid": up.process.pid}
+    for secret in (local, up.home / "api_key"):
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    assert up.announcement["home"] == str(up.home)
+    assert httpx.get(up.url + paths.HEALTH).status_code == 200
+    assert up.asked(up.announcement["trainer_url"])["model"] == "fake/one"
+    assert up.asked(up.announcement["sampler_url"])["feed"] == "127.0.0.1:4242"
+    family = up.family()
+    assert len(family) == 2
+    assert up.stop() == 0
+    assert not local.exists()
+    assert not any(process.is_running() for process in family)
+    assert start().key == up.key, "a key outlives a restart"
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_every_child_though_a_client_waits(start, how):
+    up = start()
+    run = up.call("POST", f"/v1/sessions/{up.session()}/runs", {"base_model": "fake/hangs", "lora": LORA})
+    with httpx.Client(headers={"Authorization": f"Bearer {up.key}"}) as client, socket.socket() as waiting:
+        host, port = up.url.removeprefix("http://").split(":")
+        waiting.connect((host, int(port)))
+        request = (
+            f"GET /v1/runs/{run['run_id']}?wait_s=60 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {up.key}\r\n\r\n"
+        )
+        waiting.sendall(request.encode())
+        assert client.get(up.url + paths.STATUS).status_code == 200
+        up.wait_until(lambda: len(up.family()) == 3)
+        family = up.family()
+        began = time.monotonic()
+        assert up.stop(how) == 0
+        assert b'"provisioning"' in waiting.recv(1 << 16)
+    assert time.monotonic() - began < 8
+    assert not any(process.is_running() for process in family)
+
+
+def test_ctrl_c_twice_leaves_nothing_either(start):
+    up = start()
+    family = up.family()
+    up.process.send_signal(signal.SIGINT)
+    up.stop()
+    up.wait_until(lambda: not any(process.is_running() for process in family))
+    assert not (up.home / "local.json").exists()
+
+
+def test_kill_minus_nine_leaves_no_child(start):
+    up = start("--replicas=2")
+    family = up.family()
+    assert len(family) == 4  # trainer, two replicas, router
+    up.process.kill()
+    up.process.wait()
+    _, alive = psutil.wait_procs(family, timeout=15)
+    assert alive == []
+    assert (up.home / "local.json").exists()
+    again = start()  # its lock and its stale local.json are in nobody's way
+    assert json.loads((up.home / "local.json").read_text())["pid"] == again.process.pid
+
+
+def test_it_ends_with_its_parent(start):
+    up = start("--exit-with-parent")
+    family = up.family()
+    up.process.stdin.close()
+    assert up.process.wait(timeout=20) == 0
+    assert not any(process.is_running() for process in family)
+
+
+def test_a_taken_port_is_named(start):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ChildProcessError, match=rf"exit code 1: .*127\.0\.0\.1:{port}.*--port"):
+            start(f"--port={port}")
+
+
+def test_two_on_one_home_are_refused(start):
+    up = start()
+    with pytest.raises(ChildProcessError, match=rf"running in .* already at {up.url}.*--home"):
+        start()
+    assert json.loads((up.home / "local.json").read_text())["pid"] == up.process.pid
+
+
+def test_a_local_json_of_another_is_left_alone(start):
+    up = start()
+    other = {"base_url": "http://127.0.0.1:1", "api_key": "other", "pid": os.getpid()}
+    (up.home / "local.json").write_text(json.dumps(other))
+    up.stop()
+    assert json.loads((up.home / "local.json").read_text()) == other
+
+
+def test_a_model_that_does_not_load_ends_it_with_the_reason(start, tmp_path):
+    with pytest.raises(ChildProcessError) as caught:
+        start("--model=fake/fails")
+    assert "exit code 1" in str(caught.value)
+    assert "there is no model fake/fails" in str(caught.value), "the last words of the trainer"
+    assert "exit code 3" in str(caught.value)
+    assert not (tmp_path / "home" / "local.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [("--model=/nowhere/at all", "--model"), ("--replicas=0", "--replicas"), ("--host=0.0.0.0", "--host")],
+)
+def test_nonsense_is_refused_by_name(start, argument, said):
+    with pytest.raises(ChildProcessError, match=said):
+        start(argument)
+
+
+def test_every_process_listens_on_the_address_that_was_given(start):
+    up = start("--host=127.0.0.2")
+    for url in (up.url, up.announcement["trainer_url"], up.announcement["sampler_url"]):
+        assert url.startswith("http://127.0.0.2:")
+        assert httpx.get(url + paths.HEALTH).status_code == 200
+
+
+def test_the_key_of_the_environment_wins_and_is_on_no_command_line(start):
+    up = start(FARSTEP_API_KEY="fsk-mine")
+    assert up.key == "fsk-mine"
+    assert not (up.home / "api_key").exists()
+    for process in (psutil.Process(up.process.pid), *up.family()):
+        assert "fsk-mine" not in " ".join(process.cmdline())
+    assert up.processes("trainer")
+
+
+def test_what_was_asked_for_survives_a_restart(start):
+    up = start()
+    session_id = up.session(project="p", user_metadata={"who": "me"})
+    run = up.run(session_id, name="first")
+    assert run["state"] == "ready"
+    up.stop()
+    again = start()
+    assert again.call("GET", f"/v1/sessions/{session_id}")["user_metadata"] == {"who": "me"}
+    (listed,) = again.call("GET", "/v1/runs")["runs"]
+    assert (listed["run_id"], listed["name"], listed["state"]) == (run["run_id"], "first", "failed")
+    assert "checkpoints are kept" in listed["message"]
+    assert "trainer_url" not in listed
+    assert again.run(again.session(reuse_from_session_id=session_id))["state"] == "ready"
