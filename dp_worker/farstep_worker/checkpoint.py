@@ -1,0 +1,123 @@
+"""Runs to checkpoints and back.
+
+A training checkpoint (`weights`) holds the adapter in PEFT's files, Adam's state, and in its manifest the
+counters; a sampler's (`sampler_weights`) holds the adapter alone.
+
+Invariant: loading changes a run wholly or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from farstep_infra.store.checkpoints import JSON, CheckpointStore, Manifest
+from farstep_model.adapter import Adapter
+from farstep_proto.errors import InvalidInput
+from farstep_proto.names import CheckpointPath, Kind
+from farstep_worker.runs import RandomStream, Run, fresh_optimizer
+from farstep_worker.submission import LoadState, Publish, SaveState
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+_TARGETS: Mapping[Kind, str] = {"weights": "trainer", "sampler_weights": "sampler"}
+
+
+def save_state(store: CheckpointStore, run: Run, call: SaveState) -> CheckpointPath:
+    """Writes all that `load_state` with the optimizer needs to go on, bit for bit.
+
+    Raises:
+        Conflict: the name is taken, and `overwrite` is not set.
+    """
+    path = CheckpointPath(run.config.run_id, "weights", call.name)
+    files = {**run.adapter.files(_base_model(run)), OPTIMIZER_FILE: run.optimizer.state_bytes()}
+    meta = _meta(run, path, policy_version=run.policy_version, metadata=call.metadata)
+    store.write(path, files, meta, overwrite=call.overwrite, ttl_seconds=call.ttl_seconds)
+    return path
+
+
+def save_policy(store: CheckpointStore, run: Run, call: Publish, *, policy_version: int) -> CheckpointPath:
+    """Writes the adapter as the policy that it is about to become.
+
+    Raises:
+        Conflict: the name is taken.
+    """
+    path = CheckpointPath(run.config.run_id, "sampler_weights", call.name)
+    meta = _meta(run, path, policy_version=policy_version, metadata={})
+    store.write(path, run.adapter.files(_base_model(run)), meta, ttl_seconds=call.ttl_seconds)
+    return path
+
+
+def load_state(store: CheckpointStore, run: Run, call: LoadState) -> None:
+    """Puts a checkpoint's weights into the run, with or without the optimizer and its counters.
+
+    Without it, Adam begins afresh and the step count at 0, as for a new run; the random stream goes on. In
+    both cases collected gradients are dropped.
+
+    Raises:
+        NotFound: no such checkpoint.
+        InvalidInput: it is of another base model or of an adapter of another form, or lacks optimizer state.
+    """
+    manifest, files = store.read(call.path)
+    _check_base_model(manifest, run)
+    adapter = Adapter.from_files(run.adapter.layers, files)
+    _check_form(call.path, adapter, run)
+    adapter.spec = run.adapter.spec  # the same update; the run's own dropout and choice of layers
+    optimizer = fresh_optimizer(adapter)
+    step, random = 0, run.random
+    if call.optimizer:
+        if OPTIMIZER_FILE not in files:
+            raise InvalidInput(f"{call.path} has no optimizer state", field="path", hint="load the weights alone")
+        optimizer.load_state_bytes(files[OPTIMIZER_FILE])
+        step = _int_of(manifest, "step")
+        random = RandomStream(_int_of(manifest, "seed"), _int_of(manifest, "draws"))
+    run.adapter, run.optimizer, run.step, run.random, run.gradients = adapter, optimizer, step, random, None
+    if call.path.run_id == run.config.run_id:  # in a new process: a version number never goes back
+        run.policy_version = max(run.policy_version, _int_of(manifest, "policy_version"))
+
+
+def _meta(run: Run, path: CheckpointPath, *, policy_version: int, metadata: Mapping[str, str]) -> dict[str, JSON]:
+    return {
+        "base_model": _base_model(run),
+        "lora": {**dataclasses.asdict(run.adapter.spec), "target_modules": list(run.adapter.spec.target_modules)},
+        "step": run.step,
+        "policy_version": policy_version,
+        "target": _TARGETS[path.kind],
+        "seed": run.random.seed,
+        "draws": run.random.draws,
+        "metadata": dict(metadata),
+    }
+
+
+def _base_model(run: Run) -> str:
+    return run.adapter.layers.base.name
+
+
+def _check_base_model(manifest: Manifest, run: Run) -> None:
+    if manifest.meta.get("base_model") != _base_model(run):
+        raise InvalidInput(
+            f"{manifest.path} is for {manifest.meta.get('base_model')!r}, this trainer serves {_base_model(run)!r}",
+            field="path",
+        )
+
+
+def _check_form(path: CheckpointPath, adapter: Adapter, run: Run) -> None:
+    hint = "create a run from the checkpoint: it takes over the checkpoint's settings"
+    theirs, ours = adapter.spec, run.adapter.spec
+    for name, there, here in (("rank", theirs.rank, ours.rank), ("alpha", theirs.alpha, ours.alpha)):
+        if there != here:
+            raise InvalidInput(f"{path} has LoRA {name} {there}, the run has {here}", field="path", hint=hint)
+    if adapter.weights.keys() != run.adapter.weights.keys():
+        raise InvalidInput(
+            f"{path} adapts {_modules(adapter)}, the run adapts {_modules(run.adapter)}", field="path", hint=hint
+        )
+
+
+def _modules(adapter: Adapter) -> str:
+    return ", ".join(adapter.layers.module_names(list(adapter.weights)))
+
+
+def _int_of(manifest: Manifest, key: str) -> int:
+    value = manifest.meta.get(key)
+    if not isinstance(value, int):
+        raise InvalidInput(f"the manifest of {manifest.path} has no number {key!r}", field="path")
+    return value

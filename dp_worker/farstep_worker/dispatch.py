@@ -1,0 +1,263 @@
+"""Where the event loop and the torch thread meet, and the only place where they do.
+
+The loop's side takes submissions, queues them and hands outcomes on; the torch thread's side is the
+executor. A call crosses by `_on_torch`, one at a time; nothing else is shared but the runs' counters, which
+the loop only reads.
+
+Invariant: every operation that was accepted gets exactly one outcome, also when the server stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from farstep_proto.errors import Conflict, Draining, ModelError, NotFound
+from farstep_proto.paths import Verb
+from farstep_proto.v1 import operations_pb2
+from farstep_proto.v1 import training_pb2 as pb
+from farstep_serving.operations import OperationTable
+from farstep_worker.assembly import Address, Assembler, digest_of
+from farstep_worker.executor import Executor, Outcome
+from farstep_worker.feed import PolicyFeed
+from farstep_worker.operations import GAP_WAIT_S, OperationQueue, QueueLimits, Work, operation_id
+from farstep_worker.runs import Run, RunConfig, read_config
+from farstep_worker.submission import Call, Limits
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 8.0
+PARSE_INLINE_BYTES = 64 << 10
+
+T = TypeVar("T")
+
+
+class Dispatcher:
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        feed: PolicyFeed,
+        num_threads: int,
+        limits: QueueLimits | None = None,
+        gap_wait_s: float = GAP_WAIT_S,
+    ) -> None:
+        self._executor = executor
+        self._feed = feed
+        self._queue = OperationQueue(limits=limits, gap_wait_s=gap_wait_s)
+        self._assembler = Assembler()
+        self._changed = asyncio.Event()
+        self._creating = asyncio.Lock()
+        self._running: Work | None = None
+        self._left: list[Work] = []
+        self._drained: asyncio.Task[None] | None = None
+        # torch's number of threads belongs to the thread that computes
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="torch", initializer=torch.set_num_threads, initargs=(num_threads,)
+        )
+        self.table = OperationTable(queue_place=self._queue.place)
+
+    def start(self) -> None:
+        self._loop_task = asyncio.create_task(self._run(), name="operations")
+        self._loop_task.add_done_callback(_end_if_failed)
+
+    async def _run(self) -> None:
+        """The main loop: the next operation, its outcome, and so on until the queue is closed."""
+        while not self._queue.is_closed:
+            self._fail_overdue()
+            work = self._queue.take(now=time.monotonic())
+            if work is None:
+                await self._wait_for_change()
+                continue
+            self._running = work
+            self.table.set_running(work.operation_id)
+            outcome = await self._on_torch(partial(self._executor.execute, work.run_id, work.call))
+            self._running = None
+            self._finish(work, outcome)
+        self._fail_left()  # in the same breath, so that one poll brings all
+
+    async def _on_torch(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    def _finish(self, work: Work, outcome: Outcome) -> None:
+        if outcome.policy is not None:
+            self._feed.offer(outcome.policy)
+        if self.table.is_pending(work.operation_id):  # else the drain gave it up
+            self.table.finish(work.operation_id, outcome.operation)
+
+    async def _wait_for_change(self) -> None:
+        deadline = self._queue.next_deadline()
+        wait_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            await asyncio.wait_for(self._changed.wait(), wait_s)
+        except TimeoutError:
+            return
+        self._changed.clear()
+
+    def _fail_overdue(self) -> None:
+        for work, missing in self._queue.give_up_gaps(now=time.monotonic()):
+            error = ModelError(
+                f"seq {missing} of run {work.run_id} never came, so that seq {work.seq} was not run",
+                error_class="MissingOperationError",
+                hint="submit it again, after finding out what became of the missing one",
+            )
+            self.table.fail(work.operation_id, error.to_proto())
+            self._assembler.forget(operation_id(work.run_id, missing))
+
+    # Runs
+
+    @property
+    def runs(self) -> list[Run]:
+        return list(self._executor.runs.values())
+
+    def run(self, run_id: str) -> Run:
+        """Raises NotFound for a run that is not here."""
+        run = self._executor.runs.get(run_id)
+        if run is None:
+            raise NotFound(f"no run {run_id!r} on this trainer", field="run_id")
+        return run
+
+    def describe(self, run: Run) -> pb.Run:
+        next_seq = self._queue.first_free_seq(run.config.run_id)
+        return run.to_proto(vocab_size=self._executor.base.vocab_size, next_seq=next_seq)
+
+    async def create_run(self, request: pb.CreateRunRequest) -> pb.Run:
+        """A run by its id, made if it is not there yet.
+
+        Raises:
+            InvalidInput: naming the field.
+            Conflict: it is there with another configuration.
+            Draining: the server takes nothing new.
+        """
+        base = self._executor.base
+        async with self._creating:
+            known = self._executor.runs.get(request.run_id)
+            config = read_config(
+                request,
+                base_model=base.name,
+                max_seq_len=base.max_seq_len,
+                default_run_id=f"run-{secrets.token_hex(6)}",
+                default_seed=secrets.randbits(31) if known is None else known.config.seed,
+            )
+            if known is not None:
+                _check_same(known.config, config)
+                return self.describe(known)
+            if self._queue.is_closed:
+                raise Draining("the server is shutting down", retry_after_s=5.0)
+            return self.describe(await self._on_torch(partial(self._executor.create_run, config)))
+
+    def limits(self, run: Run) -> Limits:
+        return Limits(self._executor.base.vocab_size, run.config.max_seq_len)
+
+    # Operations
+
+    def check_room(self, address: Address, *, num_bytes: int) -> None:
+        """Refuses a body of this size before it is read; raises as the queue does."""
+        own = self._assembler.size_of(address)
+        held = self._assembler.num_bytes - own
+        self._queue.check_room(address.run_id, address.seq, num_bytes=own + num_bytes, held_bytes=held)
+
+    async def submit(
+        self, address: Address, verb: str, body: bytes, *, client_id: str, parse: Callable[[], Call]
+    ) -> operations_pb2.Accepted:
+        """Enters an operation, or a part of one; the same again is the same operation.
+
+        `parse` turns the body into a checked call; it runs on another thread where the body is large.
+
+        Raises:
+            InvalidInput: the body, or parts that do not belong together.
+            Conflict: the seq is taken by other content, or was passed.
+            TooManyRequests, Draining: not now.
+        """
+        digest = digest_of(verb, body, address)
+        if not self._is_known(address, verb, digest):
+            call = parse() if len(body) <= PARSE_INLINE_BYTES else await asyncio.to_thread(parse)
+            if not self._is_known(address, verb, digest):  # it may have come twice meanwhile
+                self._enter(address, verb, call, digest=digest, num_bytes=len(body), client_id=client_id)
+        place = self._queue.place(address.operation_id) + (self._running is not None)
+        return operations_pb2.Accepted(operation_id=address.operation_id, queue_place=place)
+
+    def cancel(self, operation_id: str) -> bool:
+        """Drops an operation that has not started; says whether it did."""
+        return self._queue.cancel(operation_id, now=time.monotonic())
+
+    def _is_known(self, address: Address, verb: str, digest: bytes) -> bool:
+        if verb == Verb.SKIP:
+            self._assembler.forget(address.operation_id)  # the rest of its parts will not come
+        if self._assembler.has(address, digest):
+            return True
+        return self.table.knows(address.operation_id, digest)
+
+    def _enter(self, address: Address, verb: str, call: Call, *, digest: bytes, num_bytes: int, client_id: str) -> None:
+        """All or nothing: whatever can refuse comes first, and nothing here waits."""
+        now = time.monotonic()
+        self._queue.check_seq(address.run_id, address.seq)
+        self.check_room(address, num_bytes=num_bytes)
+        assembled = self._assembler.add(address, call, digest=digest, num_bytes=num_bytes, now=now)
+        if assembled is None:
+            self._queue.touch_gap(address.run_id, address.seq, now=now)
+            return
+        self._queue.put(Work(address.run_id, address.seq, assembled.call, assembled.num_bytes), now=now)
+        self.table.open(address.operation_id, client_id=client_id, verb=verb, digest=assembled.digest)
+        self._changed.set()
+
+    # The end
+
+    @property
+    def is_draining(self) -> bool:
+        return self._queue.is_closed
+
+    @property
+    def is_computing(self) -> bool:
+        return self._running is not None
+
+    def drain(self) -> asyncio.Task[None]:
+        """Takes nothing new, lets the running operation finish if it does so in time, and fails the rest."""
+        if self._drained is None:
+            self._drained = asyncio.create_task(self._drain(), name="drain")
+        return self._drained
+
+    async def _drain(self) -> None:
+        self._left = self._queue.close()
+        self._changed.set()
+        await asyncio.wait([self._loop_task], timeout=DRAIN_S)
+        if self._running is not None:
+            log.warning("%s did not finish within %s s", self._running.operation_id, DRAIN_S)
+            self._left.insert(0, self._running)
+        self._fail_left()
+        self.table.drain()
+        self._thread.shutdown(wait=False)
+
+    def _fail_left(self) -> None:
+        for work in self._left:
+            error = Draining(f"the server stopped before {work.operation_id} was done")
+            self.table.fail(work.operation_id, error.to_proto())
+        self._left = []
+
+
+def _end_if_failed(task: asyncio.Task[None]) -> None:
+    """Without its main loop a server would only seem to live."""
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("the main loop failed", exc_info=task.exception())
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _check_same(known: RunConfig, asked: RunConfig) -> None:
+    for field in dataclasses.fields(known):
+        here, there = getattr(known, field.name), getattr(asked, field.name)
+        if here != there:
+            raise Conflict(
+                f"run {known.run_id} is there with {field.name} {here}, not {there}",
+                field=field.name,
+                hint="choose another run_id",
+            )

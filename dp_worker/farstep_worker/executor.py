@@ -1,0 +1,157 @@
+"""What each verb does to a run. All of it happens on the torch thread, one call at a time.
+
+It knows neither HTTP nor the queue: a call goes in, an outcome comes out. Whatever goes wrong in a call
+becomes its outcome; the next call finds the run as it was before.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+from google.protobuf.message import Message
+
+from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_model.load import BaseModel
+from farstep_model.lora import LoraLayers
+from farstep_proto.errors import ApiError, ModelError, error_from_exception
+from farstep_proto.tensors import tensor_to_proto
+from farstep_proto.v1 import common_pb2, operations_pb2
+from farstep_proto.v1 import training_pb2 as pb
+from farstep_worker import checkpoint
+from farstep_worker.feed import Policy
+from farstep_worker.gradients import PassResult, run_pass
+from farstep_worker.runs import Run, RunConfig
+from farstep_worker.submission import AdamSettings, Call, LoadState, Pass, Publish, Reset, SaveState, Skip
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An operation's end, and the policy to offer to samplers, if it published one."""
+
+    operation: operations_pb2.Operation
+    policy: Policy | None = None
+
+
+class Executor:
+    """All runs on one base model.
+
+    Args:
+        token_budget: padded tokens of a micro-batch.
+    """
+
+    def __init__(self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int) -> None:
+        self.runs: dict[str, Run] = {}
+        self._layers = layers
+        self._store = store
+        self._token_budget = token_budget
+
+    @property
+    def base(self) -> BaseModel:
+        return self._layers.base
+
+    def create_run(self, config: RunConfig) -> Run:
+        run = Run.start(self._layers, config)
+        self.runs[config.run_id] = run
+        return run
+
+    def execute(self, run_id: str, call: Call) -> Outcome:
+        """Runs one call to its end; never raises."""
+        try:
+            return self._execute(self.runs[run_id], call)
+        except torch.OutOfMemoryError as error:
+            return _failed(_out_of_memory(error, self._token_budget))
+        except ApiError as error:
+            return _failed(error)
+        except Exception as error:  # one operation's failure is its own; the process goes on for the others
+            log.exception("%s of run %s failed", type(call).__name__, run_id)
+            return _failed(error)
+
+    def _execute(self, run: Run, call: Call) -> Outcome:
+        match call:
+            case Pass():
+                return self._pass(run, call)
+            case AdamSettings():
+                return self._optim_step(run, call)
+            case SaveState():
+                return self._save_state(run, call)
+            case Publish():
+                return self._publish(run, call)
+            case LoadState():
+                return self._load_state(run, call)
+            case Reset():
+                run.reset(call.lora_rank)
+                return _succeeded(empty=common_pb2.Empty())
+            case Skip():
+                return _succeeded(empty=common_pb2.Empty())
+
+    def _pass(self, run: Run, call: Pass) -> Outcome:
+        result = run_pass(run.adapter, call, token_budget=self._token_budget, dropout_seed=run.random.current())
+        if result.gradients is not None:
+            run.random = run.random.advanced()
+            run.add_gradients(result.gradients)
+        return _succeeded(forward_backward=_to_proto(result))
+
+    def _optim_step(self, run: Run, call: AdamSettings) -> Outcome:
+        if run.gradients is None:
+            raise ModelError(
+                "there is no gradient since the last optimizer step",
+                error_class="NoGradientError",
+                hint="call forward_backward before optim_step",
+            )
+        grad_norm = run.optimizer.step(run.gradients, call)
+        run.gradients = None
+        run.step += 1
+        metrics = {"grad_norm": grad_norm, "learning_rate": call.learning_rate, "step": float(run.step)}
+        return _succeeded(optim_step=pb.OptimStepResponse(metrics=metrics))
+
+    def _save_state(self, run: Run, call: SaveState) -> Outcome:
+        path = checkpoint.save_state(self._store, run, call)
+        return _succeeded(save_weights=pb.SaveWeightsResponse(path=str(path)))
+
+    def _publish(self, run: Run, call: Publish) -> Outcome:
+        """The version is taken last, so that a failure leaves no number without a policy."""
+        version = run.policy_version + 1
+        data = run.adapter.to_bytes()
+        path = checkpoint.save_policy(self._store, run, call, policy_version=version) if call.name else ""
+        run.policy_version = version
+        policy = Policy.of(run.config.run_id, version=version, data=data, published_at=time.time())
+        response = pb.SaveWeightsResponse(path=str(path), policy_version=version)
+        return _succeeded(save_weights=response, policy=policy)
+
+    def _load_state(self, run: Run, call: LoadState) -> Outcome:
+        checkpoint.load_state(self._store, run, call)
+        return _succeeded(load_weights=pb.LoadWeightsResponse(path=str(call.path), step=run.step))
+
+
+def _succeeded(*, policy: Policy | None = None, **outcome: Message) -> Outcome:
+    """`outcome` is the one field of `Operation` that the verb answers with."""
+    operation = operations_pb2.Operation(state=operations_pb2.OPERATION_STATE_SUCCEEDED)
+    for name, message in outcome.items():
+        getattr(operation, name).CopyFrom(message)
+    return Outcome(operation, policy)
+
+
+def _failed(error: Exception) -> Outcome:
+    state = operations_pb2.OPERATION_STATE_FAILED
+    return Outcome(operations_pb2.Operation(state=state, error=error_from_exception(error)))
+
+
+def _out_of_memory(error: torch.OutOfMemoryError, token_budget: int) -> ModelError:
+    return ModelError(
+        f"the device has too little memory for this: {error}",
+        error_class="OutOfMemoryError",
+        hint=f"send shorter sequences, or start the trainer with a --token-budget below {token_budget}",
+    )
+
+
+def _to_proto(result: PassResult) -> pb.ForwardBackwardOutput:
+    return pb.ForwardBackwardOutput(
+        loss=result.loss_sum / max(1, result.num_active),
+        metrics=result.metrics,
+        loss_fn_outputs=[pb.DatumOutput(fields={"logprobs": tensor_to_proto(array)}) for array in result.logprobs],
+    )

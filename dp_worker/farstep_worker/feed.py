@@ -1,0 +1,145 @@
+"""The policy feed: published policies on their way to samplers, over one gRPC stream each.
+
+It numbers nothing and knows no adapter: a policy is bytes with a run and a version. It keeps the newest of
+every run, for subscribers that come later.
+
+Invariant: a subscriber gets each run's versions in rising order and the newest one in the end; one that is
+slow skips versions in between and holds up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from farstep_proto.errors import Unauthenticated
+from farstep_proto.v1 import feed_pb2 as pb
+from farstep_proto.v1 import feed_pb2_grpc
+from farstep_serving.keys import KeyRing
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1 << 20
+_SERVER_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # a port that is taken is an error
+    ("grpc.keepalive_time_ms", 30_000),  # finds subscribers that vanished
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One version of a run's adapter, as the bytes that samplers load."""
+
+    run_id: str
+    version: int
+    data: bytes
+    sha256: str  # hex, of `data`
+    published_at: float  # seconds since the epoch
+
+    @classmethod
+    def of(cls, run_id: str, *, version: int, data: bytes, published_at: float) -> Policy:
+        return cls(run_id, version, data, hashlib.sha256(data).hexdigest(), published_at)
+
+
+@dataclass(slots=True, eq=False)
+class _Subscriber:
+    waiting: dict[str, Policy] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def give(self, policy: Policy) -> None:
+        self.waiting[policy.run_id] = policy
+        self.changed.set()
+
+
+class PolicyFeed(feed_pb2_grpc.PolicyFeedServicer):
+    """The service; all of it lives on the event loop."""
+
+    def __init__(self, keys: KeyRing) -> None:
+        self._keys = keys
+        self._newest: dict[str, Policy] = {}
+        self._subscribers: set[_Subscriber] = set()
+
+    def offer(self, policy: Policy) -> None:
+        """Makes a policy the newest of its run; never waits for a subscriber."""
+        self._newest[policy.run_id] = policy
+        for subscriber in self._subscribers:
+            subscriber.give(policy)
+
+    async def Subscribe(  # noqa: N802
+        self, request: pb.SubscribeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.PolicyEvent]:
+        await self._check_key(context)
+        subscriber = _Subscriber()
+        for policy in self._newest.values():
+            if policy.version > request.have.get(policy.run_id, 0):
+                subscriber.give(policy)
+        self._subscribers.add(subscriber)
+        log.info("%s subscribed to the policy feed", request.subscriber or context.peer())
+        try:
+            while True:
+                await subscriber.changed.wait()
+                subscriber.changed.clear()
+                while subscriber.waiting:
+                    policy = subscriber.waiting.pop(next(iter(subscriber.waiting)))
+                    for event in _events_of(policy):
+                        yield event
+        finally:
+            self._subscribers.discard(subscriber)
+
+    async def _check_key(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        try:
+            self._keys.check(metadata.get("authorization", ""))
+        except Unauthenticated as error:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"{error.message}: {error.hint}")
+
+
+class FeedServer:
+    """The feed on its port, from `start` to `stop`."""
+
+    def __init__(self, feed: PolicyFeed) -> None:
+        self._feed = feed
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, host: str, port: int) -> str:
+        """Listens, and returns `host:port`.
+
+        Raises:
+            SystemExit: the address is taken or not ours.
+        """
+        self._server = grpc.aio.server(options=_SERVER_OPTIONS)
+        feed_pb2_grpc.add_PolicyFeedServicer_to_server(self._feed, self._server)
+        bracketed = f"[{host}]" if ":" in host else host
+        try:
+            bound = self._server.add_insecure_port(f"{bracketed}:{port}")
+        except RuntimeError as error:
+            raise SystemExit(f"cannot listen on {bracketed}:{port} for the policy feed") from error
+        await self._server.start()
+        return f"{bracketed}:{bound}"
+
+    async def stop(self) -> None:
+        """Ends every subscription at once."""
+        if self._server is not None:
+            await self._server.stop(grace=None)
+
+
+def _events_of(policy: Policy) -> Iterator[pb.PolicyEvent]:
+    header = pb.PolicyHeader(
+        run_id=policy.run_id,
+        version=policy.version,
+        num_bytes=len(policy.data),
+        sha256=policy.sha256,
+        published_at=policy.published_at,
+    )
+    yield pb.PolicyEvent(header=header)
+    for start in range(0, len(policy.data), CHUNK_BYTES):
+        yield pb.PolicyEvent(chunk=policy.data[start : start + CHUNK_BYTES])

@@ -1,0 +1,193 @@
+"""Passes over a batch: log-probabilities, loss, and gradients into tensors of their own.
+
+Data is sorted by length and cut into micro-batches under a token budget; sequences are padded on the right,
+where causal attention needs no mask. Only positions that someone asks about reach the output layer, and only
+those with a weight are differentiated.
+
+Invariant: a pass changes nothing. Whoever asked adds the gradients when the whole pass has succeeded.
+
+Shapes: B rows of a micro-batch, T positions (padded), N positions with a target, K candidates, D hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from farstep_model.adapter import Adapter
+from farstep_model.batching import micro_batches
+from farstep_model.logprobs import token_logprobs
+from farstep_model.losses import LossResult, compute_loss
+from farstep_model.metrics import combine_metrics
+from farstep_proto.errors import ModelError
+from farstep_proto.loss_table import IGNORE_INDEX, LOSS_TABLE
+from farstep_worker.submission import Example, Pass
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PassResult:
+    """`logprobs[i]` is as long as datum i's targets, [T] or [T, K], and 0 where the target is ignored.
+
+    `gradients` are aligned with the adapter's parameters; None for a forward pass alone.
+    """
+
+    loss_sum: float
+    num_active: int
+    metrics: Mapping[str, float]
+    logprobs: list[np.ndarray]
+    gradients: list[Tensor] | None
+
+
+def run_pass(adapter: Adapter, call: Pass, *, token_budget: int, dropout_seed: int) -> PassResult:
+    """Computes a whole batch with one adapter; dropout applies in a backward pass only.
+
+    Raises:
+        ModelError: a loss or gradient that is not finite, naming the datum where one can be named.
+    """
+    layers = adapter.layers
+    logprobs = [np.zeros(example.inputs["target_tokens"].shape, dtype=np.float32) for example in call.examples]
+    total = _Total([torch.zeros_like(parameter) for parameter in adapter.parameters()] if call.backward else None)
+    if call.backward and adapter.spec.dropout > 0:
+        torch.manual_seed(dropout_seed)
+    grad_mode = torch.enable_grad() if call.backward else torch.no_grad()
+    with layers.active([adapter]), layers.training(call.backward), grad_mode:
+        for indices in _plan(call.examples, token_budget):
+            batch = _MicroBatch.of(call.examples, indices, device=layers.base.device)
+            result = _run_micro_batch(adapter, call, batch, logprobs)
+            total.add(result)
+            if total.gradients is not None and result.num_active:
+                gradients = torch.autograd.grad(result.loss_sum, adapter.parameters(), materialize_grads=True)
+                _check_finite(gradients, indices)
+                torch._foreach_add_(total.gradients, gradients)
+    return PassResult(total.loss_sum, total.num_active, combine_metrics(total.metrics), logprobs, total.gradients)
+
+
+@dataclass(slots=True, eq=False)
+class _Total:
+    """What the micro-batches came to so far."""
+
+    gradients: list[Tensor] | None
+    loss_sum: float = 0.0
+    num_active: int = 0
+    metrics: list[Mapping[str, float]] = field(default_factory=list)
+
+    def add(self, result: LossResult) -> None:
+        self.loss_sum += result.loss_sum.item()
+        self.num_active += result.num_active
+        self.metrics.append(dict(zip(result.metrics, torch.stack(list(result.metrics.values())).tolist(), strict=True)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _MicroBatch:
+    """Data side by side, and the N positions that have a target; the first `num_weighted` of them carry a weight.
+
+    `token_ids` [B, T], `positions` [N] in the flattened [B·T], `inputs` [N] or [N, K]; on the host, of each
+    position its row [N] and its place in that row [N].
+    """
+
+    indices: Sequence[int]
+    token_ids: Tensor
+    positions: Tensor
+    inputs: Mapping[str, Tensor]
+    num_weighted: int
+    rows: np.ndarray
+    places: np.ndarray
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], indices: Sequence[int], *, device: torch.device) -> _MicroBatch:
+        chosen = [examples[index] for index in indices]
+        longest = max(len(example.tokens) for example in chosen)
+        ids_BT = np.zeros((len(chosen), longest), dtype=np.int64)
+        for row, example in enumerate(chosen):
+            ids_BT[row, : len(example.tokens)] = example.tokens
+        inputs = _concatenate([_with_weights(example.inputs) for example in chosen])
+        rows = np.repeat(np.arange(len(chosen)), [len(example.tokens) for example in chosen])
+        places = np.concatenate([np.arange(len(example.tokens)) for example in chosen])
+        asked = inputs["target_tokens"] != IGNORE_INDEX
+        weighted = _any_candidate(asked & (inputs["weights"] != 0))
+        only_asked = _any_candidate(asked) & ~weighted
+        order = np.concatenate([np.flatnonzero(weighted), np.flatnonzero(only_asked)])
+        return cls(
+            indices=indices,
+            token_ids=torch.from_numpy(ids_BT).to(device),
+            positions=torch.from_numpy(rows[order] * longest + places[order]).to(device),
+            inputs={key: torch.from_numpy(array[order]).to(device) for key, array in inputs.items()},
+            num_weighted=int(weighted.sum()),
+            rows=rows[order],
+            places=places[order],
+        )
+
+    def scatter(self, logprobs: Tensor, outputs: list[np.ndarray]) -> None:
+        """Puts log-probabilities [N] or [N, K] back to where their targets stood."""
+        values = torch.where(self.inputs["target_tokens"] != IGNORE_INDEX, logprobs.detach(), 0.0).cpu().numpy()
+        for row, index in enumerate(self.indices):
+            mine = self.rows == row
+            outputs[index][self.places[mine]] = values[mine]
+
+
+def _run_micro_batch(adapter: Adapter, call: Pass, batch: _MicroBatch, outputs: list[np.ndarray]) -> LossResult:
+    base = adapter.layers.base
+    hidden_ND = base.hidden_states(batch.token_ids).flatten(0, 1).index_select(0, batch.positions)
+    targets = batch.inputs["target_tokens"].clamp_min(0)
+    weighted, rest = slice(None, batch.num_weighted), slice(batch.num_weighted, None)
+    with_entropy = "advantages" in LOSS_TABLE[call.loss_fn].required
+    logprobs, entropy = token_logprobs(base, hidden_ND[weighted], targets[weighted], with_entropy=with_entropy)
+    with torch.no_grad():
+        rest_logprobs, _ = token_logprobs(base, hidden_ND[rest], targets[rest])
+    batch.scatter(torch.cat([logprobs.detach(), rest_logprobs]), outputs)
+    inputs = {key: tensor[weighted] for key, tensor in batch.inputs.items()}
+    result = compute_loss(call.loss_fn, call.config, logprobs=logprobs, inputs=inputs, entropy_N=entropy)
+    if not math.isfinite(result.loss_sum.item()):
+        raise _non_finite_loss(call, batch, logprobs.detach(), inputs)
+    return result
+
+
+def _plan(examples: Sequence[Example], token_budget: int) -> list[list[int]]:
+    """Micro-batches of data whose targets have the same number of candidates."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(example.inputs["target_tokens"].shape[1:], []).append(index)
+    return [
+        [members[i] for i in batch]
+        for members in groups.values()
+        for batch in micro_batches([len(examples[i].tokens) for i in members], token_budget)
+    ]
+
+
+def _with_weights(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    return {"weights": np.ones(inputs["target_tokens"].shape, dtype=np.float32), **inputs}
+
+
+def _concatenate(all_inputs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {key: np.concatenate([inputs[key] for inputs in all_inputs]) for key in all_inputs[0]}
+
+
+def _any_candidate(mask: np.ndarray) -> np.ndarray:
+    return np.asarray(mask.reshape(len(mask), -1).any(axis=1))
+
+
+def _check_finite(gradients: Sequence[Tensor], indices: Sequence[int]) -> None:
+    norm = torch.nn.utils.get_total_norm(gradients).item()
+    if not math.isfinite(norm):
+        where = ", ".join(f"data[{index}]" for index in sorted(indices))
+        raise ModelError(
+            f"the gradient's norm is {norm}, in a micro-batch of {where}",
+            error_class="NonFiniteError",
+            field=f"data[{indices[0]}]" if len(indices) == 1 else "data",
+        )
+
+
+def _non_finite_loss(call: Pass, batch: _MicroBatch, logprobs: Tensor, inputs: Mapping[str, Tensor]) -> ModelError:
+    rows_N = torch.from_numpy(batch.rows[: batch.num_weighted]).to(logprobs.device)
+    for row, index in enumerate(batch.indices):
+        mine = rows_N == row
+        own = {key: tensor[mine] for key, tensor in inputs.items()}
+        loss = compute_loss(call.loss_fn, call.config, logprobs=logprobs[mine], inputs=own).loss_sum.item()
+        if not math.isfinite(loss):
+            return ModelError(f"the loss is {loss}", error_class="NonFiniteError", field=f"data[{index}]")
+    return ModelError("the sum of the losses is not finite", error_class="NonFiniteError", field="data")

@@ -1,0 +1,158 @@
+"""The trainer's life: flags and environment once, a base model, servers, and an orderly end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_model.embedded import MODEL_NAME
+from farstep_model.load import load_base_model
+from farstep_model.lora import LoraLayers
+from farstep_proto.errors import ApiError
+from farstep_serving.keys import KeyRing
+from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
+from farstep_worker.dispatch import Dispatcher
+from farstep_worker.executor import Executor
+from farstep_worker.feed import FeedServer, PolicyFeed
+from farstep_worker.server import DEFAULT_MAX_REQUEST_BYTES, TrainerApi, make_server
+
+log = logging.getLogger(__name__)
+
+CPU_TOKEN_BUDGET = 2_048
+GPU_TOKEN_BUDGET = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """Everything that a worker is told; made once. `token_budget` None is by the device."""
+
+    model: str
+    store: Path
+    host: str
+    port: int
+    feed_port: int
+    device: str
+    token_budget: int | None
+    max_request_bytes: int
+    num_threads: int
+    ends_with_parent: bool
+    log_level: str
+    keys: KeyRing
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = read_config(argv)
+    setup_logging(config.log_level)
+    if config.ends_with_parent:
+        exit_with_parent()
+    sock = bind(config.host, config.port)
+    try:
+        executor = make_executor(config)
+    except ApiError as error:
+        raise SystemExit(f"{error.message} ({error.hint})" if error.hint else error.message) from error
+    try:
+        asyncio.run(run_worker(config, executor, sock))
+    except KeyboardInterrupt:
+        log.info("stopped by Ctrl-C")
+
+
+def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
+    """Flags and environment, checked.
+
+    Raises:
+        SystemExit: a flag or a variable that makes no sense, or an open server on an address that others reach.
+    """
+    parser = argparse.ArgumentParser(prog="python -m farstep_worker", description="Trains LoRA adapters on one model.")
+    parser.add_argument("--model", default=MODEL_NAME, help="embedded model, local directory, or hub id")
+    parser.add_argument("--store", type=Path, required=True, help="directory of checkpoints")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=_port, default=0, help="0 takes a free one")
+    parser.add_argument("--feed-port", type=_port, default=0, help="of the policy feed")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    parser.add_argument("--token-budget", type=_positive, help="padded tokens of a micro-batch")
+    parser.add_argument("--max-request-bytes", type=_positive, default=DEFAULT_MAX_REQUEST_BYTES)
+    parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
+    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    flags = parser.parse_args(argv)
+    keys = KeyRing.of(os.environ.get("FARSTEP_API_KEY"))
+    keys.check_host(flags.host)
+    return WorkerConfig(
+        model=flags.model,
+        store=flags.store,
+        host=flags.host,
+        port=flags.port,
+        feed_port=flags.feed_port,
+        device=flags.device,
+        token_budget=flags.token_budget,
+        max_request_bytes=flags.max_request_bytes,
+        num_threads=_num_threads(os.environ.get("OMP_NUM_THREADS")),
+        ends_with_parent=flags.exit_with_parent,
+        log_level=flags.log_level,
+        keys=keys,
+    )
+
+
+def make_executor(config: WorkerConfig) -> Executor:
+    """Loads the base model.
+
+    Raises:
+        NotFound, InvalidInput: it cannot be loaded, naming what is wrong.
+    """
+    base = load_base_model(config.model, device=config.device)
+    default = CPU_TOKEN_BUDGET if base.device.type == "cpu" else GPU_TOKEN_BUDGET
+    log.info("serving %s on %s in %s, %d threads", base.name, base.device, base.dtype, config.num_threads)
+    return Executor(
+        LoraLayers.install(base), CheckpointStore(config.store), token_budget=config.token_budget or default
+    )
+
+
+async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.socket) -> None:
+    """Serves until a signal; then lets the running operation finish within the time there is."""
+    feed = PolicyFeed(config.keys)
+    dispatcher = Dispatcher(executor, feed=feed, num_threads=config.num_threads)
+    api = TrainerApi(executor.base, dispatcher, max_request_bytes=config.max_request_bytes)
+    app = make_server(api, keys=config.keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
+
+    def on_ready() -> None:
+        announce(url=url_of(sock), feed=api.feed_address, pid=os.getpid())
+
+    def on_stop() -> None:
+        dispatcher.drain()
+
+    await serve(app, sock, on_ready=on_ready, on_stop=on_stop)
+    if dispatcher.is_computing:  # a pass cannot be interrupted, and must not hold the process
+        log.error("ending in the middle of an operation")
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _num_threads(text: str | None) -> int:
+    """OMP_NUM_THREADS where it is set, as whoever shares a host among processes does; else every core."""
+    if text is None:
+        return os.cpu_count() or 1
+    try:
+        return _positive(text)
+    except ValueError as error:
+        raise SystemExit(f"OMP_NUM_THREADS={text!r} is not a positive number") from error
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 65_536:
+        raise ValueError(text)
+    return value

@@ -1,0 +1,90 @@
+"""Adam for one run: torch's AdamW with settings by the call, clipping by global norm, state to and from bytes.
+
+Invariant: `state_bytes` and `load_state_bytes` carry the moments and their step bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from farstep_proto.errors import InvalidInput, ModelError
+from farstep_worker.submission import AdamSettings
+
+_STEP = "step"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Optimizer:
+    """Moments of `parameters`, which are named for the file; updates them in place."""
+
+    def __init__(self, names: list[str], parameters: list[nn.Parameter]) -> None:
+        self._names = names
+        self._parameters = parameters
+        self._adam = torch.optim.AdamW(parameters, fused=True)
+
+    def step(self, gradients: list[Tensor], settings: AdamSettings) -> float:
+        """One step; returns the global norm of the gradients before clipping.
+
+        Raises:
+            ModelError: the norm is not finite; nothing was changed.
+        """
+        norm = torch.nn.utils.get_total_norm(gradients)
+        grad_norm = norm.item()
+        if not torch.isfinite(norm):
+            raise ModelError(f"the gradient's norm is {grad_norm}", error_class="NonFiniteError")
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        try:
+            if settings.grad_clip_norm > 0:
+                torch.nn.utils.clip_grads_with_norm_(self._parameters, settings.grad_clip_norm, norm)
+            self._apply(settings)
+            self._adam.step()
+        finally:
+            self._adam.zero_grad(set_to_none=True)
+        return grad_norm
+
+    def state_bytes(self) -> bytes:
+        """The state as a safetensors file: two moments a parameter, and the step they belong to."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in zip(self._names, self._parameters, strict=True):
+            state = self._adam.state.get(parameter)
+            if state:
+                tensors |= {f"{name}.{moment}": state[moment].cpu().contiguous() for moment in _MOMENTS}
+                tensors[_STEP] = state["step"].cpu()
+        data: bytes = save(tensors, metadata={"format": "pt"})
+        return data
+
+    def load_state_bytes(self, data: bytes) -> None:
+        """Takes over what `state_bytes` gave.
+
+        Raises:
+            InvalidInput: it is no such file, or of other parameters.
+        """
+        try:
+            tensors = load(data)
+        except SafetensorError as error:
+            raise InvalidInput(f"not a safetensors file: {error}", field="path") from error
+        expected = {f"{name}.{moment}" for name in self._names for moment in _MOMENTS} | {_STEP}
+        if tensors and tensors.keys() != expected:
+            raise InvalidInput("the optimizer state is of other parameters", field="path")
+        self._adam.state.clear()
+        if not tensors:  # no step had been taken
+            return
+        for name, parameter in zip(self._names, self._parameters, strict=True):
+            moments = {moment: tensors[f"{name}.{moment}"] for moment in _MOMENTS}
+            if any(moment.shape != parameter.shape for moment in moments.values()):
+                raise InvalidInput(f"the optimizer state of {name} has another shape", field="path")
+            self._adam.state[parameter] = {
+                "step": tensors[_STEP].to(parameter.device, copy=True),
+                **{key: moment.to(parameter.device) for key, moment in moments.items()},
+            }
+
+    def _apply(self, settings: AdamSettings) -> None:
+        for group in self._adam.param_groups:
+            group["lr"] = settings.learning_rate
+            group["betas"] = (settings.beta1, settings.beta2)
+            group["eps"] = settings.eps
+            group["weight_decay"] = settings.weight_decay

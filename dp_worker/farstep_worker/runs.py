@@ -1,0 +1,132 @@
+"""A run: one adapter being trained, with its gradients, optimizer, random stream and history.
+
+Only the torch thread changes a run; the event loop reads its counters. Nothing of one run is visible to
+another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from farstep_model.adapter import Adapter
+from farstep_model.lora import LoraLayers
+from farstep_model.spec import LoraSpec
+from farstep_proto.errors import InvalidInput
+from farstep_proto.names import check_run_id
+from farstep_proto.v1 import training_pb2 as pb
+from farstep_worker.optim import Optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """What a run was created with. The spec of its adapter may change later, by `reset`."""
+
+    run_id: str
+    lora: LoraSpec
+    seed: int
+    max_seq_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class RandomStream:
+    """Numbers that depend on the seed and on how many were drawn, so that two integers restore them."""
+
+    seed: int
+    draws: int = 0
+
+    def current(self) -> int:
+        """A seed for torch, of 63 bits."""
+        digest = hashlib.sha256(f"{self.seed}/{self.draws}".encode()).digest()
+        return int.from_bytes(digest[:8], "little") >> 1
+
+    def advanced(self) -> RandomStream:
+        return dataclasses.replace(self, draws=self.draws + 1)
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """`step` counts optimizer steps since the adapter was fresh or loaded without its optimizer."""
+
+    config: RunConfig
+    adapter: Adapter
+    optimizer: Optimizer
+    random: RandomStream
+    gradients: list[Tensor] | None = None
+    step: int = 0
+    policy_version: int = 0
+
+    @classmethod
+    def start(cls, layers: LoraLayers, config: RunConfig) -> Run:
+        adapter = Adapter.init(layers, config.lora, seed=config.seed)
+        return cls(config, adapter, fresh_optimizer(adapter), RandomStream(config.seed))
+
+    def reset(self, lora_rank: int) -> None:
+        """A fresh adapter of another rank (same layers, same alpha / rank) and an empty optimizer.
+
+        Its first weights come from the run's random stream; the policy version stays.
+        """
+        old = self.adapter.spec
+        spec = dataclasses.replace(old, rank=lora_rank, alpha=old.scaling * lora_rank)
+        adapter = Adapter.init(self.adapter.layers, spec, seed=self.random.current())
+        self.optimizer = fresh_optimizer(adapter)
+        self.adapter = adapter
+        self.random = self.random.advanced()
+        self.gradients = None
+        self.step = 0
+
+    def add_gradients(self, gradients: list[Tensor]) -> None:
+        if self.gradients is None:
+            self.gradients = gradients
+            return
+        for total, gradient in zip(self.gradients, gradients, strict=True):
+            total.add_(gradient)
+
+    def to_proto(self, *, vocab_size: int, next_seq: int) -> pb.Run:
+        return pb.Run(
+            run_id=self.config.run_id,
+            base_model=self.adapter.layers.base.name,
+            lora=self.adapter.spec.to_proto(),
+            seed=self.config.seed,
+            max_seq_len=self.config.max_seq_len,
+            vocab_size=vocab_size,
+            policy_version=self.policy_version,
+            step=self.step,
+            next_seq=next_seq,
+        )
+
+
+def fresh_optimizer(adapter: Adapter) -> Optimizer:
+    return Optimizer(adapter.names(), adapter.parameters())
+
+
+def read_config(
+    request: pb.CreateRunRequest, *, base_model: str, max_seq_len: int, default_run_id: str, default_seed: int
+) -> RunConfig:
+    """The checked configuration that a request asks for.
+
+    Raises:
+        InvalidInput: naming the field.
+    """
+    if request.base_model != base_model:
+        raise InvalidInput(
+            f"this trainer serves {base_model!r}, not {request.base_model!r}",
+            field="base_model",
+            hint="start a trainer with that model, or ask for the one that is served",
+        )
+    if not 0 <= request.max_seq_len <= max_seq_len:
+        raise InvalidInput(
+            f"{request.max_seq_len} is not between 1 and the model's {max_seq_len} (0 means that)", field="max_seq_len"
+        )
+    seed = request.seed if request.HasField("seed") else default_seed
+    if seed < 0:
+        raise InvalidInput(f"{seed} is negative", field="seed")
+    return RunConfig(
+        run_id=check_run_id(request.run_id or default_run_id),
+        lora=LoraSpec.from_proto(request.lora),
+        seed=seed,
+        max_seq_len=request.max_seq_len or max_seq_len,
+    )

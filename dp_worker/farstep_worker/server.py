@@ -1,0 +1,155 @@
+"""The trainer's routes. A handler reads, asks the dispatcher, and answers; it decides nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from farstep_model.load import BaseModel, tokenizer_files
+from farstep_proto import paths
+from farstep_proto.errors import InvalidInput
+from farstep_proto.loss_table import LOSS_TABLE
+from farstep_proto.v1 import training_pb2 as pb
+from farstep_serving.app import make_app, operation_routes
+from farstep_serving.keys import KeyRing
+from farstep_serving.messages import decode, read_body, read_message, respond
+from farstep_worker.assembly import MAX_PARTS, Address
+from farstep_worker.dispatch import Dispatcher
+from farstep_worker.feed import FeedServer
+from farstep_worker.submission import parse_call, request_type
+
+DEFAULT_MAX_REQUEST_BYTES = 8 << 20
+_MAX_CREATE_BYTES = 64 << 10
+
+
+@dataclass(slots=True)
+class TrainerApi:
+    """The handlers, over one base model. `feed_address` is known once the feed listens."""
+
+    base: BaseModel
+    dispatcher: Dispatcher
+    max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES
+    feed_address: str = ""
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(paths.HEALTH, self.health),
+            Route(paths.INFO, self.info),
+            Route(paths.TOKENIZER, self.tokenizer),
+            Route(paths.POLICY_VERSION, self.policy_versions),
+            Route(paths.RUNS, self.create_run, methods=["POST"]),
+            Route(paths.RUNS, self.list_runs),
+            Route(paths.RUN, self.get_run),
+            Route(paths.VERB, self.submit, methods=["POST"]),
+            *operation_routes(self.dispatcher.table, cancel=self.dispatcher.cancel),
+        ]
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "draining" if self.dispatcher.is_draining else "ok"})
+
+    async def info(self, request: Request) -> Response:
+        message = pb.ServerInfo(
+            role="trainer",
+            base_model=self.base.name,
+            device=str(self.base.device),
+            dtype=str(self.base.dtype).removeprefix("torch."),
+            max_seq_len=self.base.max_seq_len,
+            vocab_size=self.base.vocab_size,
+            max_request_bytes=self.max_request_bytes,
+            loss_fns=sorted(LOSS_TABLE),
+            instance_id=self.dispatcher.table.instance_id,
+            feed=self.feed_address,
+            version=version("farstep"),
+        )
+        return respond(request, message)
+
+    async def tokenizer(self, request: Request) -> Response:
+        files = tokenizer_files(self.base.path)
+        digest = hashlib.sha256()
+        for name in sorted(files):
+            digest.update(name.encode())
+            digest.update(files[name])
+        return respond(request, pb.TokenizerFiles(files=files, sha256=digest.hexdigest()))
+
+    async def policy_versions(self, request: Request) -> Response:
+        versions = {run.config.run_id: run.policy_version for run in self.dispatcher.runs}
+        return respond(request, pb.PolicyVersions(versions=versions))
+
+    async def create_run(self, request: Request) -> Response:
+        message = await read_message(request, pb.CreateRunRequest, limit=_MAX_CREATE_BYTES)
+        return respond(request, await self.dispatcher.create_run(message))
+
+    async def list_runs(self, request: Request) -> Response:
+        runs = [self.dispatcher.describe(run) for run in self.dispatcher.runs]
+        return respond(request, pb.ListRunsResponse(runs=runs))
+
+    async def get_run(self, request: Request) -> Response:
+        run = self.dispatcher.run(request.path_params["run_id"])
+        return respond(request, self.dispatcher.describe(run))
+
+    async def submit(self, request: Request) -> Response:
+        run = self.dispatcher.run(request.path_params["run_id"])
+        verb = request.path_params["verb"]
+        kind = request_type(verb)
+        address = _address_of(request, run.config.run_id)
+        self.dispatcher.check_room(address, num_bytes=_declared_bytes(request))
+        body = await read_body(request, limit=self.max_request_bytes)
+        limits = self.dispatcher.limits(run)
+        where = f"part[{address.part}]." if address.num_parts > 1 else ""
+        accepted = await self.dispatcher.submit(
+            address,
+            verb,
+            body,
+            client_id=request.headers.get(paths.CLIENT_ID, ""),
+            parse=lambda: parse_call(verb, decode(request, body, kind), limits, where=where),
+        )
+        return respond(request, accepted, status=202)
+
+
+def make_server(api: TrainerApi, *, keys: KeyRing, feed: FeedServer, host: str, feed_port: int) -> Starlette:
+    """The app; the main loop and the feed live as long as it does."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        api.feed_address = await feed.start(host, feed_port)
+        api.dispatcher.start()
+        yield
+        await api.dispatcher.drain()
+        await feed.stop()
+
+    return make_app(api.routes(), keys=keys, lifespan=lifespan)
+
+
+def _address_of(request: Request, run_id: str) -> Address:
+    seq = _count(request, "seq", least=1)
+    num_parts = _count(request, "parts", least=1, default=1)
+    part = _count(request, "part", least=0, default=0)
+    if num_parts > MAX_PARTS:
+        raise InvalidInput(f"{num_parts} parts, at most {MAX_PARTS} are possible", field="parts")
+    if part >= num_parts:
+        raise InvalidInput(f"part {part} of {num_parts}: the first part is 0", field="part")
+    return Address(run_id, seq, part, num_parts)
+
+
+def _declared_bytes(request: Request) -> int:
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() else 0
+
+
+def _count(request: Request, name: str, *, least: int, default: int | None = None) -> int:
+    text = request.query_params.get(name)
+    if text is None:
+        if default is None:
+            raise InvalidInput(f"missing: ?{name}=", field=name)
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18 and int(text) >= least):
+        raise InvalidInput(f"{text!r} is not a whole number from {least} on", field=name)
+    return int(text)

@@ -1,0 +1,211 @@
+"""What a client asks of a run: the body of each verb, parsed and checked without the GPU.
+
+It knows the vocabulary and the length limit and nothing else of the model; whatever depends on the state
+of a run when its turn comes (does that checkpoint exist, is there a gradient) is decided there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from google.protobuf.message import Message
+
+from farstep_proto.errors import InvalidInput, NotFound
+from farstep_proto.loss_table import INT_INPUTS, LossSpec
+from farstep_proto.names import CheckpointPath, check_name
+from farstep_proto.paths import Verb
+from farstep_proto.tensors import Array, IntArray, model_input_ids, tensor_from_proto
+from farstep_proto.v1 import common_pb2
+from farstep_proto.v1 import training_pb2 as pb
+from farstep_proto.validation import MAX_LORA_RANK, check_datum, check_loss
+
+REQUEST_TYPES: Mapping[str, type[Message]] = MappingProxyType(
+    {
+        Verb.FORWARD: pb.ForwardRequest,
+        Verb.FORWARD_BACKWARD: pb.ForwardRequest,
+        Verb.OPTIM_STEP: pb.OptimStepRequest,
+        Verb.SAVE_STATE: pb.SaveStateRequest,
+        Verb.PUBLISH: pb.PublishRequest,
+        Verb.LOAD_STATE: pb.LoadStateRequest,
+        Verb.RESET: pb.ResetRequest,
+        Verb.SKIP: pb.SkipRequest,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the model can take, for one run."""
+
+    vocab_size: int
+    max_seq_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One datum: its tokens [T] and the loss's inputs, each [T] or [T, K]."""
+
+    tokens: IntArray
+    inputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A forward pass over a batch, with or without the backward one."""
+
+    loss_fn: str
+    config: Mapping[str, float]
+    examples: tuple[Example, ...]
+    backward: bool
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(example.tokens) for example in self.examples)
+
+
+@dataclass(frozen=True, slots=True)
+class AdamSettings:
+    learning_rate: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    grad_clip_norm: float
+    num_tokens = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SaveState:
+    name: str
+    metadata: Mapping[str, str]
+    ttl_seconds: int | None
+    overwrite: bool
+    num_tokens = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """An empty name keeps no checkpoint."""
+
+    name: str
+    ttl_seconds: int | None
+    num_tokens = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadState:
+    path: CheckpointPath
+    optimizer: bool
+    num_tokens = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    lora_rank: int
+    num_tokens = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    num_tokens = 0
+
+
+Call = Pass | AdamSettings | SaveState | Publish | LoadState | Reset | Skip
+
+
+def request_type(verb: str) -> type[Message]:
+    """The message that a verb takes.
+
+    Raises:
+        NotFound: there is no such verb.
+    """
+    kind = REQUEST_TYPES.get(verb)
+    if kind is None:
+        raise NotFound(f"no verb {verb!r}", field="verb", hint=f"one of {', '.join(REQUEST_TYPES)}")
+    return kind
+
+
+def parse_call(verb: str, message: Message, limits: Limits, *, where: str = "") -> Call:
+    """The checked form of a verb's message; `where` goes before the field names of data.
+
+    Raises:
+        InvalidInput: naming the field.
+    """
+    match message:
+        case pb.ForwardRequest():
+            return _parse_pass(message, limits, backward=verb == Verb.FORWARD_BACKWARD, where=where)
+        case pb.OptimStepRequest():
+            return _parse_adam(message)
+        case pb.SaveStateRequest():
+            return SaveState(check_name(message.name), dict(message.metadata), _ttl_of(message), message.overwrite)
+        case pb.PublishRequest():
+            return _parse_publish(message)
+        case pb.LoadStateRequest():
+            return LoadState(CheckpointPath.parse(message.path), message.optimizer)
+        case pb.ResetRequest():
+            return _parse_reset(message)
+        case _:
+            return Skip()
+
+
+def _parse_pass(message: pb.ForwardRequest, limits: Limits, *, backward: bool, where: str) -> Pass:
+    config = dict(message.loss_fn_config)
+    spec = check_loss(message.loss_fn, config)
+    if not message.data:
+        raise InvalidInput("no data", field=f"{where}data")
+    examples = tuple(
+        _parse_datum(datum, spec, limits, field=f"{where}data[{index}]") for index, datum in enumerate(message.data)
+    )
+    return Pass(message.loss_fn, config, examples, backward)
+
+
+def _parse_datum(datum: common_pb2.Datum, spec: LossSpec, limits: Limits, *, field: str) -> Example:
+    tokens_T = model_input_ids(datum.model_input, field=f"{field}.model_input")
+    given = {
+        key: tensor_from_proto(tensor, field=f"{field}.loss_fn_inputs.{key}")
+        for key, tensor in datum.loss_fn_inputs.items()
+    }
+    check_datum(spec, tokens_T, given, vocab_size=limits.vocab_size, max_seq_len=limits.max_seq_len, field=field)
+    inputs = {key: array if key in INT_INPUTS else array.astype(np.float32, copy=False) for key, array in given.items()}
+    return Example(tokens_T, inputs)
+
+
+def _parse_adam(message: pb.OptimStepRequest) -> AdamSettings:
+    settings = {field.name: float(getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
+    for name, value in settings.items():
+        if not math.isfinite(value):
+            raise InvalidInput(f"{value} is not a finite number", field=name)
+    for name in ("learning_rate", "weight_decay", "grad_clip_norm"):
+        if settings[name] < 0:
+            raise InvalidInput(f"{settings[name]} is negative", field=name)
+    for name in ("beta1", "beta2"):
+        if not 0 <= settings[name] < 1:
+            raise InvalidInput(f"{settings[name]} is not in [0, 1)", field=name)
+    if settings["eps"] <= 0:
+        raise InvalidInput(f"{settings['eps']} is not positive", field="eps")
+    return AdamSettings(**settings)
+
+
+def _parse_publish(message: pb.PublishRequest) -> Publish:
+    ttl_seconds = _ttl_of(message)
+    if not message.name and ttl_seconds is not None:
+        raise InvalidInput("a policy without a name is not kept", field="ttl_seconds", hint="give it a name")
+    return Publish(check_name(message.name) if message.name else "", ttl_seconds)
+
+
+def _parse_reset(message: pb.ResetRequest) -> Reset:
+    if not 1 <= message.lora_rank <= MAX_LORA_RANK:
+        raise InvalidInput(f"{message.lora_rank} is not between 1 and {MAX_LORA_RANK}", field="lora_rank")
+    return Reset(message.lora_rank)
+
+
+def _ttl_of(message: pb.SaveStateRequest | pb.PublishRequest) -> int | None:
+    if not message.HasField("ttl_seconds"):
+        return None
+    if message.ttl_seconds <= 0:
+        raise InvalidInput(f"{message.ttl_seconds} is not positive", field="ttl_seconds")
+    return message.ttl_seconds

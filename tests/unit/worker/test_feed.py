@@ -1,0 +1,122 @@
+"""The policy feed over a real gRPC connection."""
+
+import asyncio
+import hashlib
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+
+from farstep_proto.v1 import feed_pb2 as pb
+from farstep_proto.v1.feed_pb2_grpc import PolicyFeedStub
+from farstep_serving.keys import KeyRing
+from farstep_worker.feed import CHUNK_BYTES, FeedServer, Policy, PolicyFeed
+
+KEY = "fsk-test"
+
+
+def policy(run_id, version, data=b"weights"):
+    return Policy.of(run_id, version=version, data=data, published_at=float(version))
+
+
+@pytest.fixture
+async def feed():
+    feed = PolicyFeed(KeyRing.of(KEY))
+    server = FeedServer(feed)
+    feed.address = await server.start("127.0.0.1", 0)
+    yield feed
+    await server.stop()
+
+
+@asynccontextmanager
+async def subscription(feed, *, key=KEY, have=None):
+    async with grpc.aio.insecure_channel(feed.address) as channel:
+        metadata = (("authorization", f"Bearer {key}"),) if key else ()
+        request = pb.SubscribeRequest(subscriber="test", have=have or {})
+        yield PolicyFeedStub(channel).Subscribe(request, metadata=metadata)
+
+
+async def receive(call):
+    header = (await asyncio.wait_for(call.read(), 5)).header
+    data = b""
+    while len(data) < header.num_bytes:
+        chunk = (await asyncio.wait_for(call.read(), 5)).chunk
+        assert len(chunk) <= CHUNK_BYTES
+        data += chunk
+    assert hashlib.sha256(data).hexdigest() == header.sha256
+    return header, data
+
+
+async def silent(call):
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(call.read(), 0.1)
+
+
+async def test_a_subscriber_gets_the_newest_of_every_run_and_then_each_new_one(feed):
+    feed.offer(policy("a", 1))
+    feed.offer(policy("a", 2, b"newest"))
+    feed.offer(policy("b", 1))
+    async with subscription(feed) as call:
+        first = [await receive(call) for _ in range(2)]
+        assert [(header.run_id, header.version) for header, _ in first] == [("a", 2), ("b", 1)]
+        assert first[0][1] == b"newest"
+        assert first[0][0].published_at == 2.0
+        feed.offer(policy("b", 2))
+        assert (await receive(call))[0].version == 2
+
+
+async def test_what_the_subscriber_has_is_not_sent(feed):
+    feed.offer(policy("a", 3))
+    feed.offer(policy("b", 5))
+    async with subscription(feed, have={"a": 3, "b": 4}) as call:
+        assert (await receive(call))[0].run_id == "b"
+        await silent(call)
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, 2 * CHUNK_BYTES + 1])
+async def test_any_size_arrives_in_chunks(feed, size):
+    data = bytes(i % 251 for i in range(size))
+    feed.offer(policy("a", 1, data))
+    async with subscription(feed) as call:
+        assert (await receive(call))[1] == data
+
+
+@pytest.mark.parametrize("key", ["wrong", ""])
+async def test_a_wrong_token_is_refused(feed, key):
+    feed.offer(policy("a", 1))
+    async with subscription(feed, key=key) as call:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert KEY not in caught.value.details()
+
+
+async def test_a_slow_subscriber_skips_to_the_latest_and_holds_up_nobody(feed):
+    async with subscription(feed) as slow, subscription(feed) as fast:
+        feed.offer(policy("a", 1))
+        await receive(slow)
+        await receive(fast)
+        data = bytes(4 * CHUNK_BYTES)
+        for version in range(2, 42):  # 160 MiB: far more than the transport keeps for one that does not read
+            feed.offer(policy("a", version, data))
+            assert (await receive(fast))[0].version == version
+        versions = []
+        while not versions or versions[-1] != 41:
+            versions.append((await receive(slow))[0].version)
+        assert versions == sorted(versions)
+        assert len(versions) < 10
+
+
+async def test_subscribers_that_leave_are_forgotten(feed):
+    async with subscription(feed) as call:
+        feed.offer(policy("a", 1))
+        await receive(call)
+    feed.offer(policy("a", 2))
+    async with subscription(feed) as call:
+        assert (await receive(call))[0].version == 2
+
+
+async def test_a_taken_port_is_an_error(feed):
+    port = int(feed.address.rpartition(":")[2])
+    with pytest.raises(SystemExit, match=str(port)):
+        await FeedServer(PolicyFeed(KeyRing.of())).start("127.0.0.1", port)

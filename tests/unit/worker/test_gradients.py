@@ -1,0 +1,187 @@
+"""Losses and gradients against a plain peft + torch loop on the same model, in double precision."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from transformers import AutoModelForCausalLM
+
+from farstep_model.embedded import model_dir
+from farstep_proto.errors import ModelError
+from farstep_proto.loss_table import LOSS_TABLE
+from farstep_worker.gradients import run_pass
+from farstep_worker.submission import Example, Pass
+
+FORMULAS = {
+    "cross_entropy": lambda p, q, adv: -p,
+    "importance_sampling": lambda p, q, adv: -torch.exp(p - q) * adv,
+    "ppo": lambda p, q, adv: -torch.min(torch.exp(p - q) * adv, torch.clip(torch.exp(p - q), 0.8, 1.2) * adv),
+    "cispo": lambda p, q, adv: -torch.clip(torch.exp(p - q), 0.0, 4.0).detach() * adv * p,
+    "dro": lambda p, q, adv: -(p * adv - 0.5 * 0.05 * (p - q) ** 2),
+    "dppo": lambda p, q, adv: -torch.exp(p - q) * adv * _dppo_keep(p, q, adv),
+}
+
+
+def _dppo_keep(p, q, adv):
+    threshold = LOSS_TABLE["dppo"].defaults["divergence_threshold"]
+    leaves = torch.sign(adv) * (p - q) > 0
+    return ~(leaves & (torch.abs(torch.exp(p) - torch.exp(q)) > threshold)).detach()
+
+
+def plain_peft(adapter):
+    """The same model and weights in transformers and peft, in double precision."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir(), dtype=torch.float64)
+    names = sorted({name.rpartition(".lora_")[0].removeprefix("base_model.model.") for name in adapter.names()})
+    config = LoraConfig(r=adapter.spec.rank, lora_alpha=adapter.spec.alpha, target_modules=names)
+    peft_model = get_peft_model(model, config)
+    set_peft_model_state_dict(peft_model, {key: value.double() for key, value in adapter.state_dict().items()})
+    return peft_model.eval()
+
+
+def reference(adapter, call):
+    """Loss sum, log-probabilities by datum, and gradients by name: one datum at a time, without padding."""
+    model = plain_peft(adapter)
+    loss_sum, all_logprobs = 0.0, []
+    for example in call.examples:
+        logits = model(torch.from_numpy(example.tokens.astype(np.int64))[None]).logits[0]
+        targets = torch.from_numpy(example.inputs["target_tokens"])
+        asked = targets != -100
+        flat = targets.reshape(len(targets), -1).clamp_min(0)
+        p = torch.log_softmax(logits, -1).gather(-1, flat).reshape(targets.shape)
+        p = torch.where(asked, p, 0.0)
+        given = {key: torch.from_numpy(array).double() for key, array in example.inputs.items()}
+        weights = given.get("weights", torch.ones_like(p)) * asked
+        per_token = FORMULAS[call.loss_fn](p, given.get("logprobs"), given.get("advantages"))
+        loss_sum = loss_sum + (weights * per_token).sum()
+        all_logprobs.append(p.detach().numpy())
+    loss_sum.backward()
+    gradients = {
+        name.replace(".default.", "."): parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    return loss_sum.item(), all_logprobs, gradients
+
+
+def distance(found, expected):
+    """Relative, in the norm of all parameters together."""
+    difference = torch.sqrt(sum(((a.double() - b) ** 2).sum() for a, b in zip(found, expected, strict=True)))
+    return (difference / torch.sqrt(sum((b**2).sum() for b in expected))).item()
+
+
+def check_against_reference(adapter, call, results):
+    loss_sum, logprobs, gradients = reference(adapter, call)
+    expected = [gradients[name] for name in adapter.names()]
+    found = [torch.stack(parts).sum(0) for parts in zip(*(result.gradients for result in results), strict=True)]
+    assert sum(result.loss_sum for result in results) == pytest.approx(loss_sum, rel=1e-5)
+    assert distance(found, expected) <= 1e-5
+    assert torch.stack([g.norm() for g in found]).min() > 0
+    outputs = [array for result in results for array in result.logprobs]
+    for output, wanted in zip(outputs, logprobs, strict=True):
+        assert output.shape == wanted.shape
+        np.testing.assert_allclose(output, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("loss_fn", sorted(FORMULAS))
+def test_every_loss_agrees_with_plain_peft(make_run, make_pass, loss_fn):
+    adapter = make_run(warm=True).adapter
+    call = make_pass(loss_fn)
+    result = run_pass(adapter, call, token_budget=24, dropout_seed=0)
+    check_against_reference(adapter, call, [result])
+    assert result.metrics["loss:sum"] == pytest.approx(result.loss_sum, rel=1e-6)
+
+
+def test_formulas_of_the_test_cover_the_table():
+    assert FORMULAS.keys() == LOSS_TABLE.keys()
+
+
+def test_split_calls_add_up_to_the_whole(make_run, make_pass):
+    adapter = make_run(warm=True).adapter
+    call = make_pass("importance_sampling", lengths=(4, 17, 8, 2, 11))
+    parts = [dataclasses.replace(call, examples=call.examples[a:b]) for a, b in ((0, 2), (2, 3), (3, 5))]
+    check_against_reference(adapter, call, [run_pass(adapter, p, token_budget=64, dropout_seed=0) for p in parts])
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_the_output_layer_can_be_trained_too(make_run, make_pass):
+    adapter = make_run(warm=True, target_modules=("lm_head", "q_proj"), train_unembed=True).adapter
+    call = make_pass()
+    check_against_reference(adapter, call, [run_pass(adapter, call, token_budget=64, dropout_seed=0)])
+
+
+def test_several_candidates_a_position(make_run):
+    adapter = make_run(warm=True).adapter
+    rng = np.random.default_rng(5)
+    examples = []
+    for length, k in ((6, 3), (4, 1), (9, 3), (5, 0)):  # 0: plain [T] in the same batch
+        shape = (length, k) if k else (length,)
+        targets = rng.integers(3, 300, shape)
+        targets[0] = -100
+        targets.flat[-1] = -100
+        weights = rng.uniform(0, 1, shape).astype(np.float32)
+        tokens = rng.integers(3, 300, length).astype(np.int32)
+        examples.append(Example(tokens, {"target_tokens": targets, "weights": weights}))
+    call = Pass("cross_entropy", {}, tuple(examples), backward=True)
+    check_against_reference(adapter, call, [run_pass(adapter, call, token_budget=32, dropout_seed=0)])
+
+
+@pytest.mark.parametrize("token_budget", [1, 16, 1000])
+def test_batching_changes_nothing_beyond_rounding(make_run, make_pass, token_budget):
+    adapter = make_run(warm=True).adapter
+    call = make_pass("ppo", lengths=(5, 12, 3, 9, 12, 1))
+    one, other = (run_pass(adapter, call, token_budget=b, dropout_seed=0) for b in (40, token_budget))
+    assert one.loss_sum == pytest.approx(other.loss_sum, rel=1e-5)
+    assert distance(one.gradients, [g.double() for g in other.gradients]) <= 1e-5
+    assert one.num_active == other.num_active
+    for a, b in zip(one.logprobs, other.logprobs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert one.metrics == pytest.approx(other.metrics, rel=1e-4)
+
+
+def test_a_forward_pass_has_no_gradients_and_the_same_numbers(make_run, make_pass):
+    adapter = make_run(warm=True).adapter
+    call = make_pass("cispo")
+    backward = run_pass(adapter, call, token_budget=64, dropout_seed=0)
+    forward = run_pass(adapter, dataclasses.replace(call, backward=False), token_budget=64, dropout_seed=0)
+    assert forward.gradients is None
+    assert forward.loss_sum == backward.loss_sum
+    assert forward.metrics == backward.metrics
+
+
+def test_targets_without_weight_get_their_logprob_and_no_gradient(make_run, make_pass):
+    adapter = make_run(warm=True).adapter
+    call = make_pass(lengths=(7, 4))
+    unweighted = tuple(
+        Example(e.tokens, {**e.inputs, "weights": np.zeros(len(e.tokens), dtype=np.float32)}) for e in call.examples
+    )
+    result = run_pass(adapter, dataclasses.replace(call, examples=unweighted), token_budget=64, dropout_seed=0)
+    assert result.num_active == 0
+    assert result.loss_sum == 0
+    assert all(not gradient.any() for gradient in result.gradients)
+    full = run_pass(adapter, call, token_budget=64, dropout_seed=0)
+    for a, b in zip(result.logprobs, full.logprobs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+        assert a[-1] == 0
+        assert (a[:-1] < 0).all()
+
+
+def test_dropout_is_by_its_seed_and_in_the_backward_pass_only(make_run, make_pass):
+    adapter = make_run(warm=True, dropout=0.5).adapter
+    call = make_pass()
+    losses = [run_pass(adapter, call, token_budget=64, dropout_seed=seed).loss_sum for seed in (1, 2, 1)]
+    assert losses[0] == losses[2] != losses[1]
+    still = dataclasses.replace(call, backward=False)
+    assert len({run_pass(adapter, still, token_budget=64, dropout_seed=seed).loss_sum for seed in (1, 2)}) == 1
+
+
+def test_a_loss_that_is_not_finite_names_its_datum(make_run, make_pass):
+    adapter = make_run().adapter
+    call = make_pass("importance_sampling")
+    call.examples[2].inputs["logprobs"][0] = -1e30
+    call.examples[2].inputs["advantages"][0] = 1.0
+    with pytest.raises(ModelError) as caught:
+        run_pass(adapter, call, token_budget=1000, dropout_seed=0)
+    assert caught.value.error_class == "NonFiniteError"
+    assert caught.value.field == "data[2]"
