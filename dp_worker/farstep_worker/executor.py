@@ -47,7 +47,7 @@ class Executor:
     def __init__(self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int) -> None:
         self.runs: dict[str, Run] = {}
         self._layers = layers
-        self._store = store
+        self.store = store
         self._token_budget = token_budget
 
     @property
@@ -110,21 +110,21 @@ class Executor:
         return _succeeded(optim_step=pb.OptimStepResponse(metrics=metrics))
 
     def _save_state(self, run: Run, call: SaveState) -> Outcome:
-        path = checkpoint.save_state(self._store, run, call)
+        path = checkpoint.save_state(self.store, run, call)
         return _succeeded(save_weights=pb.SaveWeightsResponse(path=str(path)))
 
     def _publish(self, run: Run, call: Publish) -> Outcome:
         """The version is taken last, so that a failure leaves no number without a policy."""
         version = run.policy_version + 1
         data = run.adapter.to_bytes()
-        path = checkpoint.save_policy(self._store, run, call, policy_version=version) if call.name else ""
+        path = checkpoint.save_policy(self.store, run, call, policy_version=version) if call.name else ""
         run.policy_version = version
         policy = Policy.of(run.config.run_id, version=version, data=data, published_at=time.time())
         response = pb.SaveWeightsResponse(path=str(path), policy_version=version)
         return _succeeded(save_weights=response, policy=policy)
 
     def _load_state(self, run: Run, call: LoadState) -> Outcome:
-        checkpoint.load_state(self._store, run, call)
+        checkpoint.load_state(self.store, run, call)
         return _succeeded(load_weights=pb.LoadWeightsResponse(path=str(call.path), step=run.step))
 
 

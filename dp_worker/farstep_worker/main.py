@@ -118,7 +118,7 @@ async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.sock
     """Serves until a signal; then lets the running operation finish within the time there is."""
     feed = PolicyFeed(config.keys)
     dispatcher = Dispatcher(executor, feed=feed, num_threads=config.num_threads)
-    api = TrainerApi(executor.base, dispatcher, max_request_bytes=config.max_request_bytes)
+    api = TrainerApi(executor.base, dispatcher, executor.store, max_request_bytes=config.max_request_bytes)
     app = make_server(api, keys=config.keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
 
     def on_ready() -> None:

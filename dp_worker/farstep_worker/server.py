@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,10 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.load import BaseModel, tokenizer_files
 from farstep_proto import paths
 from farstep_proto.errors import InvalidInput
 from farstep_proto.loss_table import LOSS_TABLE
+from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_serving.app import make_app, operation_routes
 from farstep_serving.keys import KeyRing
@@ -36,6 +38,7 @@ class TrainerApi:
 
     base: BaseModel
     dispatcher: Dispatcher
+    store: CheckpointStore
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES
     feed_address: str = ""
 
@@ -49,6 +52,7 @@ class TrainerApi:
             Route(paths.RUNS, self.list_runs),
             Route(paths.RUN, self.get_run),
             Route(paths.VERB, self.submit, methods=["POST"]),
+            Route(paths.CHECKPOINT, self.get_checkpoint),
             *operation_routes(self.dispatcher.table, cancel=self.dispatcher.cancel),
         ]
 
@@ -72,12 +76,7 @@ class TrainerApi:
         return respond(request, message)
 
     async def tokenizer(self, request: Request) -> Response:
-        files = tokenizer_files(self.base.path)
-        digest = hashlib.sha256()
-        for name in sorted(files):
-            digest.update(name.encode())
-            digest.update(files[name])
-        return respond(request, pb.TokenizerFiles(files=files, sha256=digest.hexdigest()))
+        return respond(request, await asyncio.to_thread(tokenizer_files, self.base.path))
 
     async def policy_versions(self, request: Request) -> Response:
         versions = {run.config.run_id: run.policy_version for run in self.dispatcher.runs}
@@ -94,6 +93,11 @@ class TrainerApi:
     async def get_run(self, request: Request) -> Response:
         run = self.dispatcher.run(request.path_params["run_id"])
         return respond(request, self.dispatcher.describe(run))
+
+    async def get_checkpoint(self, request: Request) -> Response:
+        path = CheckpointPath.from_checkpoint_id("{run_id}/{kind}/{name}".format(**request.path_params))
+        manifest = await asyncio.to_thread(self.store.manifest, path)
+        return respond(request, manifest.to_proto())
 
     async def submit(self, request: Request) -> Response:
         run = self.dispatcher.run(request.path_params["run_id"])

@@ -8,6 +8,8 @@ Shapes: B batch rows, T positions, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from farstep_model.embedded import MODEL_NAME, model_dir
 from farstep_model.head import Head, find_head
 from farstep_proto.errors import InvalidInput, NotFound
+from farstep_proto.v1 import training_pb2
 
 _TOKENIZER_PATTERNS = (
     "config.json",
@@ -111,14 +114,19 @@ def load_base_model(
     )
 
 
-def tokenizer_files(path: str | Path) -> dict[str, bytes]:
-    """The files in a model's folder that `AutoTokenizer.from_pretrained` needs, by name."""
-    return {
+@functools.lru_cache(maxsize=4)
+def tokenizer_files(path: str) -> training_pb2.TokenizerFiles:
+    """The files in a model's folder that `AutoTokenizer.from_pretrained` needs, as a server hands them out."""
+    files = {
         file.name: file.read_bytes()
         for pattern in _TOKENIZER_PATTERNS
         for file in sorted(Path(path).glob(pattern))
         if file.is_file()
     }
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(name.encode() + b"\0" + files[name])
+    return training_pb2.TokenizerFiles(files=files, sha256=digest.hexdigest())
 
 
 def _device(device: str | torch.device) -> torch.device:

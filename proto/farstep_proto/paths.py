@@ -39,6 +39,7 @@ SAMPLER = "/v1/samplers/{sampler_id}"
 RUN_CHECKPOINTS = "/v1/runs/{run_id}/checkpoints"
 CHECKPOINT_ARCHIVE = "/v1/checkpoints/{run_id}/{kind}/{name}/archive"
 CHECKPOINT_FILE = "/v1/checkpoints/{run_id}/{kind}/{name}/files/{file}"
+CHECKPOINT = "/v1/checkpoints/{run_id}/{kind}/{name}"  # on a dp_worker too
 CAPABILITIES = "/v1/capabilities"
 STATUS = "/v1/status"
 

@@ -51,6 +51,7 @@ def make_control_app(*, keys: KeyRing, lifespan: Lifespan) -> Starlette:
         Route(paths.RUNS, _list_runs, methods=["GET"]),
         Route(paths.RUN, _get_run, methods=["GET"]),
         Route(paths.RUN_CHECKPOINTS, _list_checkpoints, methods=["GET"]),
+        Route(paths.CHECKPOINT, _get_checkpoint),
         Route(paths.CHECKPOINT_ARCHIVE, _get_archive, methods=["GET"]),
         Route(paths.CHECKPOINT_FILE, _get_file, methods=["GET"]),
         Route(paths.CAPABILITIES, _get_capabilities, methods=["GET"]),
@@ -112,6 +113,10 @@ async def _list_checkpoints(request: Request) -> Response:
     if not found.checkpoints and not await _control(request).runs.exists(run_id):
         raise NotFound(f"no run {run_id!r}", field="run_id")
     return respond(request, found)
+
+
+async def _get_checkpoint(request: Request) -> Response:
+    return respond(request, await _control(request).checkpoints.get(_checkpoint(request)))
 
 
 async def _get_archive(request: Request) -> Response:

@@ -14,9 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from google.protobuf import json_format
-
-from farstep_infra.store.checkpoints import CheckpointStore, Manifest
+from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_proto import paths
 from farstep_proto.errors import Forbidden, InvalidInput
 from farstep_proto.names import CheckpointPath
@@ -39,7 +37,13 @@ class Checkpoints:
         InvalidInput: not a run id.
         """
         manifests = await asyncio.to_thread(self._store.list, run_id)
-        return control_pb2.ListCheckpointsResponse(checkpoints=[_to_proto(manifest) for manifest in manifests])
+        return control_pb2.ListCheckpointsResponse(checkpoints=[manifest.to_proto() for manifest in manifests])
+
+    async def get(self, path: CheckpointPath) -> control_pb2.Checkpoint:
+        """Raises:
+        NotFound: no such checkpoint.
+        """
+        return (await asyncio.to_thread(self._store.manifest, path)).to_proto()
 
     async def archive(self, path: CheckpointPath, *, base_url: str, page: str) -> control_pb2.CheckpointArchive:
         """URLs of a checkpoint's files, `PAGE_SIZE` at a time; `page` is empty or an earlier `next_page`.
@@ -96,28 +100,3 @@ def _page_start(page: str, num_files: int) -> int:
     if not (page.isascii() and page.isdigit()) or not 0 < int(page) < num_files:
         raise InvalidInput(f"{page!r} is not a page of this checkpoint", field="page")
     return int(page)
-
-
-def _to_proto(manifest: Manifest) -> control_pb2.Checkpoint:
-    meta = manifest.meta
-    checkpoint = control_pb2.Checkpoint(
-        checkpoint_id=manifest.path.checkpoint_id,
-        run_id=manifest.path.run_id,
-        target="trainer" if manifest.path.kind == "weights" else "sampler",
-        path=str(manifest.path),
-        created_at=manifest.created_at,
-        size_bytes=manifest.size_bytes,
-        base_model=str(meta.get("base_model", "")),
-        expires_at=manifest.expires_at,
-        sha256s={name: file.sha256 for name, file in manifest.files.items()},
-    )
-    for name in ("policy_version", "step"):
-        value = meta.get(name)
-        if isinstance(value, int):
-            setattr(checkpoint, name, value)
-    lora, metadata = meta.get("lora"), meta.get("metadata")
-    if isinstance(lora, dict):
-        json_format.ParseDict(lora, checkpoint.lora_adapter_config, ignore_unknown_fields=True)
-    if isinstance(metadata, dict):
-        checkpoint.metadata.update({str(key): str(value) for key, value in metadata.items()})
-    return checkpoint

@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
+from google.protobuf import json_format
+
 from farstep_proto.errors import InvalidInput
 from farstep_proto.names import CheckpointPath, check_name
+from farstep_proto.v1 import control_pb2
 
 FILE_NAME = "manifest.json"
 _FORMAT = 1
@@ -46,6 +49,30 @@ class Manifest:
 
     def is_expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now
+
+    def to_proto(self) -> control_pb2.Checkpoint:
+        """The checkpoint as clients see it."""
+        checkpoint = control_pb2.Checkpoint(
+            checkpoint_id=self.path.checkpoint_id,
+            run_id=self.path.run_id,
+            target="trainer" if self.path.kind == "weights" else "sampler",
+            path=str(self.path),
+            created_at=self.created_at,
+            size_bytes=self.size_bytes,
+            base_model=str(self.meta.get("base_model", "")),
+            expires_at=self.expires_at,
+            sha256s={name: file.sha256 for name, file in self.files.items()},
+        )
+        for name in ("policy_version", "step"):
+            value = self.meta.get(name)
+            if isinstance(value, int):
+                setattr(checkpoint, name, value)
+        lora, metadata = self.meta.get("lora"), self.meta.get("metadata")
+        if isinstance(lora, dict):
+            json_format.ParseDict(lora, checkpoint.lora_adapter_config, ignore_unknown_fields=True)
+        if isinstance(metadata, dict):
+            checkpoint.metadata.update({str(key): str(value) for key, value in metadata.items()})
+        return checkpoint
 
     def to_json(self) -> bytes:
         content = {

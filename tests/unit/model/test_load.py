@@ -73,7 +73,7 @@ def test_a_head_that_does_more_is_refused() -> None:
 
 def test_tokenizer_files_are_all_that_a_tokenizer_needs(load: Load, tmp_path: Path) -> None:
     base = load("qwen3")
-    files = tokenizer_files(base.path)
+    files = tokenizer_files(base.path).files
     assert not any(name.endswith(".safetensors") for name in files)
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)

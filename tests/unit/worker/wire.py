@@ -77,7 +77,7 @@ async def serving(executor, **settings):
     keys = KeyRing.of(KEY)
     feed = PolicyFeed(keys)
     dispatcher = Dispatcher(executor, feed=feed, num_threads=1, **settings)
-    api = TrainerApi(executor.base, dispatcher, max_request_bytes=LIMIT)
+    api = TrainerApi(executor.base, dispatcher, executor.store, max_request_bytes=LIMIT)
     app = make_server(api, keys=keys, feed=FeedServer(feed), host="127.0.0.1", feed_port=0)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     headers = {"authorization": f"Bearer {KEY}"}

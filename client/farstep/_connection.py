@@ -1,0 +1,213 @@
+"""One server, as this process sees it: a transport, a poll, and what the server says it is.
+
+All clients of a process that speak to the same address with the same key share one connection, and so one
+long poll. Who takes one gives it back; the last to do so closes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import uuid
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
+
+from google.protobuf.message import Message
+
+from farstep import _loop
+from farstep._pending import Pending
+from farstep._poller import Poller
+from farstep._settings import ApiKey
+from farstep.errors import FarstepError, ResultTimeout
+from farstep_proto import paths
+from farstep_proto.v1 import operations_pb2, training_pb2
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from farstep._transport import Transport
+
+M = TypeVar("M", bound=Message)
+
+MAX_PARKED_S = 30.0
+HEALTH_S = 5.0
+
+_open: dict[tuple[str, str | None], Connection] = {}
+_open_lock = threading.Lock()
+_all: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+class Connection:
+    """Made by `take`, ended by `release`. Everything async here runs on the background loop."""
+
+    def __init__(self, url: str, key: ApiKey) -> None:
+        self.url = url
+        self.key = key
+        self.num_users = 0
+        self.info: training_pb2.ServerInfo | None = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._begin()
+        _all.add(self)
+
+    @classmethod
+    def take(cls, url: str, key: ApiKey) -> Connection:
+        with _open_lock:
+            connection = _open.get((url, key.secret))
+            if connection is None:
+                connection = _open[url, key.secret] = cls(url, key)
+            connection.num_users += 1
+            return connection
+
+    async def release(self) -> None:
+        with _open_lock:
+            self.num_users -= 1
+            if self.num_users:
+                return
+            _open.pop((self.url, self.key.secret), None)
+        await self._aclose()
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        reply: type[M],
+        *,
+        message: Message | None = None,
+        params: Mapping[str, str] | None = None,
+        budget_s: float | None = None,
+        wait_s: float | None = None,
+        repeatable: bool = True,
+    ) -> M:
+        """A plain request; one with `wait_s` is parked by the server for as long as that."""
+        from farstep._transport import Lane, Request
+
+        self._begin_after_fork()
+        query = dict(params or {})
+        if wait_s is not None:
+            query["wait_s"] = f"{min(wait_s, MAX_PARKED_S):.3f}"
+        request = Request(
+            method,
+            path,
+            body=message.SerializeToString() if message is not None else b"",
+            params=query,
+            lane=Lane.PARKED if wait_s else Lane.SHORT,
+            wait_s=wait_s or 0.0,
+            repeatable=repeatable,
+        )
+        return await self._transport.call(request, reply, budget_s=budget_s)
+
+    async def submit(
+        self,
+        path: str,
+        bodies: Sequence[bytes],
+        *,
+        params: Mapping[str, str],
+        headers: Mapping[str, str] | None = None,
+        on_arrival: Callable[[operations_pb2.Operation], None] | None = None,
+    ) -> tuple[str, Pending]:
+        """Submits one operation, in as many parts as there are bodies: its id, and where its outcome will be."""
+        from farstep._transport import Request
+
+        self._begin_after_fork()
+        headers = {paths.CLIENT_ID: self.client_id, **(headers or {})}
+        with self._poller.submitting():
+            for part, body in enumerate(bodies):
+                query = dict(params)
+                if len(bodies) > 1:
+                    query |= {"part": str(part), "parts": str(len(bodies))}
+                request = Request("POST", path, body=body, params=query, headers=headers)
+                accepted = await self._transport.call(request, operations_pb2.Accepted)
+            pending = Pending(on_arrival)
+            self._poller.watch(accepted.operation_id, pending)
+            return accepted.operation_id, pending
+
+    async def submit_once(self, path: str, body: bytes, *, params: Mapping[str, str]) -> None:
+        """A submission whose outcome nobody waits for, tried a single time."""
+        from farstep._transport import Request
+
+        self._begin_after_fork()
+        request = Request("POST", path, body=body, params=params, headers={paths.CLIENT_ID: self.client_id})
+        await self._transport.attempt(request, operations_pb2.Accepted)
+
+    async def load_info(self, *, budget_s: float | None = None) -> training_pb2.ServerInfo:
+        if self.info is None:
+            self.info = await self.call("GET", paths.INFO, training_pb2.ServerInfo, budget_s=budget_s)
+        return self.info
+
+    async def look(self, operation_id: str) -> operations_pb2.Operation:
+        """An operation as it stands now."""
+        return await self.call("GET", path_of(paths.OPERATION, operation_id=operation_id), operations_pb2.Operation)
+
+    async def cancel(self, operation_id: str) -> bool:
+        path = path_of(paths.CANCEL, operation_id=operation_id)
+        return (await self.call("POST", path, operations_pb2.CancelResponse)).cancelled
+
+    async def is_healthy(self) -> bool:
+        try:
+            await self.check_health(HEALTH_S)
+        except FarstepError:
+            return False
+        return True
+
+    async def check_health(self, budget_s: float) -> None:
+        """Returns when the server answers and takes work.
+
+        Raises:
+            ResultTimeout: it did neither within the budget.
+        """
+        self._begin_after_fork()
+        try:
+            async with asyncio.timeout(budget_s):
+                await self._transport.ping(paths.HEALTH, budget_s=budget_s)
+        except (FarstepError, TimeoutError) as error:
+            reason = str(error) or "no answer"
+            raise ResultTimeout(f"{self.url} was not ready within {budget_s:g} s: {reason}") from error
+
+    def outstanding(self) -> list[str]:
+        """Ids of the operations whose outcome has not come."""
+        return self._poller.outstanding()
+
+    async def _aclose(self) -> None:
+        await self._poller.aclose()
+        await self._transport.aclose()
+
+    def _begin(self) -> None:
+        from farstep._transport import Transport  # httpx takes a third of the import time: wait until it is needed
+
+        self._pid = os.getpid()
+        self.client_id = uuid.uuid4().hex
+        self._transport: Transport = Transport(self.url, self.key)
+        self._poller = Poller(self._transport, self.client_id)
+
+    def _begin_after_fork(self) -> None:
+        """The sockets are the parent's: leave them alone and use new ones."""
+        if self._pid != os.getpid():
+            self._begin()
+
+    def orphan_after_fork(self) -> None:
+        self._poller.orphan_after_fork()
+
+
+def path_of(template: str, **parts: str) -> str:
+    """A path with its parts filled in, each escaped."""
+    return template.format(**{name: quote(part, safe=":") for name, part in parts.items()})
+
+
+async def _close_all() -> None:
+    for connection in list(_all):
+        await connection._aclose()
+
+
+def _forget_after_fork() -> None:
+    global _open_lock
+    _open_lock = threading.Lock()
+    for connection in list(_all):
+        connection.orphan_after_fork()
+
+
+_loop.at_exit(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

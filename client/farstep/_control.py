@@ -1,0 +1,153 @@
+"""What the SDK says to a control plane: sessions, provisioning, checkpoints.
+
+Lives on the background loop. It knows nothing of training or sampling.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from farstep import _retry
+from farstep._connection import MAX_PARKED_S, Connection, path_of
+from farstep._convert import lora_from_proto
+from farstep.checkpoints import Checkpoint, CheckpointArchive, archive_from_proto, checkpoint_from_proto
+from farstep.errors import ProvisioningError, ResultTimeout, checked
+from farstep.results import RunInfo, ServerCapabilities, SupportedModel
+from farstep_proto import paths
+from farstep_proto.names import CheckpointPath
+from farstep_proto.v1 import common_pb2
+from farstep_proto.v1 import control_pb2 as pb
+
+
+class ControlPlane:
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def shared(self) -> ControlPlane:
+        """For one more user, who releases its connection in turn."""
+        return ControlPlane(Connection.take(self.connection.url, self.connection.key))
+
+    async def create_session(self, request: pb.CreateSessionRequest) -> str:
+        session = await self.connection.call(
+            "POST",
+            paths.SESSIONS,
+            pb.Session,
+            message=request,
+            budget_s=_retry.CONNECT_BUDGET_S,
+            repeatable=False,
+        )
+        return session.session_id
+
+    async def provision_run(
+        self, session_id: str, request: pb.ProvisionRunRequest, *, timeout_s: float, ready_timeout_s: float
+    ) -> pb.ProvisionedRun:
+        """A run whose trainer is ready."""
+        run = await self.connection.call(
+            "POST",
+            path_of(paths.SESSION_RUNS, session_id=session_id),
+            pb.ProvisionedRun,
+            message=request,
+            budget_s=timeout_s,
+            repeatable=False,
+        )
+        deadline = time.monotonic() + ready_timeout_s
+        while run.state == "provisioning":
+            wait_s = _left_s(deadline, f"run {run.run_id}", ready_timeout_s)
+            run = await self.get_run(run.run_id, wait_s=wait_s, budget_s=timeout_s)
+        if run.state != "ready":
+            raise ProvisioningError(f"run {run.run_id} is {run.state}: {run.message}")
+        return run
+
+    async def provision_sampler(
+        self, session_id: str, request: pb.ProvisionSamplerRequest, *, ready_timeout_s: float
+    ) -> pb.ProvisionedSampler:
+        sampler = await self.connection.call(
+            "POST",
+            path_of(paths.SESSION_SAMPLERS, session_id=session_id),
+            pb.ProvisionedSampler,
+            message=request,
+            repeatable=False,
+        )
+        deadline = time.monotonic() + ready_timeout_s
+        path = path_of(paths.SAMPLER, sampler_id=sampler.sampler_id)
+        while sampler.state == "provisioning":
+            wait_s = _left_s(deadline, f"sampler {sampler.sampler_id}", ready_timeout_s)
+            sampler = await self.connection.call("GET", path, pb.ProvisionedSampler, wait_s=wait_s)
+        if sampler.state != "ready":
+            raise ProvisioningError(f"sampler {sampler.sampler_id} is {sampler.state}: {sampler.message}")
+        return sampler
+
+    async def get_run(
+        self, run_id: str, *, wait_s: float | None = None, budget_s: float | None = None
+    ) -> pb.ProvisionedRun:
+        path = path_of(paths.RUN, run_id=run_id)
+        return await self.connection.call("GET", path, pb.ProvisionedRun, wait_s=wait_s, budget_s=budget_s)
+
+    async def list_runs(self) -> list[RunInfo]:
+        listed = await self.connection.call("GET", paths.RUNS, pb.ListProvisionedRunsResponse)
+        return [run_from_proto(run) for run in listed.runs]
+
+    async def list_checkpoints(self, run_id: str) -> list[Checkpoint]:
+        path = path_of(paths.RUN_CHECKPOINTS, run_id=run_id)
+        listed = await self.connection.call("GET", path, pb.ListCheckpointsResponse)
+        return [checkpoint_from_proto(checkpoint) for checkpoint in listed.checkpoints]
+
+    async def close_session(self, session_id: str) -> None:
+        """Ends what was started for this session alone, such as fresh samplers."""
+        path = path_of(paths.SESSION, session_id=session_id)
+        await self.connection.call("DELETE", path, common_pb2.Empty, budget_s=_retry.CONNECT_BUDGET_S)
+
+    async def get_archive(self, checkpoint_id: str) -> CheckpointArchive:
+        with checked():
+            parts = CheckpointPath.from_checkpoint_id(checkpoint_id)
+        path = path_of(paths.CHECKPOINT_ARCHIVE, run_id=parts.run_id, kind=parts.kind, name=parts.name)
+        pages: list[pb.CheckpointArchive] = []
+        params: Mapping[str, str] = {}
+        while not pages or pages[-1].next_page:
+            pages.append(await self.connection.call("GET", path, pb.CheckpointArchive, params=params))
+            params = {"page": pages[-1].next_page}
+        return archive_from_proto(pages)
+
+    async def get_capabilities(self) -> ServerCapabilities:
+        return _capabilities(await self.connection.call("GET", paths.CAPABILITIES, pb.Capabilities))
+
+
+def run_from_proto(message: pb.ProvisionedRun) -> RunInfo:
+    return RunInfo(
+        run_id=message.run_id,
+        session_id=message.session_id,
+        state=message.state,
+        message=message.message,
+        base_model=message.base_model,
+        lora=lora_from_proto(message.lora),
+        name=message.name,
+        user_metadata=dict(message.user_metadata),
+        created_at=datetime.fromtimestamp(message.created_at, UTC),
+    )
+
+
+def _capabilities(message: pb.Capabilities) -> ServerCapabilities:
+    models = tuple(
+        SupportedModel(model.model_name, model.max_context_length, model.warm) for model in message.supported_models
+    )
+    return ServerCapabilities(
+        supported_models=models,
+        loss_fns=tuple(message.loss_fns),
+        engines=tuple(message.engines),
+        accelerator=message.accelerator,
+        max_request_bytes=message.max_request_bytes,
+        max_lora_rank=message.max_lora_rank,
+        any_hub_model=message.any_hub_model,
+        version=message.version,
+    )
+
+
+def _left_s(deadline: float, what: str, ready_timeout_s: float) -> float:
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise ResultTimeout(
+            f"{what} was not ready after {ready_timeout_s:g} s", hint="it goes on starting; ask for it again later"
+        )
+    return min(left_s, MAX_PARKED_S)

@@ -1,0 +1,107 @@
+"""The status line of a long wait: what runs, where it stands in the queue, how fast the run goes.
+
+Shown in a terminal or a notebook after a second, one line at a time; never elsewhere, never in CI, and not
+where FARSTEP_PROGRESS is 0. It decides nothing: without it every wait ends the same way.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any
+
+from farstep import _loop
+from farstep._pending import Pending
+from farstep_proto.v1 import operations_pb2 as pb
+
+QUIET_S = 1.0
+TICK_S = 0.5
+LOOK_EVERY_S = 2.0
+
+_line_is_taken = threading.Lock()
+
+
+def wait(
+    pending: Pending,
+    timeout_s: float | None,
+    *,
+    look: Callable[[], Coroutine[Any, Any, str]],
+    label: Callable[[], str],
+) -> bool:
+    """As `pending.wait`, with a status line where one may be shown.
+
+    Args:
+        look: asks the server where the operation stands.
+        label: what is waited for.
+    """
+    quiet_s = QUIET_S if timeout_s is None else min(QUIET_S, timeout_s)
+    if not is_shown():
+        return pending.wait(timeout_s)
+    if pending.wait(quiet_s):
+        return True
+    rest_s = None if timeout_s is None else timeout_s - quiet_s
+    if not _line_is_taken.acquire(blocking=False):
+        return pending.wait(rest_s)
+    try:
+        return _wait_with_line(pending, rest_s, look, label)
+    finally:
+        _line_is_taken.release()
+
+
+def _wait_with_line(
+    pending: Pending,
+    timeout_s: float | None,
+    look: Callable[[], Coroutine[Any, Any, str]],
+    label: Callable[[], str],
+) -> bool:
+    from rich.console import Console
+
+    began_at = time.monotonic()
+    looked_at, looking, state = -LOOK_EVERY_S, None, ""
+    with Console(stderr=True).status(label()) as status:
+        while True:
+            waited_s = time.monotonic() - began_at
+            left_s = TICK_S if timeout_s is None else min(TICK_S, timeout_s - waited_s)
+            if pending.wait(max(left_s, 0)):
+                return True
+            if timeout_s is not None and waited_s >= timeout_s:
+                return False
+            state = _answer(looking) or state
+            if waited_s - looked_at >= LOOK_EVERY_S and (looking is None or looking.done()):
+                looked_at, looking = waited_s, _loop.start(look())
+            parts = (label(), state, f"{QUIET_S + waited_s:.0f} s")
+            status.update(" · ".join(part for part in parts if part))
+
+
+def _answer(looking: Future[str] | None) -> str:
+    if looking is None or not looking.done() or looking.exception() is not None:
+        return ""
+    return looking.result()
+
+
+def describe_state(operation: pb.Operation) -> str:
+    match operation.state:
+        case pb.OPERATION_STATE_QUEUED:
+            return f"queued behind {operation.queue_place}" if operation.queue_place else "queued"
+        case pb.OPERATION_STATE_RUNNING:
+            return "running"
+        case _:
+            return ""
+
+
+@functools.cache
+def is_shown() -> bool:
+    if os.environ.get("FARSTEP_PROGRESS") == "0" or os.environ.get("CI"):
+        return False
+    return sys.stderr.isatty() or _in_notebook()
+
+
+def _in_notebook() -> bool:
+    shell = sys.modules.get("IPython")
+    running = shell.get_ipython() if shell is not None else None
+    return type(running).__name__ == "ZMQInteractiveShell"

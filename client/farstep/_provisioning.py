@@ -1,0 +1,171 @@
+"""Where trainers and samplers come from: a control plane, or a pair that somebody started by hand.
+
+Lives on the background loop. It finds places and describes checkpoints; the run itself is created on the
+trainer, in the same way for both.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass
+from typing import Protocol
+
+from farstep._connection import Connection, path_of
+from farstep._control import ControlPlane
+from farstep._convert import lora_to_proto
+from farstep._settings import ApiKey
+from farstep._wanted import WantedRun, WantedSampler
+from farstep.checkpoints import Checkpoint, checkpoint_from_proto
+from farstep.errors import FarstepError, InvalidInputError, NotFoundError
+from farstep.results import ServerCapabilities, SupportedModel
+from farstep_proto import paths
+from farstep_proto.names import CheckpointPath
+from farstep_proto.v1 import control_pb2
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run lives; `sampler_url` is empty where it has none."""
+
+    run_id: str
+    trainer_url: str
+    sampler_url: str
+
+
+class Provisioner(Protocol):
+    @property
+    def key(self) -> ApiKey: ...
+
+    @property
+    def control(self) -> ControlPlane | None: ...
+
+    async def provision_run(self, wanted: WantedRun) -> Place: ...
+
+    async def provision_sampler(self, wanted: WantedSampler) -> str:
+        """The sampler's address."""
+        ...
+
+    async def find_run(self, run_id: str) -> Place: ...
+
+    async def get_checkpoint(self, path: CheckpointPath) -> Checkpoint: ...
+
+    async def get_capabilities(self) -> ServerCapabilities: ...
+
+    async def release(self) -> None: ...
+
+
+class ManagedServers:
+    """Provisioned by a control plane, within one session."""
+
+    def __init__(self, control: ControlPlane, *, session_id: str) -> None:
+        self.control = control
+        self.session_id = session_id
+
+    @property
+    def key(self) -> ApiKey:
+        return self.control.connection.key
+
+    async def provision_run(self, wanted: WantedRun) -> Place:
+        request = control_pb2.ProvisionRunRequest(
+            base_model=wanted.base_model,
+            lora=lora_to_proto(wanted.lora),
+            seed=wanted.seed,
+            max_seq_len=wanted.max_seq_len or 0,
+            replicas=wanted.replicas,
+            with_sampler=wanted.with_sampler,
+            sampler_replicas=wanted.sampler_replicas,
+            name=wanted.name or "",
+            user_metadata=wanted.user_metadata,
+        )
+        run = await self.control.provision_run(
+            self.session_id, request, timeout_s=wanted.timeout_s, ready_timeout_s=wanted.ready_timeout_s
+        )
+        return Place(run.run_id, run.trainer_url, run.sampler_url)
+
+    async def provision_sampler(self, wanted: WantedSampler) -> str:
+        request = control_pb2.ProvisionSamplerRequest(
+            base_model=wanted.base_model, model_path=wanted.model_path, replicas=wanted.replicas
+        )
+        sampler = await self.control.provision_sampler(self.session_id, request, ready_timeout_s=wanted.ready_timeout_s)
+        return sampler.sampler_url
+
+    async def find_run(self, run_id: str) -> Place:
+        run = await self.control.get_run(run_id)
+        if not run.trainer_url:
+            raise NotFoundError(f"run {run_id} has no trainer; it is {run.state}")
+        return Place(run.run_id, run.trainer_url, run.sampler_url)
+
+    async def get_checkpoint(self, path: CheckpointPath) -> Checkpoint:
+        return await _get_checkpoint(self.control.connection, path)
+
+    async def get_capabilities(self) -> ServerCapabilities:
+        return await self.control.get_capabilities()
+
+    async def release(self) -> None:
+        try:
+            await self.control.close_session(self.session_id)
+        except FarstepError as error:  # the control plane is gone, and with it all that it started
+            log.debug("session %s was not closed: %s", self.session_id, error)
+        await self.control.connection.release()
+
+
+class LocalPair:
+    """A trainer and a sampler that are running already. Run ids are made here."""
+
+    control = None
+
+    def __init__(self, *, trainer_url: str, sampler_url: str, key: ApiKey) -> None:
+        self._trainer = Connection.take(trainer_url, key)
+        self._sampler = Connection.take(sampler_url, key)
+
+    @property
+    def key(self) -> ApiKey:
+        return self._trainer.key
+
+    async def provision_run(self, wanted: WantedRun) -> Place:
+        return self._place(f"run_{uuid.uuid4().hex[:12]}")
+
+    async def provision_sampler(self, wanted: WantedSampler) -> str:
+        info = await self._sampler.load_info()
+        if wanted.base_model and wanted.base_model != info.base_model:
+            raise InvalidInputError(
+                f"the sampler at {self._sampler.url} serves {info.base_model!r}, not {wanted.base_model!r}",
+                field="base_model",
+            )
+        return self._sampler.url
+
+    async def find_run(self, run_id: str) -> Place:
+        return self._place(run_id)
+
+    async def get_checkpoint(self, path: CheckpointPath) -> Checkpoint:
+        return await _get_checkpoint(self._trainer, path)
+
+    async def get_capabilities(self) -> ServerCapabilities:
+        trainer = await self._trainer.load_info()
+        sampler = await self._sampler.load_info()
+        return ServerCapabilities(
+            supported_models=(SupportedModel(trainer.base_model, trainer.max_seq_len, warm=True),),
+            loss_fns=tuple(trainer.loss_fns),
+            engines=(sampler.engine,) if sampler.engine else (),
+            accelerator=trainer.device,
+            max_request_bytes=trainer.max_request_bytes,
+            max_lora_rank=None,
+            any_hub_model=False,
+            version=trainer.version,
+        )
+
+    async def release(self) -> None:
+        await self._sampler.release()
+        await self._trainer.release()
+
+    def _place(self, run_id: str) -> Place:
+        return Place(run_id, self._trainer.url, self._sampler.url)
+
+
+async def _get_checkpoint(connection: Connection, path: CheckpointPath) -> Checkpoint:
+    """Control plane and trainer tell it alike."""
+    where = path_of(paths.CHECKPOINT, run_id=path.run_id, kind=path.kind, name=path.name)
+    return checkpoint_from_proto(await connection.call("GET", where, control_pb2.Checkpoint))

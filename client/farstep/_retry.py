@@ -1,0 +1,77 @@
+"""How long, and how patiently, a fault is retried: decided here, slept elsewhere.
+
+Jittered exponential backoff within a budget of time. A fault that lasts is said aloud once, with its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from farstep.errors import FarstepError
+
+log = logging.getLogger("farstep")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Times in seconds."""
+
+    budget_s: float
+    warn_after_s: float = 30.0
+    first_delay_s: float = 0.1
+    max_delay_s: float = 10.0
+
+    def within(self, budget_s: float | None) -> RetryPolicy:
+        if budget_s is None:
+            return self
+        return RetryPolicy(budget_s, self.warn_after_s, self.first_delay_s, self.max_delay_s)
+
+
+# A submission or any other short request.
+REQUEST_RETRY = RetryPolicy(budget_s=300.0)
+# The shared poll: outcomes are kept on the server, so there is no hurry to despair.
+POLL_RETRY = RetryPolicy(budget_s=3600.0)
+# The first word to a server that the caller has just named: nothing there is more likely than a hiccup.
+CONNECT_BUDGET_S = 10.0
+
+
+class Backoff:
+    """One row of failures, from the first to the end of the budget."""
+
+    def __init__(self, policy: RetryPolicy, *, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._policy = policy
+        self._what = what
+        self._clock = clock
+        self._began_at: float | None = None
+        self._num_faults = 0
+        self._warned = False
+
+    def delay_s(self, fault: FarstepError, *, at_least_s: float = 0.0) -> float:
+        """How long to wait before the next attempt.
+
+        Raises:
+            FarstepError: `fault` itself, when the budget does not last that long.
+        """
+        now = self._clock()
+        if self._began_at is None:
+            self._began_at = now
+        lasted_s = now - self._began_at
+        step_s = min(self._policy.first_delay_s * 2.0**self._num_faults, self._policy.max_delay_s)
+        delay_s = max(at_least_s, step_s * random.uniform(0.5, 1.0))
+        self._num_faults = min(self._num_faults + 1, 30)
+        if lasted_s + delay_s > self._policy.budget_s:
+            raise fault
+        if lasted_s >= self._policy.warn_after_s and not self._warned:
+            self._warned = True
+            left_s = self._policy.budget_s - lasted_s
+            log.warning("%s: no success for %.0f s (%s); trying for %.0f s more", self._what, lasted_s, fault, left_s)
+        return delay_s
+
+    def reset(self) -> None:
+        if self._warned:
+            log.warning("%s: works again", self._what)
+        self._began_at, self._num_faults, self._warned = None, 0, False

@@ -1,0 +1,355 @@
+"""`ServiceClient`: the way in. It opens a session, and makes training and sampling clients.
+
+It trains and samples nothing itself. Clients that it made live on when it is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from typing import Any, Self, Unpack
+
+from farstep import _convert, _retry
+from farstep._closing import Closing
+from farstep._connection import Connection, path_of
+from farstep._control import ControlPlane, run_from_proto
+from farstep._loop import awaiting, blocking, run
+from farstep._provisioning import LocalPair, ManagedServers, Place, Provisioner
+from farstep._settings import check_url, find_key, load_settings
+from farstep._wandb import WandbStream, require_wandb
+from farstep._wanted import FromStateOptions, RunOptions, WantedRun, WantedSampler, wanted_lora, wanted_run
+from farstep.checkpoints import Checkpoint, CheckpointArchive
+from farstep.errors import FarstepError, InvalidInputError, checked
+from farstep.results import LoraConfig, RunInfo, ServerCapabilities
+from farstep.sampling import SamplingClient, Target, open_sampling_client, sampler_path
+from farstep.training import TrainingClient
+from farstep.types import WandbConfig
+from farstep_proto import paths
+from farstep_proto.names import CheckpointPath, check_run_id
+from farstep_proto.v1 import control_pb2, training_pb2
+
+
+class ServiceClient(Closing):
+    """Creates a session on the control plane: the one constructor here that speaks to a server.
+
+    Args:
+        api_key: else FARSTEP_API_KEY, else the key that `farstep up` wrote for this address.
+        base_url: else FARSTEP_BASE_URL, else where `farstep up` runs, else http://127.0.0.1:8787.
+        project: which project the session belongs to.
+        reuse_from_session_id: else FARSTEP_REUSE_FROM_SESSION_ID; takes over that session's trainer and
+            sampler where they are healthy and of the same base model.
+        user_metadata: texts kept with the session.
+
+    Raises:
+        TransportError: nothing answers there.
+        AuthenticationError: no key, or a wrong one.
+    """
+
+    _provisioner: Provisioner
+    _session_id: str | None
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        project: str | None = None,
+        reuse_from_session_id: str | None = None,
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        settings = load_settings(api_key=api_key, base_url=base_url, reuse_from_session_id=reuse_from_session_id)
+        request = control_pb2.CreateSessionRequest(
+            project=project or "",
+            reuse_from_session_id=settings.reuse_from_session_id or "",
+            user_metadata=_convert.text_map("user_metadata", user_metadata),
+            sdk_version=version("farstep"),
+        )
+        connection = Connection.take(settings.base_url, settings.key)
+        control = ControlPlane(connection)
+        try:
+            self._session_id = run(control.create_session(request))
+        except BaseException:
+            run(connection.release())
+            raise
+        self._provisioner = ManagedServers(control, session_id=self._session_id)
+
+    @classmethod
+    def local(cls, *, trainer_url: str, sampler_url: str, api_key: str | None = None) -> Self:
+        """Binds to a running trainer and sampler without a control plane; speaks to neither yet."""
+        trainer_url = check_url(trainer_url, field="trainer_url")
+        client = cls.__new__(cls)
+        client._session_id = None
+        client._provisioner = LocalPair(
+            trainer_url=trainer_url,
+            sampler_url=check_url(sampler_url, field="sampler_url"),
+            key=find_key(api_key, trainer_url),
+        )
+        return client
+
+    @property
+    def session_id(self) -> str | None:
+        """None without a control plane."""
+        return self._session_id
+
+    def _create_lora_training_client(
+        self,
+        base_model: str,
+        rank: int = 32,
+        *,
+        alpha: float | None = None,
+        target_modules: Sequence[str] | None = None,
+        dropout: float = 0.0,
+        train_attn: bool = True,
+        train_mlp: bool = True,
+        train_unembed: bool = False,
+        seed: int | None = None,
+        max_seq_len: int | None = None,
+        replicas: int = 1,
+        with_sampler: bool = True,
+        sampler_replicas: int = 1,
+        name: str | None = None,
+        wandb_config: WandbConfig | None = None,
+        user_metadata: Mapping[str, str] | None = None,
+        timeout: float = 600.0,
+        ready_timeout: float = 3600.0,
+    ) -> Coroutine[Any, Any, TrainingClient]:
+        """Provisions a trainer and its paired sampler, and creates a run there.
+
+        Args:
+            base_model: a model id or directory that the server can load.
+            rank, alpha, dropout: of the adapter; `alpha` None means equal to `rank`.
+            target_modules: names of modules; None: chosen by the three `train_` switches.
+            seed: of the adapter's start and of dropout; None: the server draws one.
+            max_seq_len: in tokens; None: the model's own limit.
+            timeout: bounds the provisioning requests, in seconds.
+            ready_timeout: bounds the wait until the servers are ready, in seconds.
+
+        Raises:
+            InvalidInputError: an argument cannot be.
+            ProvisioningError: the servers could not be started.
+            ResultTimeout: they were not ready in time.
+        """
+        lora = wanted_lora(
+            rank,
+            alpha=alpha,
+            dropout=dropout,
+            target_modules=target_modules,
+            train_attn=train_attn,
+            train_mlp=train_mlp,
+            train_unembed=train_unembed,
+        )
+        wanted = wanted_run(
+            base_model,
+            lora,
+            seed=seed,
+            max_seq_len=max_seq_len,
+            replicas=replicas,
+            with_sampler=with_sampler,
+            sampler_replicas=sampler_replicas,
+            name=name,
+            user_metadata=user_metadata,
+            timeout=timeout,
+            ready_timeout=ready_timeout,
+        )
+        self._refuse_closed()
+        if wandb_config is not None:
+            require_wandb()
+        return self._start_run(wanted, wandb_config)
+
+    create_lora_training_client = blocking(_create_lora_training_client)
+    create_lora_training_client_async = awaiting(_create_lora_training_client)
+
+    def _create_training_client_from_state(
+        self, path: str, **options: Unpack[FromStateOptions]
+    ) -> Coroutine[Any, Any, TrainingClient]:
+        """The same, beginning with a training checkpoint's weights and an empty optimizer."""
+        return self._from_state(path, optimizer=False, **options)
+
+    create_training_client_from_state = blocking(_create_training_client_from_state)
+    create_training_client_from_state_async = awaiting(_create_training_client_from_state)
+
+    def _create_training_client_from_state_with_optimizer(
+        self, path: str, **options: Unpack[FromStateOptions]
+    ) -> Coroutine[Any, Any, TrainingClient]:
+        """The same, with Adam moments, step count and RNG: training goes on bit for bit."""
+        return self._from_state(path, optimizer=True, **options)
+
+    create_training_client_from_state_with_optimizer = blocking(_create_training_client_from_state_with_optimizer)
+    create_training_client_from_state_with_optimizer_async = awaiting(_create_training_client_from_state_with_optimizer)
+
+    def _create_sampling_client(
+        self,
+        base_model: str | None = None,
+        *,
+        model_path: str | None = None,
+        replicas: int = 1,
+        ready_timeout: float = 3600.0,
+    ) -> Coroutine[Any, Any, SamplingClient]:
+        """A client of a fresh sampler, for a base model or for a `sampler_weights` checkpoint."""
+        if (base_model is None) == (model_path is None):
+            raise InvalidInputError("give either base_model or model_path", field="base_model")
+        wanted = WantedSampler(
+            base_model=base_model or "",
+            model_path=sampler_path(model_path) if model_path is not None else "",
+            replicas=_convert.whole_number("replicas", replicas, at_least=1),
+            ready_timeout_s=_convert.number("ready_timeout", ready_timeout),
+        )
+        self._refuse_closed()
+        return self._start_sampler(wanted)
+
+    create_sampling_client = blocking(_create_sampling_client)
+    create_sampling_client_async = awaiting(_create_sampling_client)
+
+    def _get_server_capabilities(self) -> Coroutine[Any, Any, ServerCapabilities]:
+        """Models, context lengths, losses, limits, engines, accelerator."""
+        self._refuse_closed()
+        return self._provisioner.get_capabilities()
+
+    get_server_capabilities = blocking(_get_server_capabilities)
+    get_server_capabilities_async = awaiting(_get_server_capabilities)
+
+    def _list_checkpoints(self, run_id: str) -> Coroutine[Any, Any, list[Checkpoint]]:
+        """A run's checkpoints, whether its trainer is up or not."""
+        return self._control_plane().list_checkpoints(_checked_run_id(run_id))
+
+    list_checkpoints = blocking(_list_checkpoints)
+    list_checkpoints_async = awaiting(_list_checkpoints)
+
+    def _get_checkpoint_archive_url(self, checkpoint_id: str) -> Coroutine[Any, Any, CheckpointArchive]:
+        """Addresses of every file of a checkpoint, by its id or path."""
+        return self._control_plane().get_archive(checkpoint_id)
+
+    get_checkpoint_archive_url = blocking(_get_checkpoint_archive_url)
+    get_checkpoint_archive_url_async = awaiting(_get_checkpoint_archive_url)
+
+    def _list_runs(self) -> Coroutine[Any, Any, list[RunInfo]]:
+        """All runs that the control plane knows."""
+        return self._control_plane().list_runs()
+
+    list_runs = blocking(_list_runs)
+    list_runs_async = awaiting(_list_runs)
+
+    def _get_run(self, run_id: str) -> Coroutine[Any, Any, RunInfo]:
+        """One run, as the control plane knows it."""
+        return self._described_run(self._control_plane(), _checked_run_id(run_id))
+
+    get_run = blocking(_get_run)
+    get_run_async = awaiting(_get_run)
+
+    def _resume_run(self, run_id: str) -> Coroutine[Any, Any, TrainingClient]:
+        """A client of a run that exists on a running trainer, to go on where it stands.
+
+        Raises:
+            NotFoundError: there is no such run, or its trainer is gone.
+        """
+        run_id = _checked_run_id(run_id)
+        self._refuse_closed()
+        return self._resumed(run_id)
+
+    resume_run = blocking(_resume_run)
+    resume_run_async = awaiting(_resume_run)
+
+    async def _release(self) -> None:
+        await self._provisioner.release()
+
+    async def _described_run(self, control: ControlPlane, run_id: str) -> RunInfo:
+        return run_from_proto(await control.get_run(run_id))
+
+    async def _start_run(self, wanted: WantedRun, wandb_config: WandbConfig | None) -> TrainingClient:
+        place = await self._provisioner.provision_run(wanted)
+        request = training_pb2.CreateRunRequest(
+            run_id=place.run_id,
+            base_model=wanted.base_model,
+            lora=_convert.lora_to_proto(wanted.lora),
+            seed=wanted.seed,
+            max_seq_len=wanted.max_seq_len or 0,
+        )
+        if not wanted.with_sampler:
+            place = Place(place.run_id, place.trainer_url, "")
+        return await self._bind(place, request, wandb_config)
+
+    async def _resumed(self, run_id: str) -> TrainingClient:
+        return await self._bind(await self._provisioner.find_run(run_id), None, None)
+
+    async def _bind(
+        self, place: Place, request: training_pb2.CreateRunRequest | None, wandb_config: WandbConfig | None
+    ) -> TrainingClient:
+        """A client of a run on its trainer: created there by `request`, or there already."""
+        trainer = Connection.take(place.trainer_url, self._provisioner.key)
+        try:
+            info = await trainer.load_info(budget_s=_retry.CONNECT_BUDGET_S)
+            if request is not None:
+                created = await trainer.call("POST", paths.RUNS, training_pb2.Run, message=request)
+            else:
+                created = await trainer.call("GET", path_of(paths.RUN, run_id=place.run_id), training_pb2.Run)
+            wandb = None
+            if wandb_config is not None:
+                wandb = await asyncio.to_thread(WandbStream, wandb_config, run_config=_run_config(created))
+        except BaseException:
+            await trainer.release()
+            raise
+        control = self._provisioner.control
+        return TrainingClient(
+            trainer,
+            created,
+            sampler_url=place.sampler_url,
+            control=control.shared() if control is not None else None,
+            wandb=wandb,
+            max_request_bytes=info.max_request_bytes,
+        )
+
+    def _from_state(
+        self, path: str, *, optimizer: bool, wandb_config: WandbConfig | None = None, **options: Unpack[RunOptions]
+    ) -> Coroutine[Any, Any, TrainingClient]:
+        with checked():
+            checkpoint = CheckpointPath.parse(path)
+        if checkpoint.kind != "weights":
+            raise InvalidInputError(
+                f"{path} is a sampler's checkpoint", field="path", hint="training goes on from …/weights/<name>"
+            )
+        # Its model and adapter are not known yet, but a wrong option is refused here, before anything is asked.
+        wanted = wanted_run("unknown", LoraConfig(1), **options)
+        self._refuse_closed()
+        if wandb_config is not None:
+            require_wandb()
+        return self._start_from_state(checkpoint, optimizer, wanted, wandb_config)
+
+    async def _start_from_state(
+        self, checkpoint: CheckpointPath, optimizer: bool, wanted: WantedRun, wandb_config: WandbConfig | None
+    ) -> TrainingClient:
+        found = await self._provisioner.get_checkpoint(checkpoint)
+        wanted = replace(wanted, base_model=found.base_model, lora=found.lora_adapter_config)
+        client = await self._start_run(wanted, wandb_config)
+        try:
+            await (await client._load(str(checkpoint), optimizer=optimizer))
+        except BaseException:
+            await client._close()
+            raise
+        return client
+
+    async def _start_sampler(self, wanted: WantedSampler) -> SamplingClient:
+        url = await self._provisioner.provision_sampler(wanted)
+        return await open_sampling_client(url, self._provisioner.key, Target(model_path=wanted.model_path))
+
+    def _control_plane(self) -> ControlPlane:
+        self._refuse_closed()
+        control = self._provisioner.control
+        if control is None:
+            raise FarstepError("this needs a control plane, and this client has none", hint="use ServiceClient()")
+        return control
+
+    def __repr__(self) -> str:
+        return f"<ServiceClient {self._session_id or 'local'}>"
+
+
+def _checked_run_id(run_id: str) -> str:
+    with checked():
+        return check_run_id(run_id)
+
+
+def _run_config(created: training_pb2.Run) -> dict[str, Any]:
+    """What is kept with a run's metrics."""
+    lora = {f"lora.{name}": value for name, value in asdict(_convert.lora_from_proto(created.lora)).items()}
+    return {"run_id": created.run_id, "base_model": created.base_model, "seed": created.seed, **lora}

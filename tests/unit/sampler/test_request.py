@@ -1,0 +1,133 @@
+"""What a request may say, and how it is refused otherwise."""
+
+import math
+
+import numpy as np
+import pytest
+
+from farstep_proto.errors import InvalidInput
+from farstep_proto.tensors import model_input_to_proto
+from farstep_proto.v1 import common_pb2
+from farstep_proto.v1 import sampling_pb2 as pb
+from farstep_sampler.request import NO_TOP_K, ModelLimits, gate_of, job_of, target_of
+from farstep_sampler.versions import AtLeast, Exactly
+
+LIMITS = ModelLimits(max_seq_len=64, vocab_size=100, eos_token_ids=(2,))
+FIELDS = ("X-Min-Policy-Version", "X-Policy-Version")
+
+
+def request(tokens: list[int] | None = None, **params: object) -> pb.SampleRequest:
+    prompt = model_input_to_proto([5, 6, 7] if tokens is None else tokens)
+    return pb.SampleRequest(prompt=prompt, num_samples=1, params=pb.SamplingParams(**params))
+
+
+def refusal(message: pb.SampleRequest) -> str:
+    with pytest.raises(InvalidInput) as caught:
+        job_of(message, limits=LIMITS)
+    return caught.value.field
+
+
+def test_what_is_left_open() -> None:
+    job = job_of(request(), limits=LIMITS)
+    assert (job.temperature, job.top_p, job.min_p, job.top_k) == (1.0, 1.0, 0.0, NO_TOP_K)
+    assert job.max_tokens == 61
+    assert job.stop_tokens == {2}
+    assert job.seed != job_of(request(), limits=LIMITS).seed
+    np.testing.assert_array_equal(job.prompt, [5, 6, 7])
+
+
+def test_what_is_given() -> None:
+    message = request(max_tokens=4, temperature=0.0, top_k=3, seed=-5, stop_tokens=[9], ignore_eos=True)
+    job = job_of(message, limits=LIMITS)
+    assert (job.max_tokens, job.temperature, job.top_k, job.seed) == (4, 0.0, 3, -5)
+    assert job.stop_tokens == {9}
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"temperature": -1.0}, "params.temperature"),
+        ({"temperature": math.nan}, "params.temperature"),
+        ({"temperature": math.inf}, "params.temperature"),
+        ({"temperature": 1e-9}, "params.temperature"),
+        ({"top_p": 0.0}, "params.top_p"),
+        ({"top_p": 1.5}, "params.top_p"),
+        ({"top_p": math.nan}, "params.top_p"),
+        ({"top_k": 0}, "params.top_k"),
+        ({"top_k": -2}, "params.top_k"),
+        ({"min_p": -0.1}, "params.min_p"),
+        ({"min_p": math.nan}, "params.min_p"),
+        ({"max_tokens": -1}, "params.max_tokens"),
+        ({"max_tokens": 0}, "params.max_tokens"),
+        ({"max_tokens": 62}, "params.max_tokens"),
+        ({"stop_tokens": [3, 100]}, "params.stop_tokens[1]"),
+        ({"stop_strings": ["a", ""]}, "params.stop_strings[1]"),
+        ({"stop_strings": ["a"] * 65}, "params.stop_strings"),
+    ],
+)
+def test_a_bad_parameter_is_named(params: dict[str, object], field: str) -> None:
+    assert refusal(request(**params)) == field
+
+
+@pytest.mark.parametrize("tokens", [[], [1, 100], [-1], [1] * 65, [1] * 64])
+def test_a_bad_prompt_is_named(tokens: list[int]) -> None:
+    assert refusal(request(tokens)).startswith("prompt")
+
+
+def test_an_image_is_refused_by_its_place() -> None:
+    message = request()
+    message.prompt.chunks.append(common_pb2.Chunk(image=common_pb2.ImageChunk(data=b"x", format="png")))
+    assert refusal(message) == "prompt.chunks[1]"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_samples", 0), ("num_samples", 1025), ("topk_logprobs", -1), ("topk_prompt_logprobs", 101)],
+)
+def test_a_bad_count_is_named(field: str, value: int) -> None:
+    message = request()
+    setattr(message, field, value)
+    assert refusal(message) == field
+
+
+def test_no_tokens_are_fine_for_prompt_log_probabilities() -> None:
+    message = request([1] * 64, max_tokens=0)
+    message.include_prompt_logprobs = True
+    assert job_of(message, limits=LIMITS).max_tokens == 0
+
+
+def test_targets() -> None:
+    gate = AtLeast(3)
+    assert target_of(pb.SampleRequest(run_id="r"), gate=gate, default_wait_s=60).source == "r"
+    path = "tinker://r/sampler_weights/x"
+    checkpoint = target_of(pb.SampleRequest(model_path=path), gate=AtLeast(0), default_wait_s=60)
+    assert checkpoint.source == "bt://loops:r/sampler_weights/x"
+    assert checkpoint.is_checkpoint
+    assert target_of(pb.SampleRequest(gate_wait_s=0), gate=AtLeast(0), default_wait_s=60).gate_wait_s == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "gate", "field"),
+    [
+        (pb.SampleRequest(run_id="r", model_path="bt://loops:r/weights/x"), AtLeast(0), "model_path"),
+        (pb.SampleRequest(model_path="x"), AtLeast(0), "model_path"),
+        (pb.SampleRequest(run_id="a/b"), AtLeast(0), "run_id"),
+        (pb.SampleRequest(), AtLeast(1), "run_id"),
+        (pb.SampleRequest(run_id="r", gate_wait_s=-1), AtLeast(0), "gate_wait_s"),
+        (pb.SampleRequest(run_id="r", gate_wait_s=math.nan), AtLeast(0), "gate_wait_s"),
+    ],
+)
+def test_a_bad_target_is_named(message: pb.SampleRequest, gate: AtLeast, field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        target_of(message, gate=gate, default_wait_s=60)
+    assert caught.value.field == field
+
+
+def test_gates() -> None:
+    assert gate_of(at_least=None, exactly=None, fields=FIELDS) == AtLeast(0)
+    assert gate_of(at_least="7", exactly=None, fields=FIELDS) == AtLeast(7)
+    assert gate_of(at_least=None, exactly="7", fields=FIELDS) == Exactly(7)
+    for at_least, exactly in [("1", "1"), ("-1", None), ("x", None), (None, "1.5"), ("²", None)]:
+        with pytest.raises(InvalidInput) as caught:
+            gate_of(at_least=at_least, exactly=exactly, fields=FIELDS)
+        assert caught.value.field in FIELDS

@@ -1,0 +1,409 @@
+"""A replica through its HTTP routes: the real engine and swapper, policies offered as the feed would."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import pytest_asyncio
+import uvicorn
+
+from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_model.adapter import Adapter
+from farstep_model.load import BaseModel
+from farstep_proto import paths
+from farstep_proto.names import CheckpointPath
+from farstep_proto.tensors import ids_from_bytes, model_input_to_proto
+from farstep_proto.v1 import common_pb2, operations_pb2, training_pb2
+from farstep_proto.v1 import sampling_pb2 as pb
+from farstep_sampler.engines.adapter_table import AdapterTable
+from farstep_sampler.engines.torch_engine import TorchEngine
+from farstep_sampler.replica import Replica
+from farstep_sampler.request import ModelLimits
+from farstep_sampler.server import make_sampler_app
+from farstep_sampler.submissions import Submissions
+from farstep_sampler.versions import PolicyId
+from farstep_serving.keys import KeyRing
+from farstep_serving.process import bind, url_of
+
+KEY = "fsk-test"
+MakeAdapter = Callable[..., Adapter]
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "store")
+
+
+@pytest_asyncio.fixture
+async def replica(
+    base: BaseModel, engine: TorchEngine, table: AdapterTable, store: CheckpointStore
+) -> AsyncIterator[Replica]:
+    limits = ModelLimits(base.max_seq_len, base.vocab_size, base.eos_token_ids)
+    made = Replica(base, engine, table, limits=limits, store=store, feed=None)
+    async with made.running():
+        yield made
+
+
+@pytest_asyncio.fixture
+async def http(replica: Replica) -> AsyncIterator[httpx.AsyncClient]:
+    async with Submissions(max_pending=50) as submissions:
+        app = make_sampler_app(replica, submissions, keys=KeyRing.of(KEY))
+        headers = {"Authorization": f"Bearer {KEY}", "Accept": paths.PROTOBUF, "Content-Type": paths.PROTOBUF}
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://sampler", headers=headers) as client:
+            yield client
+
+
+def request(tokens: list[int] | None = None, **fields: object) -> pb.SampleRequest:
+    params = {"max_tokens": 8, "seed": 1, "ignore_eos": True} | dict(fields.pop("params", {}))  # type: ignore[call-overload]
+    message = pb.SampleRequest(
+        prompt=model_input_to_proto(tokens or [5, 6, 7, 8]), num_samples=1, params=pb.SamplingParams(**params)
+    )
+    message.MergeFrom(pb.SampleRequest(**fields))
+    return message
+
+
+async def sample(http: httpx.AsyncClient, message: pb.SampleRequest, **headers: str) -> httpx.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await http.post(paths.SAMPLE, content=message.SerializeToString(), headers=named)
+
+
+async def sampled(http: httpx.AsyncClient, message: pb.SampleRequest, **headers: str) -> pb.SampleResponse:
+    response = await sample(http, message, **headers)
+    assert response.status_code == 200, response.text
+    return pb.SampleResponse.FromString(response.content)
+
+
+def error_of(response: httpx.Response) -> common_pb2.Error:
+    return common_pb2.Error.FromString(response.content)
+
+
+def offer(replica: Replica, run_id: str, version: int, adapter: Adapter) -> None:
+    replica._swapper.offer(PolicyId(run_id, version), adapter.to_bytes())
+
+
+async def poll(http: httpx.AsyncClient, client_id: str, *ack: str) -> operations_pb2.PollResponse:
+    message = operations_pb2.PollRequest(client_id=client_id, ack=ack, wait_s=10)
+    response = await http.post(paths.POLL, content=message.SerializeToString())
+    return operations_pb2.PollResponse.FromString(response.content)
+
+
+async def test_a_sample_has_everything_that_was_asked_for(http: httpx.AsyncClient) -> None:
+    message = request(include_prompt_logprobs=True, topk_logprobs=2, topk_prompt_logprobs=3)
+    message.num_samples = 2
+    response = await sampled(http, message)
+    assert [len(ids_from_bytes(sequence.tokens)) for sequence in response.sequences] == [8, 8]
+    assert response.policy_version == 0
+    first = response.sequences[0]
+    assert np.frombuffer(first.logprobs, "<f4").shape == (8,)
+    assert first.stop_reason == "length"
+    assert first.policy_versions == b""
+    assert first.topk_logprobs.k == 2
+    assert len(first.topk_logprobs.token_ids) == 8 * 2 * 4
+    prompt = np.frombuffer(response.prompt_logprobs, "<f4")
+    assert np.isnan(prompt).tolist() == [True, False, False, False]
+    assert ids_from_bytes(response.topk_prompt_logprobs.token_ids)[:3].tolist() == [-1, -1, -1]
+    again = await sampled(http, message)
+    assert again.sequences[0].tokens == first.tokens
+
+
+async def test_json_by_hand(http: httpx.AsyncClient) -> None:
+    body = {
+        "prompt": {"chunks": [{"encoded_text": {"ids": [5, 6, 7]}}]},
+        "num_samples": 1,
+        "params": {"max_tokens": 3, "stop_strings": ["zzz"]},
+    }
+    response = await http.post(paths.SAMPLE, json=body, headers={"Accept": paths.JSON, "Content-Type": paths.JSON})
+    assert response.status_code == 200
+    assert response.json()["sequences"][0]["stop_reason"] in ("length", "stop")
+
+
+async def test_a_published_policy_answers_its_run(
+    http: httpx.AsyncClient, replica: Replica, make_adapter: MakeAdapter
+) -> None:
+    base_tokens = (await sampled(http, request(run_id="r"))).sequences[0].tokens
+    offer(replica, "r", 1, make_adapter(1))
+    served = await sampled(http, request(run_id="r"), X_Min_Policy_Version="1")
+    assert served.policy_version == 1
+    assert served.sequences[0].tokens != base_tokens
+    exact = await sampled(http, request(run_id="r"), X_Policy_Version="0")
+    assert exact.policy_version == 0
+    assert exact.sequences[0].tokens == base_tokens
+    other = await sampled(http, request(run_id="other"))
+    assert other.sequences[0].tokens == base_tokens
+
+
+async def test_exact_pins_go_on_while_newer_versions_arrive(
+    http: httpx.AsyncClient, replica: Replica, make_adapter: MakeAdapter
+) -> None:
+    tokens = {}
+    for version in (1, 2):
+        offer(replica, "r", version, make_adapter(version))
+        response = await sampled(http, request(run_id="r"), X_Min_Policy_Version=str(version))
+        tokens[version] = response.sequences[0].tokens
+    pinned = await sampled(http, request(run_id="r"), X_Policy_Version="1")
+    assert (pinned.policy_version, pinned.sequences[0].tokens) == (1, tokens[1])
+    newest = await sampled(http, request(run_id="r"), X_Min_Policy_Version="1")
+    assert (newest.policy_version, newest.sequences[0].tokens) == (2, tokens[2])
+
+
+async def test_the_gate_waits_for_a_version(
+    http: httpx.AsyncClient, replica: Replica, make_adapter: MakeAdapter
+) -> None:
+    waiting = asyncio.create_task(sampled(http, request(run_id="r"), X_Min_Policy_Version="2"))
+    await asyncio.sleep(0.05)
+    offer(replica, "r", 1, make_adapter(1))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    offer(replica, "r", 2, make_adapter(2))
+    assert (await waiting).policy_version == 2
+
+
+async def test_the_gate_ends_in_425_with_both_versions(
+    http: httpx.AsyncClient, replica: Replica, make_adapter: MakeAdapter
+) -> None:
+    offer(replica, "r", 1, make_adapter(1))
+    await sampled(http, request(run_id="r"), X_Min_Policy_Version="1")
+    for header in ("X_Min_Policy_Version", "X_Policy_Version"):
+        began = time.monotonic()
+        response = await sample(http, request(run_id="r", gate_wait_s=0.1), **{header: "5"})
+        assert time.monotonic() - began < 5
+        assert response.status_code == 425
+        assert int(response.headers["Retry-After"]) >= 1
+        error = error_of(response)
+        assert (error.wanted_version, error.newest_version) == (5, 1)
+    assert (await sampled(http, request(run_id="r", gate_wait_s=0.0))).policy_version == 1
+
+
+async def test_a_version_that_will_never_come_is_not_waited_for(
+    http: httpx.AsyncClient, replica: Replica, make_adapter: MakeAdapter
+) -> None:
+    offer(replica, "r", 3, make_adapter(1))
+    await sampled(http, request(run_id="r"), X_Min_Policy_Version="3")
+    response = await sample(http, request(run_id="r"), X_Policy_Version="2")
+    assert response.status_code == 404
+    assert (error_of(response).wanted_version, error_of(response).newest_version) == (2, 3)
+
+
+async def test_more_runs_than_slots_take_turns(
+    http: httpx.AsyncClient, replica: Replica, make_adapter: MakeAdapter
+) -> None:
+    runs = [f"run-{i}" for i in range(6)]  # there are four slots
+    tokens = {}
+    for i, run_id in enumerate(runs):
+        offer(replica, run_id, 1, make_adapter(i + 1))
+        tokens[run_id] = (await sampled(http, request(run_id=run_id), X_Min_Policy_Version="1")).sequences[0].tokens
+    assert len(set(tokens.values())) == len(runs)
+    for run_id in runs:
+        assert (await sampled(http, request(run_id=run_id))).sequences[0].tokens == tokens[run_id]
+
+
+async def test_a_swap_stops_no_sequence_and_mixes_with_it(
+    http: httpx.AsyncClient, replica: Replica, make_adapter: MakeAdapter
+) -> None:
+    offer(replica, "r", 1, make_adapter(1))
+    long = request(run_id="r", params={"max_tokens": 300, "seed": 3})
+    alone = await sampled(http, long, X_Min_Policy_Version="1")
+    running = [asyncio.create_task(sampled(http, long)) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    for version in range(2, 12):  # more than there are slots
+        offer(replica, "r", version, make_adapter(version))
+        served = await sampled(http, request(run_id="r"), X_Min_Policy_Version=str(version))
+        assert served.policy_version == version
+    for response in await asyncio.gather(*running):
+        assert response.policy_version == 1
+        assert response.sequences[0].tokens == alone.sequences[0].tokens
+
+
+async def test_a_policy_that_cannot_be_loaded_stops_nothing(
+    http: httpx.AsyncClient, replica: Replica, make_adapter: MakeAdapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    offer(replica, "r", 1, make_adapter(1))
+    await sampled(http, request(run_id="r"), X_Min_Policy_Version="1")
+    replica._swapper.offer(PolicyId("r", 2), b"not an adapter")
+    response = await sample(http, request(run_id="r", gate_wait_s=0.2), X_Min_Policy_Version="2")
+    assert response.status_code == 425
+    assert "r@v2 cannot be loaded" in caplog.text
+    offer(replica, "r", 3, make_adapter(3))
+    assert (await sampled(http, request(run_id="r"), X_Min_Policy_Version="2")).policy_version == 3
+
+
+async def test_policies_are_listed_and_waited_for(
+    http: httpx.AsyncClient, replica: Replica, make_adapter: MakeAdapter
+) -> None:
+    early = await http.get("/v1/policies/r?min_version=1&wait_s=0.05")
+    assert early.status_code == 425
+    waiting = asyncio.create_task(http.get("/v1/policies/r?min_version=1&wait_s=10"))
+    await asyncio.sleep(0.05)
+    offer(replica, "r", 1, make_adapter(1))
+    state = pb.PolicyState.FromString((await waiting).content)
+    assert (state.run_id, state.newest_version, list(state.resident_versions)) == ("r", 1, [1])
+    listed = pb.ListPoliciesResponse.FromString((await http.get(paths.POLICIES)).content)
+    assert list(listed.policies) == [state]
+    unknown = pb.PolicyState.FromString((await http.get("/v1/policies/nobody")).content)
+    assert unknown.newest_version == 0
+    assert (await http.get("/v1/policies/r?min_version=x")).status_code == 400
+
+
+async def test_a_checkpoint_is_loaded_on_first_use(
+    http: httpx.AsyncClient, replica: Replica, store: CheckpointStore, base: BaseModel, make_adapter: MakeAdapter
+) -> None:
+    adapter = make_adapter(2)
+    path = CheckpointPath("r", "sampler_weights", "kept")
+    store.write(path, adapter.files(base.name), {"base_model": base.name, "policy_version": 7})
+    offer(replica, "r", 8, adapter)
+    published = await sampled(http, request(run_id="r"), X_Min_Policy_Version="8")
+    kept = await asyncio.gather(*(sampled(http, request(model_path=str(path))) for _ in range(3)))
+    for response in kept:
+        assert response.policy_version == 7
+        assert response.sequences == published.sequences
+    body = pb.LoadPolicyRequest(model_path=f"tinker://{path.checkpoint_id}").SerializeToString()
+    state = pb.PolicyState.FromString((await http.post(paths.LOAD_POLICY, content=body)).content)
+    assert (state.model_path, list(state.resident_versions)) == (str(path), [7])
+
+
+async def test_a_checkpoint_that_does_not_fit_is_refused(
+    http: httpx.AsyncClient, store: CheckpointStore, make_adapter: MakeAdapter
+) -> None:
+    path = CheckpointPath("r", "weights", "other")
+    store.write(path, make_adapter(1).files("other/model"), {"base_model": "other/model"})
+    response = await sample(http, request(model_path=str(path)))
+    assert response.status_code == 400
+    assert error_of(response).field == "model_path"
+    assert "other/model" in error_of(response).message
+    missing = CheckpointPath("r", "weights", "missing")
+    assert (await sample(http, request(model_path=str(missing)))).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("message", "headers", "field"),
+    [
+        (request([1, 1_000_000]), {}, "prompt"),
+        (request(params={"temperature": -1.0}), {}, "params.temperature"),
+        (request(params={"max_tokens": 5000}), {}, "params.max_tokens"),
+        (request(), {"X_Min_Policy_Version": "3"}, "run_id"),
+        (request(run_id="r"), {"X_Min_Policy_Version": "x"}, "X-Min-Policy-Version"),
+        (request(run_id="r"), {"X_Min_Policy_Version": "1", "X_Policy_Version": "1"}, "X-Policy-Version"),
+    ],
+)
+async def test_bad_input_is_named_on_both_routes(
+    http: httpx.AsyncClient, message: pb.SampleRequest, headers: dict[str, str], field: str
+) -> None:
+    waits = await sample(http, message, **headers)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    submits = await http.post(paths.SAMPLES, content=message.SerializeToString(), headers=named)
+    for response in (waits, submits):
+        assert response.status_code == 400
+        assert error_of(response).field == field
+    await sampled(http, request())
+
+
+async def test_submit_and_poll(http: httpx.AsyncClient) -> None:
+    headers = {paths.CLIENT_ID: "me"}
+    keys = [f"k:{i}" for i in range(10)]
+    for key in keys:
+        for _ in range(2):  # a retry is the same sample
+            body = request().SerializeToString()
+            response = await http.post(f"{paths.SAMPLES}?key={key}", content=body, headers=headers)
+            assert response.status_code == 202
+            assert operations_pb2.Accepted.FromString(response.content).operation_id == key
+    other = await http.post(f"{paths.SAMPLES}?key={keys[0]}", content=request([9]).SerializeToString(), headers=headers)
+    assert other.status_code == 409
+    finished: dict[str, operations_pb2.Operation] = {}
+    while len(finished) < len(keys):
+        for operation in (await poll(http, "me", *finished)).finished:
+            finished[operation.operation_id] = operation
+    expected = (await sampled(http, request())).sequences[0].tokens
+    assert {operation.sample.sequences[0].tokens for operation in finished.values()} == {expected}
+
+
+async def test_a_failed_sample_is_an_outcome(http: httpx.AsyncClient) -> None:
+    body = request(run_id="r", gate_wait_s=0.05).SerializeToString()
+    headers = {paths.CLIENT_ID: "me", paths.MIN_POLICY_VERSION: "1"}
+    await http.post(f"{paths.SAMPLES}?key=a", content=body, headers=headers)
+    (operation,) = (await poll(http, "me")).finished
+    assert operation.state == operations_pb2.OPERATION_STATE_FAILED
+    assert operation.error.status == 425
+
+
+async def test_a_sample_can_be_cancelled_while_it_runs(
+    http: httpx.AsyncClient, engine: TorchEngine, until: Until
+) -> None:
+    body = request(params={"max_tokens": 2000}).SerializeToString()
+    await http.post(f"{paths.SAMPLES}?key=a", content=body, headers={paths.CLIENT_ID: "me"})
+    await asyncio.sleep(0.05)
+    response = await http.post("/v1/operations/a/cancel")
+    assert operations_pb2.CancelResponse.FromString(response.content).cancelled
+    (operation,) = (await poll(http, "me")).finished
+    assert operation.state == operations_pb2.OPERATION_STATE_CANCELLED
+    await until(lambda: not engine.has_work)
+    again = await http.post("/v1/operations/a/cancel")
+    assert not operations_pb2.CancelResponse.FromString(again.content).cancelled
+
+
+async def test_too_many_in_flight_are_refused_and_may_come_back(http: httpx.AsyncClient) -> None:
+    body = request(run_id="r", gate_wait_s=30).SerializeToString()
+    headers = {paths.CLIENT_ID: "me", paths.MIN_POLICY_VERSION: "1"}
+    responses = [await http.post(f"{paths.SAMPLES}?key={i}", content=body, headers=headers) for i in range(51)]
+    assert [response.status_code for response in responses] == [202] * 50 + [429]
+    assert "Retry-After" in responses[-1].headers
+    assert (await sample(http, request())).status_code == 429
+    repeated = await http.post(f"{paths.SAMPLES}?key=3", content=body, headers=headers)
+    assert repeated.status_code == 202
+
+
+async def test_what_it_is(http: httpx.AsyncClient, base: BaseModel) -> None:
+    info = training_pb2.ServerInfo.FromString((await http.get(paths.INFO)).content)
+    assert (info.role, info.engine, info.base_model) == ("sampler", "torch", base.name)
+    assert (info.vocab_size, info.max_seq_len, info.dtype) == (base.vocab_size, base.max_seq_len, "float32")
+    files = training_pb2.TokenizerFiles.FromString((await http.get(paths.TOKENIZER)).content)
+    assert "tokenizer.json" in files.files
+    content = b"".join(name.encode() + b"\0" + files.files[name] for name in sorted(files.files))
+    assert files.sha256 == hashlib.sha256(content).hexdigest()
+
+
+async def test_keys(http: httpx.AsyncClient) -> None:
+    assert (await http.get(paths.INFO, headers={"Authorization": "Bearer wrong"})).status_code == 401
+    assert (await http.get(paths.HEALTH, headers={"Authorization": ""})).status_code == 200
+
+
+async def test_a_stopped_engine_is_unhealthy_and_says_so(
+    http: httpx.AsyncClient,
+    replica: Replica,
+    engine: TorchEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    until: Until,
+) -> None:
+    def broken() -> None:
+        raise AssertionError("a mistake of ours")
+
+    monkeypatch.setattr(engine, "step", broken)
+    assert (await sample(http, request())).status_code == 500
+    await until(lambda: not replica._engine.is_alive)
+    assert (await http.get(paths.HEALTH)).status_code == 500
+    assert (await sample(http, request())).status_code == 500
+
+
+async def test_a_client_that_goes_away_frees_its_rows(replica: Replica, engine: TorchEngine, until: Until) -> None:
+    async with Submissions(max_pending=5) as submissions:
+        app = make_sampler_app(replica, submissions, keys=KeyRing.of())
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        sock = bind("127.0.0.1", 0)
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        message = request(params={"max_tokens": 2000})
+        message.num_samples = 32
+        body = message.SerializeToString()
+        async with httpx.AsyncClient(base_url=url_of(sock), headers={"Content-Type": paths.PROTOBUF}) as client:
+            with pytest.raises(httpx.ReadTimeout):
+                await client.post(paths.SAMPLE, content=body, timeout=0.3)
+        began = time.monotonic()
+        await until(lambda: not engine.has_work)
+        assert time.monotonic() - began < 2  # the samples take much longer
+        server.should_exit = True
+        await serving
