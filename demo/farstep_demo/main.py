@@ -9,10 +9,10 @@ import os
 import time
 from pathlib import Path
 
-from farstep.cli.local_stack import LocalStack, LocalStackError, default_home
 from rich.console import Console
 
 from farstep import ServiceClient
+from farstep.cli.local_stack import LocalStack, LocalStackError, default_home
 from farstep_demo import loop, tasks
 from farstep_demo.report import LiveTable, Summary, print_summary, save_plot
 
@@ -58,7 +58,9 @@ def run(
 ) -> tuple[Summary, list[loop.Row]]:
     """Both loops on a new run; what came of them, in numbers and step by step."""
     rows: list[loop.Row] = []
-    trainer = service.create_lora_training_client(arguments.model, rank=arguments.rank, alpha=2 * arguments.rank, seed=arguments.seed)
+    trainer = service.create_lora_training_client(
+        arguments.model, rank=arguments.rank, alpha=2 * arguments.rank, seed=arguments.seed
+    )
     tokenizer = trainer.get_tokenizer()
     tune, test = tasks.prose(tokenizer, seed=arguments.seed)
     practice, heldout = tasks.problems(seed=arguments.seed)

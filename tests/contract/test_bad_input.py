@@ -3,10 +3,10 @@
 import httpx
 import numpy as np
 import pytest
-from tests.support.processes import KEY
 
 import farstep
 from farstep import AdamParams, Datum, ModelInput, SamplingParams, ServiceClient
+from tests.support.processes import KEY
 
 TOKENS = [1, 40, 41]
 

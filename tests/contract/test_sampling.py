@@ -178,6 +178,7 @@ def test_a_named_publication_is_a_checkpoint_to_sample_from(service, trainer):
 
 def test_a_version_that_never_comes_is_a_425(pair, trainer, service):
     import httpx
+
     from tests.support.processes import KEY
 
     train(trainer)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from farstep.cli.local_stack import LocalStack
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]

@@ -6,10 +6,10 @@ import threading
 import time
 
 import pytest
-from tests.support.processes import KEY, running, trainer_and_sampler
 
 import farstep
 from farstep import AdamParams, Datum, ModelInput, SamplingParams, ServiceClient
+from tests.support.processes import KEY, running, trainer_and_sampler
 
 pytestmark = pytest.mark.system
 

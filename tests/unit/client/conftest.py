@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import farstep
+from farstep import _retry
 from tests.unit.client.fake_control import ControlPlane
 from tests.unit.client.fake_sampler import Sampler
 from tests.unit.client.fake_server import BASE_MODEL, KEY, Host
 from tests.unit.client.fake_trainer import Trainer
-
-import farstep
-from farstep import _retry
 
 
 @pytest.fixture(autouse=True)

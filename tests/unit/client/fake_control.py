@@ -8,15 +8,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
-from tests.unit.client.fake_sampler import Sampler
-from tests.unit.client.fake_server import BASE_MODEL, KEY, MAX_SEQ_LEN, Host, Server
-from tests.unit.client.fake_trainer import Trainer
 
 from farstep_proto import errors, paths
 from farstep_proto.v1 import common_pb2, control_pb2
 from farstep_serving.app import make_app
 from farstep_serving.keys import KeyRing
 from farstep_serving.messages import read_message, respond, wait_s_of
+from tests.unit.client.fake_sampler import Sampler
+from tests.unit.client.fake_server import BASE_MODEL, KEY, MAX_SEQ_LEN, Host, Server
+from tests.unit.client.fake_trainer import Trainer
 
 
 class ControlPlane(Server):

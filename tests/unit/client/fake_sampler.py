@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
-from tests.unit.client.fake_server import BASE_MODEL, KEY, MAX_SEQ_LEN, VOCAB_SIZE, Host, Server
 
 from farstep_proto import errors, paths, tensors
 from farstep_proto.v1 import operations_pb2 as ops
@@ -21,6 +20,7 @@ from farstep_serving.app import make_app, operation_routes
 from farstep_serving.keys import KeyRing
 from farstep_serving.messages import read_message, respond, wait_s_of
 from farstep_serving.operations import OperationTable
+from tests.unit.client.fake_server import BASE_MODEL, KEY, MAX_SEQ_LEN, VOCAB_SIZE, Host, Server
 
 
 class Sampler(Server):

@@ -12,8 +12,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
-from tests.unit.client.fake_sampler import Sampler
-from tests.unit.client.fake_server import BASE_MODEL, KEY, MAX_SEQ_LEN, VOCAB_SIZE, Host, Server
 
 from farstep_proto import errors, paths, tensors
 from farstep_proto.names import CheckpointPath
@@ -24,6 +22,8 @@ from farstep_serving.app import make_app, operation_routes
 from farstep_serving.keys import KeyRing
 from farstep_serving.messages import read_body, read_message, respond
 from farstep_serving.operations import OperationTable
+from tests.unit.client.fake_sampler import Sampler
+from tests.unit.client.fake_server import BASE_MODEL, KEY, MAX_SEQ_LEN, VOCAB_SIZE, Host, Server
 
 
 def _tokenizer_files() -> dict[str, bytes]:

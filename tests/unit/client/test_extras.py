@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import farstep
+from farstep import WandbConfig
 from tests.unit.client.fake_control import ControlPlane
 from tests.unit.client.fake_sampler import Sampler
 from tests.unit.client.fake_server import BASE_MODEL
 from tests.unit.client.fake_trainer import Trainer
 from tests.unit.client.test_training import datum
-
-import farstep
-from farstep import WandbConfig
 
 
 @pytest.mark.filterwarnings("ignore")

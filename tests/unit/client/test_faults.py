@@ -8,14 +8,14 @@ import threading
 import time
 
 import pytest
-from tests.unit.client.fake_sampler import Sampler
-from tests.unit.client.fake_server import BASE_MODEL, KEY, Fault
-from tests.unit.client.fake_trainer import Trainer
-from tests.unit.client.test_training import datum
 
 import farstep
 from farstep import _retry
 from farstep_proto import errors
+from tests.unit.client.fake_sampler import Sampler
+from tests.unit.client.fake_server import BASE_MODEL, KEY, Fault
+from tests.unit.client.fake_trainer import Trainer
+from tests.unit.client.test_training import datum
 
 
 def test_a_lost_answer_runs_the_operation_once(client: farstep.TrainingClient, trainer: Trainer) -> None:

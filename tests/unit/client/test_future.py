@@ -12,12 +12,12 @@ import threading
 import time
 
 import pytest
-from tests.unit.client.fake_sampler import Sampler
-from tests.unit.client.fake_trainer import Trainer
-from tests.unit.client.test_training import datum
 
 import farstep
 from farstep import Future
+from tests.unit.client.fake_sampler import Sampler
+from tests.unit.client.fake_trainer import Trainer
+from tests.unit.client.test_training import datum
 
 
 def test_a_timeout_ends_the_wait_only(client: farstep.TrainingClient, trainer: Trainer) -> None:

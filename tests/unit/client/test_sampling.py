@@ -6,12 +6,12 @@ import pickle
 
 import numpy as np
 import pytest
-from tests.unit.client.fake_sampler import Sampler
-from tests.unit.client.fake_server import BASE_MODEL, KEY, MAX_SEQ_LEN, VOCAB_SIZE
-from tests.unit.client.fake_trainer import Trainer
 
 import farstep
 from farstep import ModelInput, SamplingParams
+from tests.unit.client.fake_sampler import Sampler
+from tests.unit.client.fake_server import BASE_MODEL, KEY, MAX_SEQ_LEN, VOCAB_SIZE
+from tests.unit.client.fake_trainer import Trainer
 
 
 def test_samples_with_everything(sampling: farstep.SamplingClient, sampler: Sampler) -> None:

@@ -6,14 +6,14 @@ import asyncio
 from datetime import UTC, datetime
 
 import pytest
+
+import farstep
+from farstep_proto import errors
 from tests.unit.client.fake_control import ControlPlane
 from tests.unit.client.fake_sampler import Sampler
 from tests.unit.client.fake_server import BASE_MODEL, KEY, Fault
 from tests.unit.client.fake_trainer import Trainer
 from tests.unit.client.test_training import datum
-
-import farstep
-from farstep_proto import errors
 
 
 def test_constructing_opens_a_session(control: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:

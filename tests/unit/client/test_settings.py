@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.unit.client.fake_control import ControlPlane
-from tests.unit.client.fake_server import KEY
 
 import farstep
 from farstep._settings import find_key, load_settings
+from tests.unit.client.fake_control import ControlPlane
+from tests.unit.client.fake_server import KEY
 
 
 def write_local(tmp_path: Path, **content: object) -> None:

@@ -7,14 +7,14 @@ import threading
 
 import numpy as np
 import pytest
-from tests.unit.client.fake_sampler import Sampler
-from tests.unit.client.fake_server import BASE_MODEL, MAX_SEQ_LEN, VOCAB_SIZE
-from tests.unit.client.fake_trainer import Trainer
 
 import farstep
 from farstep import AdamParams, Datum, ModelInput
 from farstep_proto.paths import Verb
 from farstep_proto.tensors import model_input_ids
+from tests.unit.client.fake_sampler import Sampler
+from tests.unit.client.fake_server import BASE_MODEL, MAX_SEQ_LEN, VOCAB_SIZE
+from tests.unit.client.fake_trainer import Trainer
 
 
 def datum(length: int = 4, **inputs: object) -> Datum:

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tests.unit.client.fake_trainer import Trainer
 
 import farstep
 from farstep import AdamParams, Datum, EncodedTextChunk, ImageChunk, ModelInput, SamplingParams, TensorData
+from tests.unit.client.fake_trainer import Trainer
 
 
 def test_model_inputs() -> None:

@@ -6,8 +6,6 @@ import logging
 import threading
 
 import pytest
-from tests.unit.client.fake_trainer import Trainer
-from tests.unit.client.test_training import datum
 
 import farstep
 from farstep import _progress
@@ -16,6 +14,8 @@ from farstep._pending import Pending
 from farstep._retry import Backoff, RetryPolicy
 from farstep_proto.v1 import operations_pb2 as ops
 from farstep_proto.v1 import training_pb2
+from tests.unit.client.fake_trainer import Trainer
+from tests.unit.client.test_training import datum
 
 
 class Clock:

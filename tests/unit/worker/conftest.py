@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from tests.unit.worker.wire import GatedExecutor, serving, to_request
 
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.load import load_base_model
@@ -13,6 +12,7 @@ from farstep_proto.loss_table import LOSS_TABLE
 from farstep_worker.executor import Executor
 from farstep_worker.runs import RunConfig
 from farstep_worker.submission import Example, Pass
+from tests.unit.worker.wire import GatedExecutor, serving, to_request
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from tests.unit.worker import resume
 from transformers import AutoModelForCausalLM
 
 from farstep_infra.store.checkpoints import CheckpointStore
@@ -16,6 +15,7 @@ from farstep_proto.errors import InvalidInput, NotFound
 from farstep_proto.names import CheckpointPath
 from farstep_worker import checkpoint
 from farstep_worker.submission import AdamSettings, LoadState, Publish, SaveState
+from tests.unit.worker import resume
 
 ADAM = AdamSettings(5e-3, 0.9, 0.95, 1e-8, 0.01, 1.0)
 PATH = CheckpointPath("run", "weights", "mid")

@@ -3,12 +3,12 @@
 import asyncio
 
 import pytest
-from tests.unit.worker.wire import ADAM, error_of, serving, until
 
 from farstep_proto.tensors import tensor_from_proto
 from farstep_proto.v1 import operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker.operations import QueueLimits
+from tests.unit.worker.wire import ADAM, error_of, serving, until
 
 
 async def test_one_round_of_training(trainer, request_of):

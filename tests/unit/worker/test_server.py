@@ -4,10 +4,10 @@ import asyncio
 import json
 
 import pytest
-from tests.unit.worker.wire import LIMIT, PROTO, error_of
 
 from farstep_proto import paths
 from farstep_proto.v1 import training_pb2 as pb
+from tests.unit.worker.wire import LIMIT, PROTO, error_of
 
 
 async def test_what_a_trainer_says_of_itself(trainer):

@@ -1,0 +1,139 @@
+"""The replica process: command line and environment in, one frozen configuration, a server out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_model.embedded import MODEL_NAME
+from farstep_model.load import BaseModel, load_base_model
+from farstep_model.lora import LoraLayers
+from farstep_proto.errors import ApiError
+from farstep_sampler.engines.adapter_table import AdapterTable
+from farstep_sampler.engines.memory import cache_budget
+from farstep_sampler.engines.torch_engine import TorchEngine
+from farstep_sampler.feed import FeedConfig
+from farstep_sampler.replica import Replica
+from farstep_sampler.request import ModelLimits
+from farstep_sampler.server import make_sampler_app
+from farstep_sampler.submissions import Submissions
+from farstep_serving.keys import KeyRing
+from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerConfig:
+    """Everything that a replica is told. `num_threads` and `cache_tokens` are 0 where the machine decides."""
+
+    model: str
+    store: Path
+    host: str
+    port: int
+    device: str
+    feed: str | None
+    model_path: str | None
+    resident_versions: int
+    max_rows: int
+    max_requests: int
+    cache_tokens: int
+    num_threads: int
+    exit_with_parent: bool
+    log_level: str
+    api_key: str | None
+
+
+def parse_config(arguments: Sequence[str] | None, environment: dict[str, str]) -> SamplerConfig:
+    """Reads the command line; FARSTEP_API_KEY and OMP_NUM_THREADS come from the environment."""
+    parser = argparse.ArgumentParser(prog="farstep_sampler", description="One sampler replica.")
+    parser.add_argument("--model", default=MODEL_NAME, help="embedded model, hub id or directory")
+    parser.add_argument("--store", type=Path, required=True, help="directory of the checkpoint store")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--feed", metavar="HOST:PORT", help="policy feed of a dp_worker")
+    parser.add_argument("--model-path", metavar="bt://…", help="a checkpoint to have ready from the start")
+    parser.add_argument("--resident-versions", type=_positive, default=8, help="policies kept besides the base")
+    parser.add_argument("--max-rows", type=_positive, default=256, help="most sequences decoded at a time")
+    parser.add_argument("--max-requests", type=_positive, default=4096, help="most requests in flight")
+    parser.add_argument("--cache-tokens", type=_positive, default=0, help="most tokens in the KV cache")
+    parser.add_argument("--exit-with-parent", action="store_true")
+    parser.add_argument("--log-level", default="INFO")
+    flags = vars(parser.parse_args(arguments))
+    return SamplerConfig(
+        **flags,
+        num_threads=int(environment.get("OMP_NUM_THREADS") or 0),
+        api_key=environment.get("FARSTEP_API_KEY"),
+    )
+
+
+def make_replica(config: SamplerConfig) -> Replica:
+    """Loads the model and puts a replica together; nothing runs yet.
+
+    Raises:
+        ApiError: no such model, or one that the engine cannot decode.
+    """
+    base = load_base_model(config.model, device=config.device)
+    adapters = AdapterTable(LoraLayers.install(base), num_slots=config.resident_versions)
+    budget = config.cache_tokens or cache_budget(base, max_rows=config.max_rows)
+    engine = TorchEngine(base, adapters, max_rows=config.max_rows, budget_tokens=budget)
+    feed = None
+    if config.feed:
+        feed = FeedConfig(config.feed, config.api_key, subscriber=f"{socket.gethostname()}:{os.getpid()}")
+    limits = _limits(base, budget)
+    return Replica(base, engine, adapters, limits=limits, store=CheckpointStore(config.store), feed=feed)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serves until it is told to stop."""
+    config = parse_config(arguments, dict(os.environ))
+    setup_logging(config.log_level)
+    keys = KeyRing.of(config.api_key)
+    keys.check_host(config.host)
+    # The cores there are, unless whoever shares them out said otherwise.
+    torch.set_num_threads(config.num_threads or os.cpu_count() or 1)
+    try:
+        replica = make_replica(config)
+        asyncio.run(_serve(config, replica, keys))
+    except ApiError as error:
+        raise SystemExit(f"farstep_sampler: {error.message} {error.hint}".rstrip()) from error
+
+
+async def _serve(config: SamplerConfig, replica: Replica, keys: KeyRing) -> None:
+    submissions = Submissions(max_pending=config.max_requests)
+    app = make_sampler_app(replica, submissions, keys=keys)
+    sock = bind(config.host, config.port)
+    if config.exit_with_parent:
+        exit_with_parent()
+
+    def on_stop() -> None:
+        submissions.table.drain()
+        replica.drain()
+
+    async with replica.running(), submissions:
+        if config.model_path:
+            await replica.load_policy(config.model_path)
+        await serve(app, sock, on_ready=lambda: announce(url=url_of(sock), pid=os.getpid()), on_stop=on_stop)
+
+
+def _limits(base: BaseModel, budget: int) -> ModelLimits:
+    if budget < base.max_seq_len:
+        log.warning("memory for %d tokens: the context is that long, not %d", budget, base.max_seq_len)
+    return ModelLimits(min(base.max_seq_len, budget), base.vocab_size, base.eos_token_ids)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value

@@ -1,0 +1,113 @@
+"""From logits to tokens: pure functions on tensors, each row on its own.
+
+A row's token depends on its logits, its settings and its one uniform number, never on other rows. The number
+comes from a counter-based generator keyed by (seed, sample index) and read at the token's position, so that a
+request gives the same tokens in any batch.
+
+The choice is by inverse cumulative distribution in float64, over token ids in ascending order. Truncation is
+applied in the order top-k, top-p over what top-k left, min-p relative to the likeliest token.
+Log-probabilities are those of softmax(logits / temperature) over the whole vocabulary: truncation restricts
+the choice and does not renormalise what is reported. Temperature 0 takes the likeliest token (the lowest id of
+equals), reported at temperature 1.
+
+Shapes: R rows, V vocabulary, K candidates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_DRAWS_AT_ONCE = 64
+_WORD = (1 << 64) - 1
+
+
+class Draws:
+    """The uniform numbers in [0, 1) of one sequence, one a position: a pure function of (seed, sample index)."""
+
+    def __init__(self, seed: int, sample_index: int) -> None:
+        # An array, not a sequence of Python ints: numpy reads a key of two 64-bit words.
+        self._generator = np.random.Philox(key=np.array([seed & _WORD, sample_index], dtype=np.uint64))
+        self._block: list[float] = []
+        self._used = 0
+
+    def next(self) -> float:
+        if self._used == len(self._block):
+            words = self._generator.random_raw(_DRAWS_AT_ONCE)
+            self._block = ((words >> np.uint64(11)) * 2.0**-53).tolist()
+            self._used = 0
+        self._used += 1
+        return self._block[self._used - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class RowSettings:
+    """How each of R rows is sampled; tensors [R] on the logits' device.
+
+    `top_k` is V or more where all tokens may be taken. `truncated` are the rows that restrict their choice at all.
+    """
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    truncated: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Tokens [R] and their log-probabilities [R]; `topk_*` are [R, K], the likeliest first."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    topk_ids: Tensor
+    topk_logprobs: Tensor
+
+
+def sample(logits_RV: Tensor, settings: RowSettings, uniforms_R: Tensor, *, topk: int = 0) -> Sampled:
+    """Chooses a token a row.
+
+    Args:
+        logits_RV: fp32.
+        uniforms_R: float64 in [0, 1), one draw a row.
+        topk: how many of the likeliest tokens to report for every row.
+
+    A row with NaN among its logits gets the log-probability NaN and some token.
+    """
+    is_greedy_R = settings.temperature == 0
+    scale_R = torch.where(is_greedy_R, 1.0, 1.0 / settings.temperature)
+    logprobs_RV = torch.log_softmax(logits_RV * scale_R[:, None], dim=-1)
+    weights_RV = logprobs_RV.double().exp_()
+    if len(rows := settings.truncated):
+        limits = (settings.top_k[rows], settings.top_p[rows], settings.min_p[rows])
+        weights_RV[rows] = truncate(weights_RV[rows], *limits)
+    tokens_R = torch.where(is_greedy_R, logits_RV.argmax(dim=-1), choose(weights_RV, uniforms_R))
+    best = torch.topk(logprobs_RV, topk, dim=-1)
+    return Sampled(tokens_R, logprobs_RV.gather(1, tokens_R[:, None])[:, 0], best.indices, best.values)
+
+
+def choose(weights_RV: Tensor, uniforms_R: Tensor) -> Tensor:
+    """The token [R] at which the running sum of weights (float64, unnormalised) first passes u · total."""
+    sums_RV = weights_RV.cumsum(dim=-1)
+    totals_R1 = sums_RV[:, -1:]
+    # u < 1, but u · total may round up to total, past every token.
+    targets_R1 = torch.minimum(uniforms_R[:, None] * totals_R1, torch.nextafter(totals_R1, torch.zeros_like(totals_R1)))
+    tokens_R = torch.searchsorted(sums_RV, targets_R1, right=True)[:, 0]
+    return tokens_R.clamp_(max=weights_RV.shape[1] - 1)  # NaN rows alone get that far
+
+
+def truncate(weights_RV: Tensor, top_k_R: Tensor, top_p_R: Tensor, min_p_R: Tensor) -> Tensor:
+    """Zeroes the weights that top-k, top-p and min-p exclude; of equal weights, lower ids stay first."""
+    sorted_RV, order_RV = weights_RV.sort(dim=-1, descending=True, stable=True)
+    ranks_V = torch.arange(weights_RV.shape[1], device=weights_RV.device)
+    kept_RV = ranks_V < top_k_R[:, None]
+    within_RV = torch.where(kept_RV, sorted_RV, 0.0)
+    before_RV = within_RV.cumsum(dim=-1) - within_RV
+    limit_R = torch.where(top_p_R < 1, top_p_R * within_RV.sum(dim=-1), torch.inf)
+    kept_RV &= before_RV < limit_R[:, None]
+    kept_RV &= sorted_RV >= min_p_R[:, None] * sorted_RV[:, :1]
+    kept_RV[:, 0] = True
+    return weights_RV * torch.zeros_like(kept_RV).scatter_(1, order_RV, kept_RV)

@@ -1,0 +1,146 @@
+"""The HTTP surface of a sampler: a route table over a backend, the same for a replica and for a router."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable
+from typing import Protocol, TypeVar
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from farstep_proto import paths
+from farstep_proto.errors import Draining
+from farstep_proto.names import check_run_id
+from farstep_proto.v1 import common_pb2, sampling_pb2, training_pb2
+from farstep_sampler.request import gate_of, version_of
+from farstep_sampler.submissions import Submissions, Work
+from farstep_sampler.versions import VersionGate
+from farstep_serving.app import make_app, operation_routes
+from farstep_serving.keys import KeyRing
+from farstep_serving.messages import MAX_BODY_BYTES, decode, read_body, read_message, respond, wait_s_of
+
+MAX_WAIT_S = 60.0
+
+T = TypeVar("T")
+
+
+class Backend(Protocol):
+    """What stands behind the routes: a replica's engine, or a router's replicas."""
+
+    def prepare(self, request: sampling_pb2.SampleRequest, gate: VersionGate) -> Work:
+        """Checks a request; what is returned runs it. Raises InvalidInput naming the field."""
+        ...
+
+    async def list_policies(self) -> sampling_pb2.ListPoliciesResponse: ...
+
+    async def wait_for_policy(self, run_id: str, *, min_version: int, wait_s: float) -> sampling_pb2.PolicyState:
+        """Waits until a run's version is served. Raises PolicyNotReady."""
+        ...
+
+    async def load_policy(self, model_path: str) -> sampling_pb2.PolicyState: ...
+
+    async def info(self) -> training_pb2.ServerInfo: ...
+
+    async def tokenizer(self) -> training_pb2.TokenizerFiles: ...
+
+    def check_health(self) -> None:
+        """Raises Internal when it cannot serve any more."""
+        ...
+
+
+def make_sampler_app(backend: Backend, submissions: Submissions, *, keys: KeyRing) -> Starlette:
+    handlers = _Handlers(backend, submissions)
+    routes = [
+        Route(paths.HEALTH, handlers.health, methods=["GET"]),
+        Route(paths.INFO, handlers.info, methods=["GET"]),
+        Route(paths.TOKENIZER, handlers.tokenizer, methods=["GET"]),
+        Route(paths.SAMPLES, handlers.submit, methods=["POST"]),
+        Route(paths.SAMPLE, handlers.sample, methods=["POST"]),
+        Route(paths.POLICIES, handlers.policies, methods=["GET"]),
+        Route(paths.LOAD_POLICY, handlers.load_policy, methods=["POST"]),
+        Route(paths.POLICY, handlers.policy, methods=["GET"]),
+        *operation_routes(submissions.table, cancel=submissions.cancel),
+    ]
+    return make_app(routes, keys=keys)
+
+
+class _Handlers:
+    def __init__(self, backend: Backend, submissions: Submissions) -> None:
+        self._backend = backend
+        self._submissions = submissions
+
+    async def health(self, request: Request) -> Response:
+        self._backend.check_health()
+        return respond(request, common_pb2.Empty())
+
+    async def info(self, request: Request) -> Response:
+        info = await self._backend.info()
+        info.instance_id = self._submissions.table.instance_id
+        info.max_request_bytes = MAX_BODY_BYTES
+        return respond(request, info)
+
+    async def tokenizer(self, request: Request) -> Response:
+        return respond(request, await self._backend.tokenizer())
+
+    async def submit(self, request: Request) -> Response:
+        body = await read_body(request)
+        work = self._backend.prepare(decode(request, body, sampling_pb2.SampleRequest), _gate(request))
+        accepted = self._submissions.submit(
+            request.query_params.get("key", ""),
+            client_id=request.headers.get(paths.CLIENT_ID, ""),
+            digest=_digest(request, body),
+            work=work,
+        )
+        return respond(request, accepted, status=202)
+
+    async def sample(self, request: Request) -> Response:
+        message = await read_message(request, sampling_pb2.SampleRequest)
+        self._submissions.check_room()
+        work = self._backend.prepare(message, _gate(request))
+        return respond(request, await _while_connected(request, work()))
+
+    async def policies(self, request: Request) -> Response:
+        return respond(request, await self._backend.list_policies())
+
+    async def policy(self, request: Request) -> Response:
+        run_id = check_run_id(request.path_params["run_id"])
+        min_version = version_of(request.query_params.get("min_version", "0"), "min_version")
+        wait_s = wait_s_of(request, most=MAX_WAIT_S)
+        return respond(request, await self._backend.wait_for_policy(run_id, min_version=min_version, wait_s=wait_s))
+
+    async def load_policy(self, request: Request) -> Response:
+        message = await read_message(request, sampling_pb2.LoadPolicyRequest)
+        return respond(request, await self._backend.load_policy(message.model_path))
+
+
+def _gate(request: Request) -> VersionGate:
+    names = (paths.MIN_POLICY_VERSION, paths.EXACT_POLICY_VERSION)
+    return gate_of(at_least=request.headers.get(names[0]), exactly=request.headers.get(names[1]), fields=names)
+
+
+def _digest(request: Request, body: bytes) -> bytes:
+    """What makes a submission the same: its body and its gate."""
+    return hashlib.sha256(repr(_gate(request)).encode() + b"\0" + body).digest()
+
+
+async def _while_connected(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client goes away first."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Draining("the client went away")  # nobody reads this
+        return task.result()
+    finally:
+        task.cancel()
+        watch.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

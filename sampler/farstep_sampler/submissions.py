@@ -1,0 +1,86 @@
+"""Samples submitted with 202: each a task, its outcome kept in the operation table until the client has it.
+
+A sample counts as queued until it is finished, also while its sequences are decoded: it changes nothing, and
+can be cancelled at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+
+from farstep_proto.errors import InvalidInput, TooManyRequests, error_from_exception
+from farstep_proto.v1 import operations_pb2, sampling_pb2
+from farstep_serving.operations import OperationTable
+
+_KEY = re.compile(r"[A-Za-z0-9_:.-]{1,128}\Z")
+
+Work = Callable[[], Awaitable[sampling_pb2.SampleResponse]]
+
+
+class Submissions:
+    """The samples in flight of one server, replica or router.
+
+    Args:
+        max_pending: beyond this many, new ones are refused.
+    """
+
+    def __init__(self, *, max_pending: int) -> None:
+        self.table = OperationTable(queue_place=self._place)
+        self._max_pending = max_pending
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def submit(self, key: str, *, client_id: str, digest: bytes, work: Work) -> operations_pb2.Accepted:
+        """Enters a sample under the key that its client chose, and starts it unless it is there already.
+
+        Raises:
+            InvalidInput: a key that is none.
+            Conflict: the key was used for another request.
+            TooManyRequests: too much is in flight.
+            Draining: the server is shutting down.
+        """
+        key = key or uuid.uuid4().hex
+        if not _KEY.match(key):
+            raise InvalidInput("1 to 128 letters, digits, '.', '_', ':' or '-'", field="key")
+        if key not in self._tasks:
+            self.check_room()
+        if self.table.open(key, client_id=client_id, verb="sample", digest=digest):
+            task = asyncio.create_task(self._run(key, work))
+            self._tasks[key] = task
+            task.add_done_callback(lambda _: self._tasks.pop(key, None))
+        return operations_pb2.Accepted(operation_id=key, queue_place=self._place(key))
+
+    def check_room(self) -> None:
+        """Raises TooManyRequests when nothing more is taken."""
+        if len(self._tasks) >= self._max_pending:
+            raise TooManyRequests(f"{len(self._tasks)} samples are in flight already", retry_after_s=1.0)
+
+    def cancel(self, operation_id: str) -> bool:
+        """Drops a sample that is not finished; the caller records it."""
+        task = self._tasks.pop(operation_id, None)
+        return task is not None and task.cancel()
+
+    async def __aenter__(self) -> Submissions:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Cancels what is still in flight."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, key: str, work: Work) -> None:
+        try:
+            response = await work()
+        except Exception as error:  # becomes the operation's outcome
+            self.table.fail(key, error_from_exception(error))
+        else:
+            done = operations_pb2.Operation(state=operations_pb2.OPERATION_STATE_SUCCEEDED, sample=response)
+            self.table.finish(key, done)
+
+    def _place(self, operation_id: str) -> int:
+        """How many samples in flight were there before it."""
+        return next((place for place, key in enumerate(self._tasks) if key == operation_id), 0)
