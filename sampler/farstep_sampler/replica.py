@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from functools import partial
 from importlib.metadata import version
@@ -24,6 +25,8 @@ from farstep_sampler.result import response_of
 from farstep_sampler.submissions import Work
 from farstep_sampler.swapper import Swapper
 from farstep_sampler.versions import AtLeast, VersionGate, VersionTable
+
+log = logging.getLogger(__name__)
 
 DEFAULT_GATE_WAIT_S = 60.0
 
@@ -54,20 +57,23 @@ class Replica:
         self._gate = Gate(self._table)
         self._swapper = Swapper(self._table, self._gate, layers=adapters.layers, load=self._engine.load, store=store)
         self._feed = FeedClient(feed, have=self._have, deliver=self._swapper.offer) if feed is not None else None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The engine, the swapper and the feed work inside the block."""
         self._engine.start()
-        tasks = [asyncio.create_task(self._swapper.run(), name="swapper")]
+        self._tasks = [asyncio.create_task(self._swapper.run(), name="swapper")]
         if self._feed is not None:
-            tasks.append(asyncio.create_task(self._feed.run(), name="feed"))
+            self._tasks.append(asyncio.create_task(self._feed.run(), name="feed"))
+        for task in self._tasks:
+            task.add_done_callback(_log_end)
         try:
             yield
         finally:
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._engine.close()
 
     def drain(self) -> None:
@@ -107,8 +113,11 @@ class Replica:
         return await asyncio.to_thread(tokenizer_files, self._base.path)
 
     def check_health(self) -> None:
+        ended = [task.get_name() for task in self._tasks if task.done()]
         if not self._engine.is_alive:
-            raise Internal("the engine has stopped", hint="restart the sampler; its log has the reason")
+            ended.append("engine")
+        if ended:
+            raise Internal(f"the {ended[0]} has stopped", hint="restart the sampler; its log has the reason")
 
     async def _sample(self, job: SampleJob, target: Target) -> pb.SampleResponse:
         if target.is_checkpoint:
@@ -130,3 +139,8 @@ class Replica:
 
     def _have(self) -> dict[str, int]:
         return {source: newest for source, newest in self._table.newest_versions().items() if "://" not in source}
+
+
+def _log_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("the %s has stopped", task.get_name(), exc_info=error)

@@ -49,7 +49,7 @@ class Swapper:
         self._store = store
         self._builds: dict[PolicyId, _Build] = {}
         self._arrivals: dict[PolicyId, asyncio.Future[None]] = {}
-        self._newest: dict[str, tuple[PolicyId, bytes]] = {}  # run id -> what a recall needs
+        self._data: dict[PolicyId, bytes] = {}  # of each run's newest, for a recall
         self._checkpoints: dict[str, PolicyId] = {}  # path -> what it was found to be
         self._bringing: dict[str, asyncio.Task[PolicyId]] = {}
 
@@ -67,7 +67,7 @@ class Swapper:
     def offer(self, policy: PolicyId, data: bytes) -> None:
         """Takes a run's policy as the feed brought it: `Adapter.to_bytes`."""
         if self._announce(policy, partial(Adapter.from_bytes, self._layers, data)):
-            self._newest[policy.source] = (policy, data)
+            self._data[policy] = data
 
     async def bring(self, path: str) -> Serve:
         """A checkpoint of the store, loaded if it is not resident. Pin it before anything else is awaited.
@@ -112,9 +112,13 @@ class Swapper:
 
     def _recall(self, policy: PolicyId) -> None:
         self._gate.recalled.discard(policy)
-        newest, data = self._newest[policy.source]
-        assert newest == policy
-        self.offer(policy, data)
+        if policy in self._data:  # else a newer one has come meanwhile
+            self.offer(policy, self._data[policy])
+
+    def _forget_older(self, newest: PolicyId) -> None:
+        """Drops the bytes of versions that nobody can recall any more."""
+        for policy in [p for p in self._data if p.source == newest.source and p.version < newest.version]:
+            del self._data[policy]
 
     async def _carry_out(self, order: Load) -> None:
         began = time.perf_counter()
@@ -125,10 +129,12 @@ class Swapper:
         except Exception as error:  # whatever the bytes hold: it must not stop later policies
             log.warning("%s cannot be loaded: %s", policy, error)
             self._table.mark_failed(policy)
+            self._data.pop(policy, None)
             arrival.set_exception(error)
             arrival.exception()  # the feed waits for nobody; this marks the error as seen
         else:
             log.info("%s is served after %.1f ms", policy, (time.perf_counter() - began) * 1e3)
             self._table.mark_ready(policy)
+            self._forget_older(policy)
             arrival.set_result(None)
         self._gate.notify()

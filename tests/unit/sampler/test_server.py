@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import grpc.aio
 import httpx
 import numpy as np
 import pytest
@@ -18,15 +19,17 @@ from farstep_model.load import BaseModel
 from farstep_proto import paths
 from farstep_proto.names import CheckpointPath
 from farstep_proto.tensors import ids_from_bytes, model_input_to_proto
-from farstep_proto.v1 import common_pb2, operations_pb2, training_pb2
+from farstep_proto.v1 import common_pb2, feed_pb2, operations_pb2, training_pb2
 from farstep_proto.v1 import sampling_pb2 as pb
+from farstep_proto.v1.feed_pb2_grpc import PolicyFeedServicer, add_PolicyFeedServicer_to_server
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.torch_engine import TorchEngine
+from farstep_sampler.feed import FeedConfig
 from farstep_sampler.replica import Replica
 from farstep_sampler.request import ModelLimits
 from farstep_sampler.server import make_sampler_app
 from farstep_sampler.submissions import Submissions
-from farstep_sampler.versions import PolicyId
+from farstep_sampler.versions import AtLeast, PolicyId
 from farstep_serving.keys import KeyRing
 from farstep_serving.process import bind, url_of
 
@@ -137,6 +140,50 @@ async def test_a_published_policy_answers_its_run(
     assert exact.sequences[0].tokens == base_tokens
     other = await sampled(http, request(run_id="other"))
     assert other.sequences[0].tokens == base_tokens
+
+
+async def test_policies_arrive_by_the_feed(
+    base: BaseModel,
+    engine: TorchEngine,
+    table: AdapterTable,
+    store: CheckpointStore,
+    make_adapter: MakeAdapter,
+    until: Until,
+) -> None:
+    data = make_adapter(1).to_bytes()
+    header = feed_pb2.PolicyHeader(run_id="r", version=4, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    class Feed(PolicyFeedServicer):  # type: ignore[misc]
+        async def Subscribe(self, request: object, context: object) -> AsyncIterator[feed_pb2.PolicyEvent]:
+            yield feed_pb2.PolicyEvent(header=header)
+            yield feed_pb2.PolicyEvent(chunk=data)
+            await asyncio.sleep(3600)
+
+    server = grpc.aio.server()
+    add_PolicyFeedServicer_to_server(Feed(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    limits = ModelLimits(base.max_seq_len, base.vocab_size, base.eos_token_ids)
+    feed = FeedConfig(f"127.0.0.1:{port}", None, "test")
+    replica = Replica(base, engine, table, limits=limits, store=store, feed=feed)
+    async with replica.running():
+        response = await replica.prepare(request(run_id="r"), AtLeast(4))()
+        replica.check_health()
+    await server.stop(None)
+    assert response.policy_version == 4
+
+
+async def test_a_recalled_policy_may_be_overtaken(
+    http: httpx.AsyncClient, replica: Replica, make_adapter: MakeAdapter
+) -> None:
+    for i in range(6):  # there are four slots: the first runs are retired
+        offer(replica, f"run-{i}", 1, make_adapter(i + 1))
+        await sampled(http, request(run_id=f"run-{i}"), X_Min_Policy_Version="1")
+    recalled = asyncio.create_task(sampled(http, request(run_id="run-0")))
+    offer(replica, "run-0", 2, make_adapter(1))
+    assert (await recalled).policy_version in (1, 2)
+    assert (await sampled(http, request(run_id="run-0"), X_Min_Policy_Version="2")).policy_version == 2
+    assert (await http.get(paths.HEALTH)).status_code == 200
 
 
 async def test_exact_pins_go_on_while_newer_versions_arrive(
