@@ -61,7 +61,9 @@ class LiveTable:
         if self._live:
             self._live.update(self._draw())
         else:
-            self._console.print("  ".join(f"{key} {value}" for key, value in _cells(row).items() if value))
+            self._console.print(
+                "  ".join(f"{key} {value}" for key, value in _cells(row).items() if value), soft_wrap=True
+            )
 
     def _draw(self) -> Group:
         table = Table(box=None, pad_edge=False)
@@ -113,18 +115,17 @@ def print_summary(console: Console, summary: Summary, *, plot: Path | None) -> N
         "speed": f"{summary.train_tokens_per_s:,.0f} trained tokens/s, "
         f"{summary.sample_tokens_per_s:,.0f} sampled tokens/s (publishing included)",
         "time": f"{summary.wall_s:.0f} s, starting the three processes included",
-        "checkpoint": f"{summary.checkpoint}\nin {summary.checkpoint_dir}",
+        "checkpoint": f"{summary.checkpoint} in {summary.checkpoint_dir}",
     }
     if plot is not None:
         lines["plot"] = str(plot)
-    table = Table.grid(padding=(0, 2))
     for name, text in lines.items():
-        table.add_row(Text(name, style="bold"), Text(text))
-    console.print(table)
+        console.print(Text.assemble((f"{name:<16} ", "bold"), text), soft_wrap=True, highlight=False)
     console.print(
         "Reinforcement brought out a way of answering that the base model knew but seldom used: it works the sum "
         "out digit by digit. It learnt no new arithmetic.",
         style="dim",
+        soft_wrap=True,
     )
 
 

@@ -17,7 +17,7 @@ class Server:
 
     def __init__(self, module, *arguments, key=KEY, env=None):
         self._arguments = [sys.executable, "-m", *module.split(), *map(str, arguments), "--exit-with-parent"]
-        self._env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2", **(env or {})}
+        self._env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", **(env or {})}
         if key:
             self._env["FARSTEP_API_KEY"] = key
         self.log = []

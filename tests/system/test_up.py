@@ -1,0 +1,119 @@
+"""`farstep up` with one's own model and several replicas: found by `ServiceClient()`, shown by `farstep status`."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from farstep import AdamParams, Datum, ModelInput, SamplingParams, ServiceClient
+from farstep.cli.local_stack import LocalStack
+from farstep_model.embedded import model_dir
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@pytest.fixture(scope="module")
+def own_model(tmp_path_factory):
+    """A small Llama with random weights in Hugging Face layout."""
+    folder = tmp_path_factory.mktemp("own-model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, eos_token_id=2, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        shutil.copy(model_dir() / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stack(own_model, tmp_path_factory):
+    with LocalStack(model=str(own_model), replicas=2, home=tmp_path_factory.mktemp("home")) as stack:
+        yield stack
+
+
+@pytest.fixture
+def service(stack, monkeypatch):
+    monkeypatch.setenv("FARSTEP_HOME", str(stack.home))
+    for name in ("FARSTEP_BASE_URL", "FARSTEP_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with ServiceClient() as service:  # finds it by local.json
+        yield service
+
+
+def step(trainer, learning_rate=1e-2):
+    trainer.forward_backward([Datum.from_prompt_completion([1, 40, 41], [60, 61, 2])])
+    return trainer.optim_step(AdamParams(learning_rate=learning_rate))
+
+
+def processes(stack):
+    """What `farstep status --json` tells of them."""
+    command = [sys.executable, "-m", "farstep.cli.main", "status", "--json"]
+    environment = {**os.environ, "FARSTEP_HOME": str(stack.home)}
+    return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)["status"]["processes"]
+
+
+def all_run(stack):
+    return all(process["state"] == "running" for process in processes(stack))
+
+
+def test_own_model_and_two_replicas(service, own_model):
+    trainer = service.create_lora_training_client(str(own_model), rank=4, seed=0)
+    assert trainer.get_info().max_seq_len == 256
+    assert trainer.get_tokenizer().decode(trainer.get_tokenizer().encode("hello")) == "hello"
+    for version in (1, 2):
+        step(trainer).result()
+        sampler = trainer.save_weights_and_get_sampling_client()
+        futures = [
+            sampler.sample(ModelInput.from_ints([1, 40 + i]), 1, SamplingParams(max_tokens=4)) for i in range(40)
+        ]
+        assert {future.result().policy_version for future in futures} == {version}
+
+
+def test_checkpoints_are_listed_and_fetched_by_url(service, own_model):
+    trainer = service.create_lora_training_client(str(own_model), rank=4)
+    step(trainer)
+    path = trainer.save_state("kept", metadata={"note": "first"}).result().path
+    trainer.save_weights_for_sampler("served").result()
+    checkpoints = {checkpoint.path: checkpoint for checkpoint in service.list_checkpoints(trainer.run_id)}
+    assert {checkpoint.target for checkpoint in checkpoints.values()} == {"trainer", "sampler"}
+    assert checkpoints[path].step == 1
+    archive = service.get_checkpoint_archive_url(checkpoints[path].checkpoint_id)
+    files = {file.name: httpx.get(file.url) for file in archive.files}
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= set(files)
+    assert all(response.status_code == 200 for response in files.values())
+    forged = httpx.get(archive.files[0].url.replace("signature=", "signature=0"))
+    assert forged.status_code == 403
+
+
+def test_status_shows_what_runs(stack, service):
+    shown = processes(stack)
+    roles = ["control", "router", "sampler", "sampler", "trainer"]
+    assert sorted(process["role"] for process in shown) == roles
+    assert {process["state"] for process in shown} == {"running"}
+
+
+def test_a_replica_that_dies_is_done_without(service, stack, own_model):
+    """The last test of this module: one replica less afterwards."""
+    trainer = service.create_lora_training_client(str(own_model), rank=4, seed=0)
+    step(trainer).result()
+    sampler = trainer.save_weights_and_get_sampling_client()
+    victim = next(process["pid"] for process in processes(stack) if process["role"] == "sampler")
+    futures = [sampler.sample(ModelInput.from_ints([1, 40 + i]), 1, SamplingParams(max_tokens=100)) for i in range(40)]
+    os.kill(int(victim), signal.SIGKILL)
+    assert {future.result(timeout=60).policy_version for future in futures} == {1}
+    deadline = time.monotonic() + 20
+    while all_run(stack) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not all_run(stack)
