@@ -27,7 +27,7 @@ from farstep_proto import tensors
 from farstep_proto.loss_table import INT_INPUTS, LossSpec
 from farstep_proto.tensors import Array
 from farstep_proto.v1 import common_pb2, operations_pb2, sampling_pb2, training_pb2
-from farstep_proto.validation import check_datum, check_loss, check_tokens
+from farstep_proto.validation import check_adapter, check_datum, check_loss, check_num_data, check_tokens
 
 T = TypeVar("T")
 Decode = Callable[[operations_pb2.Operation], T]
@@ -43,6 +43,7 @@ def forward_request(
     *,
     vocab_size: int,
     max_seq_len: int,
+    adapter: str = "current",
 ) -> training_pb2.ForwardRequest:
     """A checked batch.
 
@@ -52,13 +53,14 @@ def forward_request(
     config = {key: number(f"loss_fn_config.{key}", value) for key, value in (loss_fn_config or {}).items()}
     with checked():
         spec = check_loss(loss_fn, config)
+        check_adapter(adapter, backward=False)
     messages = [
         _datum_to_proto(datum, spec, vocab_size=vocab_size, max_seq_len=max_seq_len, field=f"data[{index}]")
         for index, datum in enumerate(data)
     ]
-    if not messages:
-        raise InvalidInputError("no data", field="data")
-    return training_pb2.ForwardRequest(data=messages, loss_fn=loss_fn, loss_fn_config=config)
+    with checked():
+        check_num_data(spec, len(messages), field="data")
+    return training_pb2.ForwardRequest(data=messages, loss_fn=loss_fn, loss_fn_config=config, adapter=adapter)
 
 
 def _datum_to_proto(datum: Any, spec: LossSpec, *, vocab_size: int, max_seq_len: int, field: str) -> common_pb2.Datum:

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.load import BaseModel
 from farstep_model.lora import LoraLayers
+from farstep_model.metrics import mean_loss
 from farstep_proto.errors import ApiError, ModelError, error_from_exception
 from farstep_proto.tensors import tensor_to_proto
 from farstep_proto.v1 import common_pb2, operations_pb2
@@ -90,11 +91,18 @@ class Executor:
                 return _succeeded(empty=common_pb2.Empty())
 
     def _pass(self, run: Run, call: Pass) -> Outcome:
-        result = run_pass(run.adapter, call, token_budget=self._token_budget, dropout_seed=run.random.current())
+        wanted = run.weights_of(call.adapter)
+        result = run_pass(
+            wanted or run.adapter,
+            call,
+            token_budget=self._token_budget,
+            dropout_seed=run.random.current(),
+            adapter_off=wanted is None,
+        )
         if result.gradients is not None:
             run.random = run.random.advanced()
             run.add_gradients(result.gradients)
-        return _succeeded(forward_backward=_to_proto(result))
+        return _succeeded(forward_backward=_to_proto(call, result))
 
     def _optim_step(self, run: Run, call: AdamSettings) -> Outcome:
         if run.gradients is None:
@@ -106,6 +114,7 @@ class Executor:
         grad_norm = run.optimizer.step(run.gradients, call)
         run.gradients = None
         run.step += 1
+        run.is_at_start = False
         metrics = {"grad_norm": grad_norm, "learning_rate": call.learning_rate, "step": float(run.step)}
         return _succeeded(optim_step=pb.OptimStepResponse(metrics=metrics))
 
@@ -149,9 +158,9 @@ def _out_of_memory(error: torch.OutOfMemoryError, token_budget: int) -> ModelErr
     )
 
 
-def _to_proto(result: PassResult) -> pb.ForwardBackwardOutput:
+def _to_proto(call: Pass, result: PassResult) -> pb.ForwardBackwardOutput:
     return pb.ForwardBackwardOutput(
-        loss=result.loss_sum / max(1, result.num_active),
+        loss=mean_loss(result.metrics, normalizer=call.config.get("normalizer", 1.0)),
         metrics=result.metrics,
         loss_fn_outputs=[pb.DatumOutput(fields={"logprobs": tensor_to_proto(array)}) for array in result.logprobs],
     )
