@@ -6,7 +6,7 @@ Pure: no I/O. Objects that look like another library's `Datum` or `ModelInput` a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from farstep.results import (
     LoadWeightsResponse,
     LoraConfig,
     OptimStepResponse,
+    QueuedOperation,
     SampledSequence,
     SampleResult,
     SaveWeightsResponse,
@@ -266,6 +267,20 @@ def lora_from_proto(message: common_pb2.LoraConfig) -> LoraConfig:
         train_mlp=message.train_mlp,
         train_unembed=message.train_unembed,
     )
+
+
+def queued_operation(operation: operations_pb2.Operation) -> QueuedOperation:
+    state: Literal["queued", "running", "finished"] = "finished"
+    if operation.state == operations_pb2.OPERATION_STATE_QUEUED:
+        state = "queued"
+    elif operation.state == operations_pb2.OPERATION_STATE_RUNNING:
+        state = "running"
+    return QueuedOperation(operation.operation_id, operation.verb, state, operation.queue_place)
+
+
+def ttl(ttl_seconds: int | None) -> int | None:
+    """Returns it, or refuses it by name."""
+    return None if ttl_seconds is None else whole_number("ttl_seconds", ttl_seconds, at_least=1)
 
 
 def whole_number(field: str, value: int, *, at_least: int) -> int:

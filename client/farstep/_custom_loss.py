@@ -8,6 +8,7 @@ Shapes: T positions of a datum; [T, K] with several candidates a position.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,22 +20,19 @@ from farstep.errors import InvalidInputError, MissingExtraError
 from farstep.types import Datum
 from farstep_proto.loss_table import IGNORE_INDEX
 from farstep_proto.tensors import Array
-from farstep_proto.v1 import training_pb2
 
 if TYPE_CHECKING:
     import torch
 
-CustomLoss = Callable[[list[Any], "list[torch.Tensor]"], "tuple[torch.Tensor, Mapping[str, float]]"]
-
-SURROGATE = "surrogate_loss:sum"
+    CustomLoss = Callable[[list[Datum], list[torch.Tensor]], tuple[torch.Tensor, Mapping[str, float]]]
+else:
+    CustomLoss = Callable[..., Any]  # type hints resolve where torch is not installed, too
 
 
 def require_torch() -> None:
-    """Raises MissingExtraError where torch is not installed."""
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("forward_backward_custom needs torch", hint="pip install torch") from error
+    """Raises MissingExtraError where torch is not installed; does not import it yet."""
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtraError("forward_backward_custom needs torch", hint="pip install torch")
 
 
 def asking_for_logprobs(data: Sequence[Any]) -> list[Datum]:
@@ -57,12 +55,9 @@ class Evaluation:
             for datum, weights in zip(data, self.weights, strict=True)
         ]
 
-    def relabel(self, output: training_pb2.ForwardBackwardOutput) -> training_pb2.ForwardBackwardOutput:
-        """The second pass's output with the user's numbers in place of the surrogate's."""
-        metrics = {**self.metrics, SURROGATE: output.metrics["loss:sum"]}
-        return training_pb2.ForwardBackwardOutput(
-            loss=self.loss, metrics=metrics, loss_fn_outputs=output.loss_fn_outputs
-        )
+    def all_metrics(self, surrogate: Mapping[str, float]) -> dict[str, float]:
+        """The user's, and what the second pass differentiated."""
+        return {**self.metrics, "surrogate_loss:sum": surrogate["loss:sum"]}
 
 
 def evaluate(
@@ -83,7 +78,7 @@ def evaluate(
     leaves = [torch.from_numpy(np.array(output["logprobs"])).requires_grad_() for output in outputs]
     with torch.enable_grad():
         loss, metrics = _called(loss_fn, data, leaves)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     weights = [
         _weights(leaf, datum, field=f"data[{index}]")
         for index, (leaf, datum) in enumerate(zip(leaves, targets, strict=True))
@@ -108,7 +103,8 @@ def _called(
         raise InvalidInputError(f"the loss is {loss.item()}", field="loss_fn")
     if not isinstance(metrics, Mapping):
         raise TypeError(f"loss_fn: metrics must be a mapping of names to numbers, not {type(metrics).__name__}")
-    return loss, {str(name): float(value) for name, value in metrics.items()}
+    numbers = {name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in metrics.items()}
+    return loss, {str(name): float(value) for name, value in numbers.items()}
 
 
 def _weights(leaf: torch.Tensor, datum: Datum, *, field: str) -> Array:
@@ -116,9 +112,7 @@ def _weights(leaf: torch.Tensor, datum: Datum, *, field: str) -> Array:
     weights: Array = np.where(datum.loss_fn_inputs["target_tokens"].to_numpy() != IGNORE_INDEX, -gradient, 0.0)
     bad = np.argwhere(~np.isfinite(weights))
     if len(bad):
-        raise InvalidInputError(
-            f"the gradient for {field} is not finite at position {int(bad[0][0])}", field="loss_fn"
-        )
+        raise InvalidInputError(f"the gradient for {field} is not finite at position {int(bad[0][0])}", field="loss_fn")
     return weights
 
 
