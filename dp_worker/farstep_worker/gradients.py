@@ -26,7 +26,7 @@ from farstep_model.losses import LossResult, compute_loss
 from farstep_model.metrics import combine_metrics
 from farstep_model.sequences import Sequences
 from farstep_proto.errors import ModelError
-from farstep_proto.loss_table import IGNORE_INDEX, LOSS_TABLE
+from farstep_proto.loss_table import IGNORE_INDEX, LOSS_TABLE, MASK_INPUTS
 from farstep_worker.submission import Example, Pass
 
 
@@ -108,7 +108,7 @@ class _MicroBatch:
         ids_BT = np.zeros((len(chosen), longest), dtype=np.int64)
         for row, example in enumerate(chosen):
             ids_BT[row, : len(example.tokens)] = example.tokens
-        inputs = _concatenate([_with_weights(example.inputs) for example in chosen])
+        inputs = _concatenate([example.inputs for example in chosen])
         rows = np.repeat(np.arange(len(chosen)), [len(example.tokens) for example in chosen])
         places = np.concatenate([np.arange(len(example.tokens)) for example in chosen])
         asked = inputs["target_tokens"] != IGNORE_INDEX
@@ -144,7 +144,9 @@ def _run_micro_batch(adapter: Adapter, call: Pass, batch: _MicroBatch, outputs: 
         rest_logprobs, _ = token_logprobs(base, hidden_ND[rest], targets[rest])
     batch.scatter(torch.cat([logprobs.detach(), rest_logprobs]), outputs)
     inputs = {key: tensor[weighted] for key, tensor in batch.inputs.items()}
-    sequences = Sequences(torch.from_numpy(batch.rows[weighted]).to(base.device), len(batch.indices))
+    sequences = None
+    if LOSS_TABLE[call.loss_fn].grouping != "token":
+        sequences = Sequences(torch.from_numpy(batch.rows[weighted]).to(base.device), len(batch.indices))
     result = compute_loss(
         call.loss_fn, call.config, logprobs=logprobs, inputs=inputs, sequences=sequences, entropy_N=entropy
     )
@@ -172,12 +174,15 @@ def _plan(examples: Sequence[Example], token_budget: int, *, num_together: int) 
     ]
 
 
-def _with_weights(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    return {"weights": np.ones(inputs["target_tokens"].shape, dtype=np.float32), **inputs}
-
-
 def _concatenate(all_inputs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {key: np.concatenate([inputs[key] for inputs in all_inputs]) for key in all_inputs[0]}
+    """What every datum has; weights and masks are 1 where one has none."""
+    keys = dict.fromkeys(["weights", *(key for inputs in all_inputs for key in inputs)])
+    ones = [np.ones(inputs["target_tokens"].shape, dtype=np.float32) for inputs in all_inputs]
+    return {
+        key: np.concatenate([inputs.get(key, one) for inputs, one in zip(all_inputs, ones, strict=True)])
+        for key in keys
+        if key == "weights" or key in MASK_INPUTS or all(key in inputs for inputs in all_inputs)
+    }
 
 
 def _any_candidate(mask: np.ndarray) -> np.ndarray:

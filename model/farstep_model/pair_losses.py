@@ -22,7 +22,7 @@ def dpo(delta_P: Tensor, config: Mapping[str, float]) -> Tensor:
     """−(1 − s)·log σ(beta·Δ) − s·log σ(−beta·Δ), s being `label_smoothing`.
 
     Direct Preference Optimization, Rafailov et al. 2023, arXiv:2305.18290, eq. 7; with s > 0 its conservative form, for
-    labels that are wrong with probability s (Mitchell 2023, "A note on DPO with noisy preferences", eq. 3).
+    labels that are wrong with probability s (Mitchell 2023, "A note on DPO with noisy preferences").
     """
     scaled, smoothing = config["beta"] * delta_P, config["label_smoothing"]
     return -(1 - smoothing) * logsigmoid(scaled) - smoothing * logsigmoid(-scaled)

@@ -73,7 +73,7 @@ def dppo(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -
 def gspo(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> PerToken:
     """−w·min(s·A, clip(s, low, high)·A), with s = sg(S)·exp(p − sg(p)) and S = exp(mean(p − q)) of the sequence.
 
-    The token form of Group Sequence Policy Optimization, Zheng et al. 2025, arXiv:2507.18071, eq. 14 to 17: every token
+    The token form of Group Sequence Policy Optimization (GSPO-token), Zheng et al. 2025, arXiv:2507.18071: every token
     of a sequence has the sequence's ratio as its value, and a gradient of its own. `inputs["sequence_log_ratio"]` is
     log S at each token.
     """

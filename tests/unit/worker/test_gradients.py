@@ -162,6 +162,16 @@ def test_pairs_and_sequences_stay_whole_however_they_are_batched(make_run, make_
         assert result.metrics["pairs:sum"] == 4
 
 
+@pytest.mark.parametrize("first_has_them", [True, False])
+def test_data_with_and_without_optional_inputs_share_a_batch(make_run, make_pass, first_has_them):
+    adapter = make_run(warm=True).adapter
+    call = make_pass("gspo", config=SETTINGS["gspo"])
+    for example in call.examples[first_has_them::2]:
+        for key in ("weights", "sequence_ratio_mask", "ref_logprobs"):
+            del example.inputs[key]
+    check_against_reference(adapter, call, [run_pass(adapter, call, token_budget=1000, dropout_seed=0)])
+
+
 def test_calls_of_some_pairs_add_up_to_the_whole(make_run, make_pass):
     adapter = make_run(warm=True).adapter
     call = make_pass("dpo", lengths=(4, 17, 8, 2, 11, 5))
