@@ -102,7 +102,8 @@ class TrainingClient(Closing):
         """Adds the gradient of a sum over tokens to the run's buffer.
 
         `data` of any size travels in as many requests as it takes, as one operation. If that fails, the
-        buffer is as it was before. The losses, their inputs and settings: `farstep_proto.loss_table`.
+        buffer is as it was before. The losses, their inputs and settings: `farstep_proto.loss_table`. Data of a loss
+        over pairs alternate: chosen, rejected, chosen, …
 
         Raises:
             InvalidInputError: naming the datum and the key; nothing was submitted.
