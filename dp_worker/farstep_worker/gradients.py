@@ -26,6 +26,7 @@ from farstep_model.losses import LossResult, compute_loss
 from farstep_model.metrics import combine_metrics
 from farstep_proto.errors import ModelError
 from farstep_proto.loss_table import IGNORE_INDEX, LOSS_TABLE
+from farstep_worker.phases import Phases
 from farstep_worker.submission import Example, Pass
 
 
@@ -43,13 +44,15 @@ class PassResult:
     gradients: list[Tensor] | None
 
 
-def run_pass(adapter: Adapter, call: Pass, *, token_budget: int, dropout_seed: int) -> PassResult:
+def run_pass(
+    adapter: Adapter, call: Pass, *, token_budget: int, dropout_seed: int, phases: Phases | None = None
+) -> PassResult:
     """Computes a whole batch with one adapter; dropout applies in a backward pass only.
 
     Raises:
         ModelError: a loss or gradient that is not finite, naming the datum where one can be named.
     """
-    layers = adapter.layers
+    layers, phases = adapter.layers, phases or Phases()
     logprobs = [np.zeros(example.inputs["target_tokens"].shape, dtype=np.float32) for example in call.examples]
     total = _Total([torch.zeros_like(parameter) for parameter in adapter.parameters()] if call.backward else None)
     if call.backward and adapter.spec.dropout > 0:
@@ -57,13 +60,15 @@ def run_pass(adapter: Adapter, call: Pass, *, token_budget: int, dropout_seed: i
     grad_mode = torch.enable_grad() if call.backward else torch.no_grad()
     with layers.active([adapter]), layers.training(call.backward), grad_mode:
         for indices in _plan(call.examples, token_budget):
-            batch = _MicroBatch.of(call.examples, indices, device=layers.base.device)
-            result = _run_micro_batch(adapter, call, batch, logprobs)
-            total.add(result)
+            with phases.measure("forward"):
+                batch = _MicroBatch.of(call.examples, indices, device=layers.base.device)
+                result = _run_micro_batch(adapter, call, batch, logprobs)
+                total.add(result)
             if total.gradients is not None and result.num_active:
-                gradients = torch.autograd.grad(result.loss_sum, adapter.parameters(), materialize_grads=True)
-                _check_finite(gradients, indices)
-                torch._foreach_add_(total.gradients, gradients)
+                with phases.measure("backward"):
+                    gradients = torch.autograd.grad(result.loss_sum, adapter.parameters(), materialize_grads=True)
+                    _check_finite(gradients, indices)
+                    torch._foreach_add_(total.gradients, gradients)
     return PassResult(total.loss_sum, total.num_active, combine_metrics(total.metrics), logprobs, total.gradients)
 
 
