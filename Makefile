@@ -7,7 +7,6 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
-SOURCES := proto serving client model dp_worker sampler infra demo tests examples bench
 
 .PHONY: demo test test-fast check fmt lint types imports proto proto-check light clean
 
@@ -27,12 +26,12 @@ test-fast: $(VENV)/.installed-dev  ## the tests that start no processes
 check: lint types imports proto-check
 
 fmt: $(VENV)/.installed-dev
-	$(BIN)/ruff check --fix --quiet $(SOURCES)
-	$(BIN)/ruff format --quiet $(SOURCES)
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format --quiet .
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy

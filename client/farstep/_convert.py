@@ -6,6 +6,7 @@ Pure: no I/O. Objects that look like another library's `Datum` or `ModelInput` a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from farstep.results import (
     ForwardBackwardOutput,
     LoadWeightsResponse,
     LoraConfig,
+    OperationTrace,
     OptimStepResponse,
     QueuedOperation,
     SampledSequence,
@@ -255,6 +257,19 @@ def _topk(message: sampling_pb2.TopkLogprobs) -> list[list[TokenLogprob]]:
         [(token, logprob) for token, logprob in zip(ids_k, logprobs_k, strict=True) if token >= 0]
         for ids_k, logprobs_k in zip(ids_nk, logprobs_nk, strict=True)
     ]
+
+
+def operation_trace(message: training_pb2.OperationTrace) -> OperationTrace:
+    return OperationTrace(
+        operation_id=message.operation_id,
+        verb=message.verb,
+        failed=message.failed,
+        submitted_at=datetime.fromtimestamp(message.submitted_at, UTC),
+        queued_s=message.queued_s,
+        phases_s=dict(message.phases_s),
+        total_s=message.total_s,
+        num_tokens=message.num_tokens,
+    )
 
 
 def lora_from_proto(message: common_pb2.LoraConfig) -> LoraConfig:

@@ -110,6 +110,26 @@ class TrainingInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class OperationTrace:
+    """Where one operation's time went, in seconds, at the server.
+
+    Args:
+        queued_s: from the arrival of its last part to its start.
+        phases_s: of "decode", "forward", "backward", "optimizer", "checkpoint" and "encode" those it had.
+        total_s: from arrival to outcome.
+    """
+
+    operation_id: str
+    verb: str
+    failed: bool
+    submitted_at: datetime
+    queued_s: float
+    phases_s: Mapping[str, float]
+    total_s: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class QueuedOperation:
     """`place` is how many operations run before a queued one."""
 

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from farstep import _convert
 from farstep._closing import Closing
-from farstep._connection import Connection
+from farstep._connection import Connection, path_of
 from farstep._control import ControlPlane
 from farstep._convert import Decode
 from farstep._custom_loss import CustomLoss
@@ -30,6 +30,7 @@ from farstep.future import Future
 from farstep.results import (
     ForwardBackwardOutput,
     LoadWeightsResponse,
+    OperationTrace,
     OptimStepResponse,
     QueuedOperation,
     SaveWeightsResponse,
@@ -37,6 +38,7 @@ from farstep.results import (
 )
 from farstep.sampling import Pin, SamplingClient, Target, open_sampling_client, sampler_path
 from farstep.types import AdamParams, Datum
+from farstep_proto import paths
 from farstep_proto.names import CheckpointPath, check_name
 from farstep_proto.paths import Verb
 from farstep_proto.v1 import operations_pb2, training_pb2
@@ -297,6 +299,16 @@ class TrainingClient(Closing):
 
     queue = blocking(_queue)
     queue_async = awaiting(_queue)
+
+    async def _trace(self, last: int = 100) -> list[OperationTrace]:
+        """Where the time of this run's last operations went, oldest first; the server keeps a thousand."""
+        count = _convert.whole_number("last", last, at_least=1)
+        path = path_of(paths.TRACE, run_id=self.run_id)
+        traced = await self._trainer.call("GET", path, training_pb2.TraceResponse, params={"last": str(count)})
+        return [_convert.operation_trace(trace) for trace in traced.operations]
+
+    trace = blocking(_trace)
+    trace_async = awaiting(_trace)
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """The base model's tokenizer; needs the extra `farstep[tokenizers]`. Loaded once."""

@@ -66,8 +66,9 @@ def run(
     practice, heldout = tasks.problems(seed=arguments.seed)
     test, heldout = test[:NUM_HELDOUT_PARAGRAPHS], heldout[:NUM_HELDOUT_PROBLEMS]
 
-    loss_before = loop.heldout_loss(trainer, test)
-    reward_before, first_version = loop.heldout_reward(trainer, tokenizer, heldout)
+    with console.status("measuring the base model …"):
+        loss_before = loop.heldout_loss(trainer, test)
+        reward_before, first_version = loop.heldout_reward(trainer, tokenizer, heldout)
     with LiveTable(console) as table:
         for row in loop.supervised(trainer, tune, num_steps=arguments.sft_steps):
             rows.append(row)
@@ -76,7 +77,8 @@ def run(
         for row in loop.reinforce(trainer, tokenizer, practice, num_steps=arguments.rl_steps):
             rows.append(row)
             table.add(row)
-    reward_after, last_version = loop.heldout_reward(trainer, tokenizer, heldout)
+    with console.status("measuring the trained policy …"):
+        reward_after, last_version = loop.heldout_reward(trainer, tokenizer, heldout)
     path = trainer.save_state("demo").result().path
 
     served = {first_version, last_version} | {row.policy_version for row in rows if row.policy_version is not None}

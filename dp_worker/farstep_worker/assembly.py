@@ -111,11 +111,13 @@ class Assembler:
             return None
         return self._close(address.operation_id)
 
-    def forget(self, wanted: str) -> None:
-        """Drops what came of an operation."""
+    def forget(self, wanted: str) -> bool:
+        """Drops what came of an operation; says whether there was any."""
         assembly = self._open.pop(wanted, None)
-        if assembly is not None:
-            self.num_bytes -= assembly.num_bytes
+        if assembly is None:
+            return False
+        self.num_bytes -= assembly.num_bytes
+        return True
 
     def _close(self, wanted: str) -> Assembled:
         assembly = self._open[wanted]

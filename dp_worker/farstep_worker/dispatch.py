@@ -10,13 +10,13 @@ Invariant: every operation that was accepted gets exactly one outcome, also when
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import secrets
 import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import TypeVar
 
@@ -33,6 +33,7 @@ from farstep_worker.feed import PolicyFeed
 from farstep_worker.operations import GAP_WAIT_S, OperationQueue, QueueLimits, Work, operation_id
 from farstep_worker.runs import Run, RunConfig, read_config
 from farstep_worker.submission import Call, Limits
+from farstep_worker.telemetry import SpanWriter, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,15 @@ DRAIN_S = 8.0
 PARSE_INLINE_BYTES = 64 << 10
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """Of an operation that has not ended: when its last part was entered (monotonic), and what decoding took."""
+
+    verb: str
+    entered: float
+    decode_s: float
 
 
 class Dispatcher:
@@ -51,6 +61,7 @@ class Dispatcher:
         num_threads: int,
         limits: QueueLimits | None = None,
         gap_wait_s: float = GAP_WAIT_S,
+        spans: SpanWriter | None = None,
     ) -> None:
         self._executor = executor
         self._feed = feed
@@ -65,7 +76,9 @@ class Dispatcher:
         self._thread = ThreadPoolExecutor(
             1, thread_name_prefix="torch", initializer=torch.set_num_threads, initargs=(num_threads,)
         )
+        self._arrivals: dict[str, _Arrival] = {}
         self.table = OperationTable(queue_place=self._queue.place)
+        self.telemetry = Telemetry(gauges=self._gauges, spans=spans)
 
     def start(self) -> None:
         self._loop_task = asyncio.create_task(self._run(), name="operations")
@@ -81,9 +94,11 @@ class Dispatcher:
                 continue
             self._running = work
             self.table.set_running(work.operation_id)
+            started = time.monotonic()
             outcome = await self._on_torch(partial(self._executor.execute, work.run_id, work.call))
             self._running = None
             self._finish(work, outcome)
+            self._record(work, outcome, started=started)
         self._fail_left()  # in the same breath, so that one poll brings all
 
     async def _on_torch(self, call: Callable[[], T]) -> T:
@@ -94,6 +109,33 @@ class Dispatcher:
             self._feed.offer(outcome.policy)
         if self.table.is_pending(work.operation_id):  # else the drain gave it up
             self.table.finish(work.operation_id, outcome.operation)
+
+    def _record(self, work: Work, outcome: Outcome, *, started: float) -> None:
+        arrival = self._arrivals.pop(work.operation_id)
+        total_s = time.monotonic() - arrival.entered
+        trace = pb.OperationTrace(
+            operation_id=work.operation_id,
+            verb=arrival.verb,
+            failed=outcome.has_failed,
+            submitted_at=time.time() - total_s,
+            queued_s=started - arrival.entered,
+            phases_s={"decode": arrival.decode_s, **outcome.phases_s},
+            total_s=total_s,
+            num_tokens=work.call.num_tokens,
+        )
+        self.telemetry.record(work.run_id, trace)
+
+    def _drop(self, operation_id: str, outcome: str) -> None:
+        """Counts an operation that will not run."""
+        self.telemetry.count(self._arrivals.pop(operation_id).verb, outcome)
+
+    def _gauges(self) -> dict[str, float]:
+        return {
+            "farstep_runs": len(self._executor.runs),
+            "farstep_queued_operations": self._queue.num_operations,
+            "farstep_queued_bytes": self._queue.num_bytes,
+            "farstep_running_operations": int(self.is_computing),
+        }
 
     async def _wait_for_change(self) -> None:
         deadline = self._queue.next_deadline()
@@ -112,7 +154,8 @@ class Dispatcher:
                 hint="submit it again, after finding out what became of the missing one",
             )
             self.table.fail(work.operation_id, error.to_proto())
-            self._assembler.forget(operation_id(work.run_id, missing))
+            self._drop(work.operation_id, "given_up")
+            self._forget_parts(operation_id(work.run_id, missing))
 
     # Runs
 
@@ -181,22 +224,38 @@ class Dispatcher:
         """
         digest = digest_of(verb, body, address)
         if not self._is_known(address, verb, digest):
+            started = time.monotonic()
             call = parse() if len(body) <= PARSE_INLINE_BYTES else await asyncio.to_thread(parse)
+            decode_s = time.monotonic() - started
             if not self._is_known(address, verb, digest):  # it may have come twice meanwhile
                 self._enter(address, verb, call, digest=digest, num_bytes=len(body), client_id=client_id)
+                self._arrive(address.operation_id, verb, decode_s)
         place = self._queue.place(address.operation_id) + (self._running is not None)
         return operations_pb2.Accepted(operation_id=address.operation_id, queue_place=place)
 
     def cancel(self, operation_id: str) -> bool:
         """Drops an operation that has not started; says whether it did."""
-        return self._queue.cancel(operation_id, now=time.monotonic())
+        dropped = self._queue.cancel(operation_id, now=time.monotonic())
+        if dropped:
+            self._drop(operation_id, "cancelled")
+        return dropped
+
+    def _arrive(self, operation_id: str, verb: str, decode_s: float) -> None:
+        """Notes when an operation, or a further part of it, came in."""
+        earlier = self._arrivals.get(operation_id)
+        before_s = 0.0 if earlier is None else earlier.decode_s
+        self._arrivals[operation_id] = _Arrival(verb, time.monotonic(), before_s + decode_s)
 
     def _is_known(self, address: Address, verb: str, digest: bytes) -> bool:
         if verb == Verb.SKIP:
-            self._assembler.forget(address.operation_id)  # the rest of its parts will not come
+            self._forget_parts(address.operation_id)  # the rest of them will not come
         if self._assembler.has(address, digest):
             return True
         return self.table.knows(address.operation_id, digest)
+
+    def _forget_parts(self, operation_id: str) -> None:
+        if self._assembler.forget(operation_id):
+            del self._arrivals[operation_id]
 
     def _enter(self, address: Address, verb: str, call: Call, *, digest: bytes, num_bytes: int, client_id: str) -> None:
         """All or nothing: whatever can refuse comes first, and nothing here waits."""
@@ -253,7 +312,7 @@ def _end_if_failed(task: asyncio.Task[None]) -> None:
 
 
 def _check_same(known: RunConfig, asked: RunConfig) -> None:
-    for field in dataclasses.fields(known):
+    for field in fields(known):
         here, there = getattr(known, field.name), getattr(asked, field.name)
         if here != there:
             raise Conflict(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from google.protobuf.message import Message
@@ -24,6 +25,7 @@ from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker import checkpoint
 from farstep_worker.feed import Policy
 from farstep_worker.gradients import PassResult, run_pass
+from farstep_worker.phases import Phases
 from farstep_worker.runs import Run, RunConfig
 from farstep_worker.submission import AdamSettings, Call, LoadState, Pass, Publish, Reset, SaveState, Skip
 
@@ -32,10 +34,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """An operation's end, and the policy to offer to samplers, if it published one."""
+    """An operation's end, the policy to offer to samplers, if it published one, and where its time went."""
 
     operation: operations_pb2.Operation
     policy: Policy | None = None
+    phases_s: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def has_failed(self) -> bool:
+        return self.operation.state == operations_pb2.OPERATION_STATE_FAILED
 
 
 class Executor:
@@ -62,8 +69,12 @@ class Executor:
 
     def execute(self, run_id: str, call: Call) -> Outcome:
         """Runs one call to its end; never raises."""
+        phases = Phases()
+        return replace(self._outcome(run_id, call, phases), phases_s=phases.seconds)
+
+    def _outcome(self, run_id: str, call: Call, phases: Phases) -> Outcome:
         try:
-            return self._execute(self.runs[run_id], call)
+            return self._execute(self.runs[run_id], call, phases)
         except torch.OutOfMemoryError as error:
             return _failed(_out_of_memory(error, self._token_budget))
         except ApiError as error:
@@ -72,25 +83,29 @@ class Executor:
             log.exception("%s of run %s failed", type(call).__name__, run_id)
             return _failed(error)
 
-    def _execute(self, run: Run, call: Call) -> Outcome:
+    def _execute(self, run: Run, call: Call, phases: Phases) -> Outcome:
         match call:
             case Pass():
-                return self._pass(run, call)
+                return self._pass(run, call, phases)
             case AdamSettings():
-                return self._optim_step(run, call)
+                with phases.measure("optimizer"):
+                    return self._optim_step(run, call)
             case SaveState():
-                return self._save_state(run, call)
+                with phases.measure("checkpoint"):
+                    return self._save_state(run, call)
             case Publish():
-                return self._publish(run, call)
+                with phases.measure("checkpoint"):
+                    return self._publish(run, call)
             case LoadState():
-                return self._load_state(run, call)
+                with phases.measure("checkpoint"):
+                    return self._load_state(run, call)
             case Reset():
                 run.reset(call.lora_rank)
                 return _succeeded(empty=common_pb2.Empty())
             case Skip():
                 return _succeeded(empty=common_pb2.Empty())
 
-    def _pass(self, run: Run, call: Pass) -> Outcome:
+    def _pass(self, run: Run, call: Pass, phases: Phases) -> Outcome:
         wanted = run.weights_of(call.adapter)
         result = run_pass(
             wanted or run.adapter,
@@ -98,11 +113,13 @@ class Executor:
             token_budget=self._token_budget,
             dropout_seed=run.random.current(),
             adapter_off=wanted is None,
+            phases=phases,
         )
         if result.gradients is not None:
             run.random = run.random.advanced()
             run.add_gradients(result.gradients)
-        return _succeeded(forward_backward=_to_proto(call, result))
+        with phases.measure("encode"):
+            return _succeeded(forward_backward=_to_proto(call, result))
 
     def _optim_step(self, run: Run, call: AdamSettings) -> Outcome:
         if run.gradients is None:

@@ -27,6 +27,7 @@ from farstep_model.metrics import combine_metrics
 from farstep_model.sequences import Sequences
 from farstep_proto.errors import ModelError
 from farstep_proto.loss_table import IGNORE_INDEX, LOSS_TABLE, MASK_INPUTS
+from farstep_worker.phases import Phases
 from farstep_worker.submission import Example, Pass
 
 
@@ -45,28 +46,37 @@ class PassResult:
 
 
 def run_pass(
-    adapter: Adapter, call: Pass, *, token_budget: int, dropout_seed: int, adapter_off: bool = False
+    adapter: Adapter,
+    call: Pass,
+    *,
+    token_budget: int,
+    dropout_seed: int,
+    adapter_off: bool = False,
+    phases: Phases | None = None,
 ) -> PassResult:
     """Computes a whole batch with one adapter, or by the base model alone; dropout applies in a backward pass only.
 
     Raises:
         ModelError: a loss or gradient that is not finite, naming the datum where one can be named.
     """
-    layers = adapter.layers
+    layers, phases = adapter.layers, phases or Phases()
     logprobs = [np.zeros(example.inputs["target_tokens"].shape, dtype=np.float32) for example in call.examples]
     total = _Total([torch.zeros_like(parameter) for parameter in adapter.parameters()] if call.backward else None)
     if call.backward and adapter.spec.dropout > 0:
         torch.manual_seed(dropout_seed)
     grad_mode = torch.enable_grad() if call.backward else torch.no_grad()
+    num_together = LOSS_TABLE[call.loss_fn].num_data
     with layers.active([None if adapter_off else adapter]), layers.training(call.backward), grad_mode:
-        for indices in _plan(call.examples, token_budget, num_together=LOSS_TABLE[call.loss_fn].num_data):
-            batch = _MicroBatch.of(call.examples, indices, device=layers.base.device)
-            result = _run_micro_batch(adapter, call, batch, logprobs)
-            total.add(result)
+        for indices in _plan(call.examples, token_budget, num_together=num_together):
+            with phases.measure("forward"):
+                batch = _MicroBatch.of(call.examples, indices, device=layers.base.device)
+                result = _run_micro_batch(adapter, call, batch, logprobs)
+                total.add(result)
             if total.gradients is not None and result.num_active:
-                gradients = torch.autograd.grad(result.loss_sum, adapter.parameters(), materialize_grads=True)
-                _check_finite(gradients, indices)
-                torch._foreach_add_(total.gradients, gradients)
+                with phases.measure("backward"):
+                    gradients = torch.autograd.grad(result.loss_sum, adapter.parameters(), materialize_grads=True)
+                    _check_finite(gradients, indices)
+                    torch._foreach_add_(total.gradients, gradients)
     return PassResult(total.loss_sum, total.num_active, combine_metrics(total.metrics), logprobs, total.gradients)
 
 

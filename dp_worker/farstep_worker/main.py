@@ -23,6 +23,7 @@ from farstep_worker.dispatch import Dispatcher
 from farstep_worker.executor import Executor
 from farstep_worker.feed import FeedServer, PolicyFeed
 from farstep_worker.server import DEFAULT_MAX_REQUEST_BYTES, TrainerApi, make_server
+from farstep_worker.telemetry import SpanWriter
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class WorkerConfig:
     token_budget: int | None
     max_request_bytes: int
     num_threads: int
+    spans: SpanWriter | None
     ends_with_parent: bool
     log_level: str
     keys: KeyRing
@@ -94,6 +96,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         token_budget=flags.token_budget,
         max_request_bytes=flags.max_request_bytes,
         num_threads=_num_threads(os.environ.get("OMP_NUM_THREADS")),
+        spans=_spans(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
         ends_with_parent=flags.exit_with_parent,
         log_level=flags.log_level,
         keys=keys,
@@ -117,7 +120,7 @@ def make_executor(config: WorkerConfig) -> Executor:
 async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.socket) -> None:
     """Serves until a signal; then lets the running operation finish within the time there is."""
     feed = PolicyFeed(config.keys)
-    dispatcher = Dispatcher(executor, feed=feed, num_threads=config.num_threads)
+    dispatcher = Dispatcher(executor, feed=feed, num_threads=config.num_threads, spans=config.spans)
     api = TrainerApi(executor.base, dispatcher, executor.store, max_request_bytes=config.max_request_bytes)
     app = make_server(api, keys=config.keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
 
@@ -132,6 +135,17 @@ async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.sock
         log.error("ending in the middle of an operation")
         sys.stderr.flush()
         os._exit(1)
+
+
+def _spans(endpoint: str | None) -> SpanWriter | None:
+    """Raises SystemExit where spans are asked for and their extra is missing."""
+    if not endpoint:
+        return None
+    try:
+        from farstep_worker.spans import OtelSpans
+    except ImportError as error:
+        raise SystemExit(f"OTEL_EXPORTER_OTLP_ENDPOINT is set: pip install 'farstep[otel]' ({error})") from error
+    return OtelSpans()
 
 
 def _num_threads(text: str | None) -> int:

@@ -201,6 +201,15 @@ class OperationQueue:
         return left
 
     @property
+    def num_operations(self) -> int:
+        """Those that wait."""
+        return self._num_operations
+
+    @property
+    def num_bytes(self) -> int:
+        return self._num_bytes
+
+    @property
     def is_closed(self) -> bool:
         return self._closed
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -29,6 +30,7 @@ from farstep_worker.feed import FeedServer
 from farstep_worker.submission import parse_call, request_type
 
 DEFAULT_MAX_REQUEST_BYTES = 8 << 20
+DEFAULT_TRACED = 100
 _MAX_CREATE_BYTES = 64 << 10
 
 
@@ -51,6 +53,8 @@ class TrainerApi:
             Route(paths.RUNS, self.create_run, methods=["POST"]),
             Route(paths.RUNS, self.list_runs),
             Route(paths.RUN, self.get_run),
+            Route(paths.TRACE, self.trace),
+            Route(paths.METRICS, self.metrics),
             Route(paths.VERB, self.submit, methods=["POST"]),
             Route(paths.CHECKPOINT, self.get_checkpoint),
             *operation_routes(self.dispatcher.table, cancel=self.dispatcher.cancel),
@@ -93,6 +97,14 @@ class TrainerApi:
     async def get_run(self, request: Request) -> Response:
         run = self.dispatcher.run(request.path_params["run_id"])
         return respond(request, self.dispatcher.describe(run))
+
+    async def trace(self, request: Request) -> Response:
+        run = self.dispatcher.run(request.path_params["run_id"])
+        last = _count(request, "last", least=1, default=DEFAULT_TRACED)
+        return respond(request, pb.TraceResponse(operations=self.dispatcher.telemetry.last(run.config.run_id, last)))
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self.dispatcher.telemetry.metrics(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     async def get_checkpoint(self, request: Request) -> Response:
         path = CheckpointPath.from_checkpoint_id("{run_id}/{kind}/{name}".format(**request.path_params))

@@ -20,6 +20,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from farstep_model.embedded import MODEL_NAME, model_dir
 from farstep_model.head import Head, find_head
@@ -92,6 +93,7 @@ def load_base_model(
     if not any(path.glob("*.safetensors")):
         raise InvalidInput(f"{name!r} has no *.safetensors file", field="base_model", hint="no other format is loaded")
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
+    transformers_logging.disable_progress_bar()  # it would fill the log of a server
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True

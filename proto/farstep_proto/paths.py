@@ -21,7 +21,9 @@ CANCEL = "/v1/operations/{operation_id}/cancel"
 RUNS = "/v1/runs"
 RUN = "/v1/runs/{run_id}"
 VERB = "/v1/runs/{run_id}/{verb}"
+TRACE = "/v1/runs/{run_id}/trace"
 POLICY_VERSION = "/policy_version"
+METRICS = "/metrics"
 
 # sampler
 SAMPLES = "/v1/samples"  # 202, outcome by poll

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 MAX_POLICY_BYTES = 8 << 30
 _FIRST_RETRY_S = 0.05
-_LAST_RETRY_S = 5.0
+_LAST_RETRY_S = 1.0
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.keepalive_time_ms", 330_000),  # more often than every 5 minutes, a server hangs up

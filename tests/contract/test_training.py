@@ -223,3 +223,19 @@ def test_info_health_and_tokenizer(trainer):
     tokenizer = trainer.get_tokenizer()
     assert tokenizer is trainer.get_tokenizer()
     assert tokenizer.decode(tokenizer.encode("hello")) == "hello"
+
+
+def test_trace_tells_where_the_time_went(trainer):
+    trainer.forward_backward([datum()] * 20)
+    trainer.optim_step().result()
+    passed, stepped = trainer.trace()
+    assert (passed.verb, stepped.verb) == ("forward_backward", "optim_step")
+    assert passed.num_tokens == 20 * 8
+    assert passed.phases_s["forward"] > 0
+    assert passed.phases_s["backward"] > 0
+    assert stepped.phases_s["optimizer"] > 0
+    assert passed.total_s >= passed.queued_s + passed.phases_s["forward"] + passed.phases_s["backward"]
+    assert passed.submitted_at <= stepped.submitted_at
+    assert trainer.trace(1) == [stepped]
+    with pytest.raises(ValueError, match="last"):
+        trainer.trace(0)

@@ -61,7 +61,8 @@ def processes(stack):
     """What `farstep status --json` tells of them."""
     command = [sys.executable, "-m", "farstep.cli.main", "status", "--json"]
     environment = {**os.environ, "FARSTEP_HOME": str(stack.home)}
-    return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)["status"]["processes"]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return json.loads(shown)["status"]["processes"]
 
 
 def all_run(stack):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -136,14 +137,15 @@ class Fleet:
             LaunchFailed: a process did not become ready.
         """
         model = self._models.setdefault(base_model, _Model())
+        num_samplers = replicas if with_sampler else 0
         async with model.lock:
             if model.stack is None or not await self._answers(model.stack.trainer):
-                model.stack = Stack(base_model, await self._start("trainer", base_model, self._model_args(base_model)))
-            stack = model.stack
-            if with_sampler:
+                model.stack = await self._new_stack(base_model, num_samplers)
+            elif num_samplers:
+                stack = model.stack
                 args = (*self._model_args(base_model), f"--feed={stack.trainer.feed}")
-                stack.samplers = await self._samplers(base_model, args, replicas, before=stack.samplers)
-            return stack
+                stack.samplers = await self._samplers(base_model, args, num_samplers, before=stack.samplers)
+            return model.stack
 
     async def fresh_samplers(self, base_model: str, *, model_path: str, replicas: int) -> Samplers:
         """Samplers of nobody else, serving a base model or one checkpoint of it.
@@ -179,6 +181,26 @@ class Fleet:
 
     async def close(self) -> None:
         await self._retire([listed.process for listed in self._listed])
+
+    async def _new_stack(self, base_model: str, num_samplers: int) -> Stack:
+        """Trainer and samplers start together: the samplers look for the trainer's feed until it is there."""
+        args, feed_port = self._model_args(base_model), _free_port(self._host)
+        if not num_samplers:
+            return Stack(base_model, await self._start("trainer", base_model, args))
+        feed_args = (*args, f"--feed={self._host}:{feed_port}")
+        samplers = asyncio.create_task(self._samplers(base_model, feed_args, num_samplers, before=None))
+        try:
+            trainer = await self._start("trainer", base_model, (*args, f"--feed-port={feed_port}"))
+        except BaseException:
+            samplers.cancel()
+            for ended in await asyncio.gather(samplers, return_exceptions=True):
+                await self.stop(ended.servers if isinstance(ended, Samplers) else ())
+            raise
+        try:
+            return Stack(base_model, trainer, await samplers)
+        except BaseException:
+            await self.stop([trainer])
+            raise
 
     async def _samplers(
         self, base_model: str, args: tuple[str, ...], replicas: int, *, before: Samplers | None
@@ -267,3 +289,12 @@ class Fleet:
             for listed in self._listed
             if (listed.role, listed.base_model) != (role, base_model) or listed.process.state not in ("died", "stopped")
         ]
+
+
+def _free_port(host: str) -> int:
+    """A port that nobody listens on now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -187,6 +187,39 @@ class SkipRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class OperationTrace(_message.Message):
+    __slots__ = ("operation_id", "verb", "failed", "submitted_at", "queued_s", "phases_s", "total_s", "num_tokens")
+    class PhasesSEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    VERB_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    SUBMITTED_AT_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_S_FIELD_NUMBER: _ClassVar[int]
+    PHASES_S_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    verb: str
+    failed: bool
+    submitted_at: float
+    queued_s: float
+    phases_s: _containers.ScalarMap[str, float]
+    total_s: float
+    num_tokens: int
+    def __init__(self, operation_id: _Optional[str] = ..., verb: _Optional[str] = ..., failed: bool = ..., submitted_at: _Optional[float] = ..., queued_s: _Optional[float] = ..., phases_s: _Optional[_Mapping[str, float]] = ..., total_s: _Optional[float] = ..., num_tokens: _Optional[int] = ...) -> None: ...
+
+class TraceResponse(_message.Message):
+    __slots__ = ("operations",)
+    OPERATIONS_FIELD_NUMBER: _ClassVar[int]
+    operations: _containers.RepeatedCompositeFieldContainer[OperationTrace]
+    def __init__(self, operations: _Optional[_Iterable[_Union[OperationTrace, _Mapping]]] = ...) -> None: ...
+
 class PolicyVersions(_message.Message):
     __slots__ = ("versions",)
     class VersionsEntry(_message.Message):

@@ -149,7 +149,7 @@ def test_polls_that_fail_for_a_while_fail_no_future(
         service.create_lora_training_client(BASE_MODEL) as client,
     ):
         assert client.forward([datum()]).result(timeout=5).loss == 2.5
-    warnings = [record.message for record in caplog.records if record.name == "farstep"]
+    warnings = [record.message for record in caplog.records if trainer.url in record.message]
     assert len(warnings) == 2
     assert "no success for" in warnings[0]
     assert "RemoteProtocolError" in warnings[0]

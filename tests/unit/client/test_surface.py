@@ -32,6 +32,7 @@ PUBLIC = [
     "MissingExtraError",
     "ModelInput",
     "NotFoundError",
+    "OperationTrace",
     "OptimStepResponse",
     "PayloadTooLargeError",
     "PermissionDeniedError",
@@ -73,7 +74,7 @@ CALLS = {
     farstep.TrainingClient: """
         forward_backward forward forward_backward_custom optim_step save_state save_weights_for_sampler
         save_weights_and_get_sampling_client load_state load_state_with_optimizer create_sampling_client
-        list_checkpoints get_checkpoint_archive_url reset queue
+        list_checkpoints get_checkpoint_archive_url reset queue trace
     """,
     farstep.SamplingClient: "sample compute_logprobs get_base_model",
 }

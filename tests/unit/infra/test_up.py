@@ -26,8 +26,9 @@ def test_it_tells_how_to_connect_and_takes_that_back(start):
         assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert up.announcement["home"] == str(up.home)
     assert httpx.get(up.url + paths.HEALTH).status_code == 200
-    assert up.asked(up.announcement["trainer_url"])["model"] == "fake/one"
-    assert up.asked(up.announcement["sampler_url"])["feed"] == "127.0.0.1:4242"
+    trainer = up.asked(up.announcement["trainer_url"])
+    assert trainer["model"] == "fake/one"
+    assert up.asked(up.announcement["sampler_url"])["feed"] == f"127.0.0.1:{trainer['feed_port']}"
     family = up.family()
     assert len(family) == 2
     assert up.stop() == 0

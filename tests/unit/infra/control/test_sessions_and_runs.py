@@ -59,7 +59,8 @@ def test_more_sampler_replicas_come_with_a_router_that_knows_all(up):
     replicas = up.asked(three["sampler_url"])["replica"]
     assert len(replicas) == 3
     assert one["sampler_url"] in replicas, "the one that was there goes on serving"
-    assert {up.asked(url)["feed"] for url in replicas} == {"127.0.0.1:4242"}
+    feed_port = up.asked(one["trainer_url"])["feed_port"]
+    assert {up.asked(url)["feed"] for url in replicas} == {f"127.0.0.1:{feed_port}"}
     assert up.run(up.session(), base_model="fake/grows")["sampler_url"] == three["sampler_url"]
 
 

@@ -29,7 +29,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--exit-with-parent", action="store_true")
-    for name in ("model", "store", "device", "feed", "model-path"):
+    for name in ("model", "store", "device", "feed", "feed-port", "model-path"):
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--replica", action="append", default=[])
     return parser.parse_args()
@@ -80,6 +80,6 @@ async def run(role: str, arguments: argparse.Namespace) -> None:
 
     routes = [Route(paths.HEALTH, health), Route(paths.INFO, get_info), Route("/asked", asked), Route("/die", die)]
     sock = bind(arguments.host, arguments.port)
-    facts = {"feed": "127.0.0.1:4242"} if role == "trainer" else {}
+    facts = {"feed": f"{arguments.host}:{arguments.feed_port or 4242}"} if role == "trainer" else {}
     app = make_app(routes, keys=KeyRing.of(os.environ["FARSTEP_API_KEY"]))
     await serve(app, sock, on_ready=lambda: announce(url=url_of(sock), pid=os.getpid(), **facts))
