@@ -57,11 +57,11 @@ def dro(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) ->
 
 
 def dppo(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> PerToken:
-    """−w·M·r·A: Divergence Proximal Policy Optimization, Qi et al. 2026, arXiv:2602.04879, eq. 11 and 12.
+    """−w·M·r·A: Divergence Proximal Policy Optimization, Qi et al. 2026, arXiv:2602.04879.
 
     The binary total-variation form, where a distribution is reduced to "the sampled token or another":
     D = |exp(p) − exp(q)|. M is 0 where D > divergence_threshold and the step would lead further away (A > 0 and r > 1,
-    or A < 0 and r < 1), else 1. The default of 0.15 is that of the authors' own experiments.
+    or A < 0 and r < 1), else 1. Published implementations choose thresholds of 0.15 to 0.2.
     """
     ratio, advantages, given = ratio_of(p, inputs), inputs["advantages"], inputs["logprobs"]
     divergence = (p.exp() - given.exp()).abs().detach()
