@@ -55,6 +55,7 @@ class WorkerConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     config = read_config(argv)
     setup_logging(config.log_level)
+    limit_prepared_products()
     keep_freed_memory()
     if config.ends_with_parent:
         exit_with_parent()
@@ -103,6 +104,15 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         log_level=flags.log_level,
         keys=keys,
     )
+
+
+def limit_prepared_products() -> None:
+    """Bounds what oneDNN keeps of shapes that it has met: by default a thousand, at about a megabyte each.
+
+    Sequences of ever new lengths fill that. A micro-batch needs some thirty; its variables are read at the first use.
+    """
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(variable, "64")
 
 
 def keep_freed_memory() -> None:
