@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
 
-.PHONY: demo test test-fast check fmt lint types imports proto proto-check light clean
+.PHONY: demo test test-fast bench-train check fmt lint types imports proto proto-check light clean
 
 # What a person runs -----------------------------------------------------------
 
@@ -20,6 +20,9 @@ test: $(VENV)/.installed-dev  ## install, then every test
 
 test-fast: $(VENV)/.installed-dev  ## the tests that start no processes
 	$(BIN)/python -m pytest -m "not system" $(ARGS)
+
+bench-train: $(VENV)/.installed-all  ## how fast the dp_worker trains here; ARGS="--threads 2 --model random-100m"
+	$(BIN)/python -m bench.train $(ARGS)
 
 # What a change must pass --------------------------------------------------------
 

@@ -106,17 +106,17 @@ class _Chunk:
             return self.base.logits(hidden_cD)
 
     def logprobs(self, hidden_cD: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits_cV = self.logits(hidden_cD)
-        norm_c = logits_cV.logsumexp(-1)
+        # log_softmax and its gradient are each one pass over [c, V]; logsumexp and its gradient are six.
+        logprobs_cV = self.logits(hidden_cD).log_softmax(-1)
         targets_cK = targets.reshape(len(targets), -1)
-        logprobs = (logits_cV.gather(-1, targets_cK) - norm_c[:, None]).reshape(targets.shape)
-        return logprobs, _entropy(logits_cV.detach(), norm_c.detach()) if self.with_entropy else None
+        logprobs = logprobs_cV.gather(-1, targets_cK).reshape(targets.shape)
+        return logprobs, _entropy(logprobs_cV.detach()) if self.with_entropy else None
 
 
-def _entropy(logits_cV: Tensor, norm_c: Tensor) -> Tensor:
+def _entropy(logprobs_cV: Tensor) -> Tensor:
     """−Σ p·log p, written so that a logit of −∞ adds nothing."""
-    probs_cV = (logits_cV - norm_c[:, None]).exp()
-    return norm_c - torch.where(probs_cV > 0, probs_cV * logits_cV, 0).sum(-1)
+    probs_cV = logprobs_cV.exp()
+    return -torch.where(probs_cV > 0, probs_cV * logprobs_cV, 0).sum(-1)
 
 
 def _chunk_size(base: BaseModel, max_logits: int) -> int:

@@ -22,19 +22,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from farstep_model.load import BaseModel
+from farstep_model.products import adapted_linear, frozen_linear
 from farstep_model.spec import LoraSpec
 from farstep_model.targets import Target, find_fused_experts, find_targets, select_targets, shortest_names
 from farstep_proto.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from farstep_model.adapter import Adapter
+    from farstep_model.adapter import Adapter, LayerWeights
 
 
 class DeltaSource(Protocol):
     """Adapters that are active: trained ones here, a sampler's slots in `slots`."""
 
-    def add_delta(self, layer: int, x: Tensor, out: Tensor) -> Tensor:
-        """`out` [B, …, O] of layer number `layer` plus the update for its input `x` [B, …, I]."""
+    def apply(self, linear: LoraLinear, x: Tensor) -> Tensor:
+        """The layer's output [B, …, O] for its input `x` [B, …, I], the update included."""
         ...
 
     def with_rows(self, rows: Tensor) -> DeltaSource:
@@ -74,13 +75,16 @@ class LoraLinear(nn.Linear):
         self.train(replaced.training)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name
-        out = functional.linear(input, self.weight, self.bias)
         source = self.switch.source
         if source is None:
-            return out
+            return self.base_output(input)
         if self.is_routed and source.is_mixed(self.layer):
             raise _rows_unknown(input)
-        return source.add_delta(self.layer, input, out)
+        return source.apply(self, input)
+
+    def base_output(self, x: Tensor) -> Tensor:
+        """What the layer gives without an adapter, for samplers and for the bare model."""
+        return functional.linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,10 +168,11 @@ class _TrainedAdapters:
     rows: Tensor | None
     switch: Switch
 
-    def add_delta(self, layer: int, x: Tensor, out: Tensor) -> Tensor:
+    def apply(self, linear: LoraLinear, x: Tensor) -> Tensor:
+        layer = linear.layer
         if self.rows is None:
-            adapter = self.adapters[0]
-            return out if adapter is None else self._add_one(adapter, layer, x, out)
+            return self._apply_one(self.adapters[0], linear, x)
+        out = frozen_linear(x, linear.weight, linear.bias)
         if not self.is_mixed(layer):
             return out
         if self.switch.training and any(a is not None and a.spec.dropout > 0 for a in self.adapters):
@@ -181,13 +186,18 @@ class _TrainedAdapters:
     def is_mixed(self, layer: int) -> bool:
         return self.rows is not None and any(a is not None and layer in a.weights for a in self.adapters)
 
-    def _add_one(self, adapter: Adapter, layer: int, x: Tensor, out: Tensor) -> Tensor:
-        weights = adapter.weights.get(layer)
-        if weights is None:
-            return out
-        a_rI, b_Or = weights.a.to(x.dtype), weights.b.to(x.dtype)
+    def _apply_one(self, adapter: Adapter | None, linear: LoraLinear, x: Tensor) -> Tensor:
+        weights = adapter.weights.get(linear.layer) if adapter is not None else None
+        if adapter is None or weights is None:
+            return frozen_linear(x, linear.weight, linear.bias)
         if self.switch.training and adapter.spec.dropout > 0:
-            x = functional.dropout(x, adapter.spec.dropout)
+            dropped = functional.dropout(x, adapter.spec.dropout)
+            return self._add_one(adapter, weights, dropped, frozen_linear(x, linear.weight, linear.bias))
+        a_rI, b_Or = weights.a.to(x.dtype), weights.b.to(x.dtype)
+        return adapted_linear(x, linear.weight, linear.bias, a_rI, b_Or, scaling=adapter.spec.scaling)
+
+    def _add_one(self, adapter: Adapter, weights: LayerWeights, x: Tensor, out: Tensor) -> Tensor:
+        a_rI, b_Or = weights.a.to(x.dtype), weights.b.to(x.dtype)
         h_Nr = functional.linear(x, a_rI).flatten(0, -2)
         # One product that adds into the result, rather than a product, a scaling and a sum.
         return torch.addmm(out.flatten(0, -2), h_Nr, b_Or.T, alpha=adapter.spec.scaling).view_as(out)
@@ -207,7 +217,7 @@ class _TrainedAdapters:
         for index, adapter in enumerate(self.adapters):
             places = (self.rows == index).nonzero()[:, 0].to(x_NI.device)
             if adapter is not None and layer in adapter.weights and len(places):
-                part = self._add_one(adapter, layer, x_NI[places], out_NO[places])
+                part = self._add_one(adapter, adapter.weights[layer], x_NI[places], out_NO[places])
                 out_NO = out_NO.index_copy(0, places, part)
         return out_NO
 

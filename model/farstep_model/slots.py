@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from farstep_model.adapter import Adapter
-from farstep_model.lora import LoraLayers, check_rows
+from farstep_model.lora import LoraLayers, LoraLinear, check_rows
 from farstep_proto.errors import InvalidInput
 
 
@@ -156,8 +156,9 @@ class _SlotRows:
     def is_mixed(self, layer: int) -> bool:
         return self.single is None and layer in self.stacks
 
-    def add_delta(self, layer: int, x: Tensor, out: Tensor) -> Tensor:
-        stack = self.stacks.get(layer)
+    def apply(self, linear: LoraLinear, x: Tensor) -> Tensor:
+        out = linear.base_output(x)
+        stack = self.stacks.get(linear.layer)
         if stack is None:
             return out
         if self.single is not None:

@@ -1,0 +1,187 @@
+"""How fast a dp_worker trains, against a plain torch + peft loop on the same machine.
+
+Both sides take turns, step by step, on the same batches, weights and threads, and must agree on every loss; figures
+are ratios of medians. The last line of output is one JSON object.
+
+    python -m bench.train [--model farstep/tiny|random-100m|FOLDER] [--threads N] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from bench import remote
+from bench.batches import Kind, draw_batch, num_tokens
+from bench.batches import Sequence as Tokens
+from bench.child import Child
+from bench.models import RANDOM_100M, model_folder
+from bench.settings import RANK
+from farstep import ServiceClient, TrainingClient
+
+LOSS_TOLERANCE = 1e-3  # relative, after as many steps as are taken: both sides round differently
+TINY_TURN = 20  # tiny operations of one side before it is the other's turn
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How often each thing is done; `warm_up` steps before each measurement are not counted."""
+
+    model: str
+    threads: int
+    num_sequences: int
+    warm_up: int
+    steps: int
+    tiny_repeats: int
+    tiny_operations: int
+
+
+@dataclass(slots=True)
+class Bench:
+    """The processes under measurement. `seed` is counted up: no batch comes twice."""
+
+    plan: Plan
+    vocab_size: int
+    worker: Child
+    local: Child
+    executor: Child
+    clients: Sequence[TrainingClient]
+    seed: int = 0
+
+    def compare(self, kind: Kind) -> dict[str, float]:
+        """Remote and local steps in turn; tokens a second of one over those of the other."""
+        remote_s, local_s = [], []
+        tokens = 0
+        for step in range(self.plan.warm_up + self.plan.steps):
+            batch = self._next_batch(kind)
+            there = remote.train_step(self.clients[:1], remote.to_data(batch))
+            here = self.local.ask(kind=kind, seed=self.seed)
+            if not math.isclose(there.loss_sums[0], here["loss_sum"], rel_tol=LOSS_TOLERANCE):
+                raise SystemExit(f"{kind} step {step}: loss {there.loss_sums[0]} there, {here['loss_sum']} here")
+            if step >= self.plan.warm_up:
+                remote_s.append(there.seconds)
+                local_s.append(here["seconds"])
+                tokens += num_tokens(batch)
+        return {
+            f"remote_over_local_{kind}": statistics.median(local_s) / statistics.median(remote_s),
+            f"{kind}_remote_s": statistics.median(remote_s),
+            f"{kind}_local_s": statistics.median(local_s),
+            f"{kind}_tokens_per_step": tokens / self.plan.steps,
+        }
+
+    def four_runs(self) -> dict[str, float]:
+        """Steps of one run alone and of four runs at once, in turn."""
+        one_s, four_s = [], []
+        for step in range(self.plan.warm_up + self.plan.steps):
+            data = remote.to_data(self._next_batch("equal"))
+            alone, together = remote.train_step(self.clients[1:2], data), remote.train_step(self.clients[1:5], data)
+            if step >= self.plan.warm_up:
+                one_s.append(alone.seconds)
+                four_s.append(together.seconds)
+        one, four = statistics.median(one_s), statistics.median(four_s)
+        return {"four_runs_over_one": len(self.clients[1:5]) * one / four, "one_run_s": one, "four_runs_s": four}
+
+    def tiny_operations(self) -> dict[str, float]:
+        """Latency of a tiny operation beyond its compute, and what many of them leave in the worker's memory."""
+        data = remote.to_data(self._next_batch("tiny"))
+        client, repeats = self.clients[-1], self.plan.tiny_repeats
+        latencies, computes = [], []
+        for turn in range(1 + repeats // TINY_TURN):
+            found = remote.tiny_latencies(client, data, repeats=TINY_TURN)
+            compute = self.executor.ask(repeats=TINY_TURN)["median_s"]
+            if turn:
+                latencies.append(statistics.median(found))
+                computes.append(compute)
+        latency, compute = statistics.median(latencies), statistics.median(computes)
+        remote.many_tiny_steps(client, data, num_operations=self.plan.tiny_operations // 10)
+        before = self.worker.resident_bytes
+        remote.many_tiny_steps(client, data, num_operations=self.plan.tiny_operations)
+        growth = self.worker.resident_bytes - before
+        overhead = statistics.median(there - here for there, here in zip(latencies, computes, strict=True))
+        return {
+            "tiny_op_overhead_ms": 1e3 * overhead,
+            "tiny_op_latency_ms": 1e3 * latency,
+            "tiny_op_compute_ms": 1e3 * compute,
+            "rss_growth_mib_10k_ops": growth / MIB * (10_000 / self.plan.tiny_operations),
+            "rss_mib": before / MIB,
+        }
+
+    def _next_batch(self, kind: Kind) -> list[Tokens]:
+        self.seed += 1
+        return draw_batch(kind, seed=self.seed, num_sequences=self.plan.num_sequences, vocab_size=self.vocab_size)
+
+
+def main() -> None:
+    plan = read_plan()
+    with ExitStack() as stack:
+        bench = start(plan, stack)
+        figures: dict[str, float] = {}
+        for measure in (
+            bench.tiny_operations,  # first: what large batches leave in the allocator would hide a leak
+            lambda: bench.compare("equal"),
+            lambda: bench.compare("mixed"),
+            bench.four_runs,
+        ):
+            found = measure()
+            print(*(f"{name} {value:.4g}" for name, value in found.items()), sep="  ", flush=True)
+            figures |= found
+    print(json.dumps({**{name: round(value, 4) for name, value in figures.items()}, "settings": asdict(plan)}))
+
+
+def read_plan() -> Plan:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="farstep/tiny", help=f"the embedded model, {RANDOM_100M}, or a folder")
+    parser.add_argument("--threads", type=int, default=1, help="of each side's torch")
+    parser.add_argument("--quick", action="store_true", help="few steps: tells that it works, not how fast it is")
+    flags = parser.parse_args()
+    is_small = flags.model == "farstep/tiny"
+    warm_up, steps = (1, 2) if flags.quick else (3, 15) if is_small else (1, 5)
+    return Plan(
+        model=flags.model,
+        threads=flags.threads,
+        num_sequences=32 if is_small else 8,
+        warm_up=warm_up,
+        steps=steps,
+        tiny_repeats=40 if flags.quick else 400,
+        tiny_operations=1_000 if flags.quick else 10_000,
+    )
+
+
+def start(plan: Plan, stack: ExitStack) -> Bench:
+    """Starts every process; the local loop begins with the adapter that the first run begins with."""
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    folder = model_folder(plan.model, scratch=scratch)
+    store = scratch / "store"
+
+    def child(module: str, *arguments: str | Path) -> Child:
+        log = scratch / f"{module}.log"
+        return stack.enter_context(Child(module, *arguments, num_threads=plan.threads, log=log))
+
+    worker = child("farstep_worker", "--model", folder, "--store", store, "--device", "cpu", "--exit-with-parent")
+    url = worker.facts["url"]
+    service = stack.enter_context(ServiceClient.local(trainer_url=url, sampler_url=url))
+    clients = [service.create_lora_training_client(str(folder), rank=RANK, seed=seed) for seed in range(5)]
+    clients[0].save_state("start").result()
+    (adapter,) = store.rglob("adapter_config.json")
+    return Bench(
+        plan=plan,
+        vocab_size=AutoConfig.from_pretrained(folder).vocab_size,
+        worker=worker,
+        local=child("bench.local_loop", folder, adapter.parent, "--num-sequences", str(plan.num_sequences)),
+        executor=child("bench.executor_loop", folder),
+        clients=clients,
+    )
+
+
+if __name__ == "__main__":
+    main()
