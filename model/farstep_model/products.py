@@ -19,7 +19,11 @@ from torch.nn import functional
 
 # torch multiplies fp32 through MKL, which uses half the width of the vector units on processors that are not Intel's;
 # oneDNN, which torch carries too, uses all of it. Preparing a new shape costs it some 0.5 ms, so small products stay.
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+_HAS_ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # no public name promises it
+)
 MIN_ONEDNN_MULTIPLICATIONS = 1 << 22
 
 
