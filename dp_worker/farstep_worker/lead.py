@@ -63,7 +63,8 @@ def leading(settings: GroupSettings, *, on_loss: Callable[[str], None]) -> Itera
         try:
             followers.start(commands, env=_env(settings))
             group = RankGroup.join(rendezvous, rank=0, world=settings.world, device=device)
-            shutil.rmtree(folder)  # all have met: nothing of it is left behind, however this process ends
+            if device.type == "cpu":  # NCCL looks at the file again; otherwise nothing is to be left, however we end
+                shutil.rmtree(folder)
             layers = LoraLayers.install(load_base_model(settings.model, device=device))
             for rank in range(1, settings.world):
                 group.receive(rank, ranks_pb2.RankReport)

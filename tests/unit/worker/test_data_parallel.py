@@ -15,13 +15,14 @@ import torch
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.spec import LoraSpec
 from farstep_proto import paths
+from farstep_proto.errors import InvalidInput
 from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import operations_pb2
 from farstep_worker.data_parallel import shares
 from farstep_worker.executor import Executor
 from farstep_worker.lead import GroupSettings, leading
 from farstep_worker.rank_messages import read_call, to_command
-from farstep_worker.ranks import RankDied
+from farstep_worker.ranks import RankDied, device_of
 from farstep_worker.runs import RunConfig
 from farstep_worker.submission import AdamSettings, Limits, LoadState, Pass, Publish, Reset, SaveState, Skip
 from tests.support.processes import KEY, Server
@@ -46,6 +47,21 @@ def test_shares_are_all_of_the_data_in_whole_pairs(make_pass, lengths, world):
         assert list(share.call.examples) == [call.examples[index] for index in share.indices]
         for index in share.indices:
             assert (index ^ 1) in share.indices or (index ^ 1) >= len(lengths)
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "meta"])
+def test_a_device_that_cannot_be_shared_out(device):
+    with pytest.raises(InvalidInput, match="cannot share"):
+        device_of(0, world=2, device=device)
+
+
+def test_every_rank_needs_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [str(device_of(rank, world=2, device="auto")) for rank in range(2)] == ["cuda:0", "cuda:1"]
+    assert device_of(1, world=3, device="cpu") == torch.device("cpu")
+    with pytest.raises(InvalidInput, match="as many GPUs, 2 are here"):
+        device_of(0, world=3, device="auto")
 
 
 def test_shares_are_balanced_by_tokens(make_pass):
