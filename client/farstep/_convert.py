@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from farstep.results import (
     LoraConfig,
     OperationTrace,
     OptimStepResponse,
+    QueuedOperation,
     SampledSequence,
     SampleResult,
     SaveWeightsResponse,
@@ -29,7 +30,7 @@ from farstep_proto import tensors
 from farstep_proto.loss_table import INT_INPUTS, LossSpec
 from farstep_proto.tensors import Array
 from farstep_proto.v1 import common_pb2, operations_pb2, sampling_pb2, training_pb2
-from farstep_proto.validation import check_datum, check_loss, check_tokens
+from farstep_proto.validation import check_adapter, check_datum, check_loss, check_num_data, check_tokens
 
 T = TypeVar("T")
 Decode = Callable[[operations_pb2.Operation], T]
@@ -45,6 +46,7 @@ def forward_request(
     *,
     vocab_size: int,
     max_seq_len: int,
+    adapter: str = "current",
 ) -> training_pb2.ForwardRequest:
     """A checked batch.
 
@@ -54,13 +56,14 @@ def forward_request(
     config = {key: number(f"loss_fn_config.{key}", value) for key, value in (loss_fn_config or {}).items()}
     with checked():
         spec = check_loss(loss_fn, config)
+        check_adapter(adapter, backward=False)
     messages = [
         _datum_to_proto(datum, spec, vocab_size=vocab_size, max_seq_len=max_seq_len, field=f"data[{index}]")
         for index, datum in enumerate(data)
     ]
-    if not messages:
-        raise InvalidInputError("no data", field="data")
-    return training_pb2.ForwardRequest(data=messages, loss_fn=loss_fn, loss_fn_config=config)
+    with checked():
+        check_num_data(spec, len(messages), field="data")
+    return training_pb2.ForwardRequest(data=messages, loss_fn=loss_fn, loss_fn_config=config, adapter=adapter)
 
 
 def _datum_to_proto(datum: Any, spec: LossSpec, *, vocab_size: int, max_seq_len: int, field: str) -> common_pb2.Datum:
@@ -279,6 +282,20 @@ def lora_from_proto(message: common_pb2.LoraConfig) -> LoraConfig:
         train_mlp=message.train_mlp,
         train_unembed=message.train_unembed,
     )
+
+
+def queued_operation(operation: operations_pb2.Operation) -> QueuedOperation:
+    state: Literal["queued", "running", "finished"] = "finished"
+    if operation.state == operations_pb2.OPERATION_STATE_QUEUED:
+        state = "queued"
+    elif operation.state == operations_pb2.OPERATION_STATE_RUNNING:
+        state = "running"
+    return QueuedOperation(operation.operation_id, operation.verb, state, operation.queue_place)
+
+
+def ttl(ttl_seconds: int | None) -> int | None:
+    """Returns it, or refuses it by name."""
+    return None if ttl_seconds is None else whole_number("ttl_seconds", ttl_seconds, at_least=1)
 
 
 def whole_number(field: str, value: int, *, at_least: int) -> int:

@@ -7,7 +7,7 @@ Lives on the background loop; other threads only read single numbers from it. Ea
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from farstep_proto.v1 import operations_pb2, training_pb2
@@ -40,12 +40,13 @@ class RunMeter:
         self._since = _SinceStep()
         self._stepped_at = clock()
 
-    def count_pass(self, output: training_pb2.ForwardBackwardOutput, *, num_tokens: int) -> None:
+    def count_pass(self, loss: float, metrics: Mapping[str, float], *, num_tokens: int) -> None:
+        """`loss` is a mean over pairs or over active tokens, as the metrics tell."""
         self._since.num_tokens += num_tokens
-        num_active = output.metrics.get("tokens:sum", num_tokens)
+        num_active = metrics.get("pairs:sum", metrics.get("tokens:sum", num_tokens))
         self._since.num_active += num_active
-        self._since.weighted_loss += output.loss * num_active
-        self._since.metrics = dict(output.metrics)
+        self._since.weighted_loss += loss * num_active
+        self._since.metrics = dict(metrics)
 
     def count_step(self, response: training_pb2.OptimStepResponse) -> StepRecord:
         now = self._clock()

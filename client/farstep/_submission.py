@@ -36,14 +36,28 @@ class RunSubmitter:
         self._lock = threading.Lock()
         self._given_up: set[int] = set()
 
-    def submit(
-        self, verb: str, bodies: Sequence[bytes], decode: Decode[T], *, on_arrival: OnArrival | None = None
-    ) -> Coroutine[Any, Any, Future[T]]:
-        """Takes the seq now; the coroutine submits under it."""
+    def take(self, count: int = 1) -> range:
+        """Seqs in a row, each to be submitted under or given up."""
         with self._lock:
-            seq = self._next_seq
-            self._next_seq += 1
-        return self._submit(seq, verb, bodies, decode, on_arrival)
+            first, self._next_seq = self._next_seq, self._next_seq + count
+        return range(first, first + count)
+
+    def submit(
+        self,
+        verb: str,
+        bodies: Sequence[bytes],
+        decode: Decode[T],
+        *,
+        seq: int | None = None,
+        on_arrival: OnArrival | None = None,
+    ) -> Coroutine[Any, Any, Future[T]]:
+        """Takes the next seq now, unless one was taken before; the coroutine submits under it."""
+        return self._submit(self.take()[0] if seq is None else seq, verb, bodies, decode, on_arrival)
+
+    async def give_up(self, seq: int) -> None:
+        """Leaves a seq that was taken without an operation."""
+        self._given_up.add(seq)
+        await self._skip_given_up()
 
     async def _submit(
         self, seq: int, verb: str, bodies: Sequence[bytes], decode: Decode[T], on_arrival: OnArrival | None
@@ -57,8 +71,7 @@ class RunSubmitter:
                 on_arrival=on_arrival,
             )
         except BaseException:  # a cancelled wait leaves a gap just as a refusal does
-            self._given_up.add(seq)
-            await self._skip_given_up()
+            await self.give_up(seq)
             raise
         return Future(
             pending,

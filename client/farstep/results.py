@@ -17,7 +17,7 @@ class ForwardBackwardOutput:
     """Of one pass over a batch.
 
     Args:
-        loss: mean over the active tokens, for people to read.
+        loss: mean over the active tokens, or over pairs, for people to read; of a loss of one's own, what it gave.
         metrics: `loss:sum` is what was differentiated; the rest depends on the loss.
         loss_fn_outputs: per datum; `logprobs` is [T] or [T, K].
     """

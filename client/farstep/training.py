@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
@@ -17,9 +17,10 @@ from farstep._closing import Closing
 from farstep._connection import Connection, path_of
 from farstep._control import ControlPlane
 from farstep._convert import Decode
+from farstep._custom_loss import CustomLoss
 from farstep._loop import awaiting, blocking, run
 from farstep._meter import RunMeter, succeeded
-from farstep._split import split
+from farstep._passes import AdapterChoice, Passes
 from farstep._submission import OnArrival, RunSubmitter
 from farstep._tokenizer import tokenizer_of
 from farstep._wandb import WandbStream
@@ -74,11 +75,11 @@ class TrainingClient(Closing):
         self._sampler_url = sampler_url
         self._control = control
         self._wandb = wandb
-        self._max_request_bytes = max_request_bytes
         self._meter = RunMeter(step=created.step, policy_version=created.policy_version)
         self._submitter = RunSubmitter(
             trainer, created.run_id, next_seq=created.next_seq, describe=self._meter.describe
         )
+        self._passes = Passes(created, self._submitter, self._meter, max_request_bytes=max_request_bytes)
 
     @property
     def run_id(self) -> str:
@@ -103,12 +104,14 @@ class TrainingClient(Closing):
         """Adds the gradient of a sum over tokens to the run's buffer.
 
         `data` of any size travels in as many requests as it takes, as one operation. If that fails, the
-        buffer is as it was before. The losses, their inputs and settings: `farstep_proto.loss_table`.
+        buffer is as it was before. The losses, their inputs and settings: `farstep_proto.loss_table`. Data of a loss
+        over pairs alternate: chosen, rejected, chosen, …
 
         Raises:
             InvalidInputError: naming the datum and the key; nothing was submitted.
         """
-        return self._pass(Verb.FORWARD_BACKWARD, data, loss_fn, loss_fn_config)
+        self._refuse_closed()
+        return self._passes.submit(Verb.FORWARD_BACKWARD, data, loss_fn, loss_fn_config)
 
     forward_backward = blocking(_forward_backward)
     forward_backward_async = awaiting(_forward_backward)
@@ -118,12 +121,50 @@ class TrainingClient(Closing):
         data: Iterable[Datum],
         loss_fn: str = "cross_entropy",
         loss_fn_config: Mapping[str, float] | None = None,
+        *,
+        adapter: AdapterChoice = "current",
     ) -> Coroutine[Any, Any, Future[ForwardBackwardOutput]]:
-        """The same without a gradient; the run's buffer is untouched."""
-        return self._pass(Verb.FORWARD, data, loss_fn, loss_fn_config)
+        """The same without a gradient; the run's buffer is untouched.
+
+        Args:
+            adapter: "base": with the adapter off. "start": with the weights that the run began with, as the reference
+                of a preference or KL loss. A run begins when it is created or reset (its adapter then computes what
+                the base model does), or with a checkpoint's weights loaded before its first optimizer step; a
+                checkpoint loaded with its optimizer brings along the beginning of the run that it is of.
+        """
+        self._refuse_closed()
+        return self._passes.submit(Verb.FORWARD, data, loss_fn, loss_fn_config, adapter=adapter)
 
     forward = blocking(_forward)
     forward_async = awaiting(_forward)
+
+    def _forward_backward_custom(
+        self, data: Iterable[Datum], loss_fn: CustomLoss
+    ) -> Coroutine[Any, Any, Future[ForwardBackwardOutput]]:
+        """Adds the gradient of a loss that is computed here, in torch, from the log-probabilities of the targets.
+
+        Two passes: one forward for the log-probabilities, one with the gradient that the function's result has by
+        them. This call returns when the function has run and the second is submitted; nothing comes between the two,
+        so that operations submitted meanwhile wait (the server gives them up after two minutes).
+
+        Args:
+            data: with `target_tokens`; what else the loss inputs hold is for the function alone and is not sent.
+            loss_fn: `loss_fn(data, logprobs) -> (loss, metrics)` on another thread. `logprobs` are a leaf tensor for
+                each datum, [T] or [T, K] as its targets, 0 where a target is ignored; the loss is a scalar tensor.
+
+        The result has the function's loss and metrics, and `surrogate_loss:sum`, what the second pass differentiated.
+
+        Raises:
+            MissingExtraError: torch is not installed.
+            RemoteOpError: the first pass failed.
+            InvalidInputError: the loss, or its gradient, is not finite, or depends on no log-probability.
+            Exception: whatever the function raises; the client goes on as if the call had not been made.
+        """
+        self._refuse_closed()
+        return self._passes.submit_custom(data, loss_fn)
+
+    forward_backward_custom = blocking(_forward_backward_custom)
+    forward_backward_custom_async = awaiting(_forward_backward_custom)
 
     def _optim_step(self, adam_params: AdamParams = _DEFAULT_ADAM) -> Coroutine[Any, Any, Future[OptimStepResponse]]:
         """One step of Adam on the gradients added since the step before; clears them.
@@ -156,7 +197,7 @@ class TrainingClient(Closing):
         message = training_pb2.SaveStateRequest(
             name=name,
             metadata=_convert.text_map("metadata", metadata),
-            ttl_seconds=_ttl(ttl_seconds),
+            ttl_seconds=_convert.ttl(ttl_seconds),
             overwrite=overwrite,
         )
         return self._submit(Verb.SAVE_STATE, message, _convert.save_weights_response, self._on_publication)
@@ -254,7 +295,7 @@ class TrainingClient(Closing):
         prefix = f"{self.run_id}:"
         ids = [operation_id for operation_id in self._trainer.outstanding() if operation_id.startswith(prefix)]
         operations = await asyncio.gather(*(self._trainer.look(operation_id) for operation_id in ids))
-        return [_queued(operation) for operation in operations]
+        return [_convert.queued_operation(operation) for operation in operations]
 
     queue = blocking(_queue)
     queue_async = awaiting(_queue)
@@ -295,30 +336,6 @@ class TrainingClient(Closing):
             await self._control.connection.release()
         await self._trainer.release()
 
-    def _pass(
-        self, verb: str, data: Iterable[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None
-    ) -> Coroutine[Any, Any, Future[ForwardBackwardOutput]]:
-        request = _convert.forward_request(
-            data,
-            loss_fn,
-            loss_fn_config,
-            vocab_size=self._run.vocab_size,
-            max_seq_len=self._run.max_seq_len,
-        )
-        num_tokens = _convert.num_tokens(request)
-
-        def on_arrival(operation: operations_pb2.Operation) -> None:
-            if succeeded(operation):
-                self._meter.count_pass(operation.forward_backward, num_tokens=num_tokens)
-
-        self._refuse_closed()
-        return self._submitter.submit(
-            verb,
-            split(request, max_request_bytes=self._max_request_bytes),
-            _convert.forward_backward_output,
-            on_arrival=on_arrival if verb == Verb.FORWARD_BACKWARD else None,
-        )
-
     def _submit(
         self, verb: str, message: Message, decode: Decode[T], on_arrival: OnArrival
     ) -> Coroutine[Any, Any, Future[T]]:
@@ -326,7 +343,7 @@ class TrainingClient(Closing):
         return self._submitter.submit(verb, [message.SerializeToString()], decode, on_arrival=on_arrival)
 
     def _publish(self, name: str, ttl_seconds: int | None) -> Coroutine[Any, Any, Future[SaveWeightsResponse]]:
-        message = training_pb2.PublishRequest(name=name, ttl_seconds=_ttl(ttl_seconds))
+        message = training_pb2.PublishRequest(name=name, ttl_seconds=_convert.ttl(ttl_seconds))
         return self._submit(Verb.PUBLISH, message, _convert.save_weights_response, self._on_publication)
 
     async def _published(
@@ -378,16 +395,3 @@ class TrainingClient(Closing):
 
     def __repr__(self) -> str:
         return f"<TrainingClient {self.run_id} of {self._run.base_model} on {self._trainer.url}, step {self.step}>"
-
-
-def _ttl(ttl_seconds: int | None) -> int | None:
-    return None if ttl_seconds is None else _convert.whole_number("ttl_seconds", ttl_seconds, at_least=1)
-
-
-def _queued(operation: operations_pb2.Operation) -> QueuedOperation:
-    state: Literal["queued", "running", "finished"] = "finished"
-    if operation.state == operations_pb2.OPERATION_STATE_QUEUED:
-        state = "queued"
-    elif operation.state == operations_pb2.OPERATION_STATE_RUNNING:
-        state = "running"
-    return QueuedOperation(operation.operation_id, operation.verb, state, operation.queue_place)

@@ -1,6 +1,7 @@
 """Operations that travel in several requests: their parts, until all are there.
 
-A part is a whole message of the verb with a share of the data, equal in everything else. Parts may come in
+A part is a whole message of the verb with a share of the data (whole pairs, where the loss takes pairs), equal in
+everything else. Parts may come in
 any order and more than once.
 
 Invariant: an operation leaves the assembler once, with its data in the order of the parts.
@@ -8,6 +9,7 @@ Invariant: an operation leaves the assembler once, with its data in the order of
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -135,7 +137,7 @@ class Assembler:
 def _check_alike(call: Call, other: Call) -> None:
     if not isinstance(call, Pass) or not isinstance(other, Pass):
         raise InvalidInput("only forward and forward_backward travel in parts", field="parts")
-    for name in ("backward", "loss_fn", "config"):
+    for name in ("backward", "loss_fn", "config", "adapter"):
         if getattr(call, name) != getattr(other, name):
             raise InvalidInput("differs from an earlier part's", field={"config": "loss_fn_config"}.get(name, name))
 
@@ -144,4 +146,4 @@ def _join(calls: list[Call]) -> Pass:
     passes = [call for call in calls if isinstance(call, Pass)]
     first = passes[0]
     examples = tuple(example for part in passes for example in part.examples)
-    return Pass(first.loss_fn, first.config, examples, first.backward)
+    return dataclasses.replace(first, examples=examples)

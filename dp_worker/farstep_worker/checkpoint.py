@@ -1,7 +1,7 @@
 """Runs to checkpoints and back.
 
-A training checkpoint (`weights`) holds the adapter in PEFT's files, Adam's state, and in its manifest the
-counters; a sampler's (`sampler_weights`) holds the adapter alone.
+A training checkpoint (`weights`) holds the adapter in PEFT's files, Adam's state, the adapter that the run began with
+unless that was a fresh one, and in its manifest the counters; a sampler's (`sampler_weights`) holds the adapter alone.
 
 Invariant: loading changes a run wholly or not at all.
 """
@@ -19,6 +19,7 @@ from farstep_worker.runs import RandomStream, Run, fresh_optimizer
 from farstep_worker.submission import LoadState, Publish, SaveState
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+START_FILE = "start_adapter.safetensors"
 _TARGETS: Mapping[Kind, str] = {"weights": "trainer", "sampler_weights": "sampler"}
 
 
@@ -30,6 +31,8 @@ def save_state(store: CheckpointStore, run: Run, call: SaveState) -> CheckpointP
     """
     path = CheckpointPath(run.config.run_id, "weights", call.name)
     files = {**run.adapter.files(_base_model(run)), OPTIMIZER_FILE: run.optimizer.state_bytes()}
+    if run.start_adapter is not None:
+        files[START_FILE] = run.start_adapter.to_bytes()
     meta = _meta(run, path, policy_version=run.policy_version, metadata=call.metadata)
     store.write(path, files, meta, overwrite=call.overwrite, ttl_seconds=call.ttl_seconds)
     return path
@@ -50,8 +53,9 @@ def save_policy(store: CheckpointStore, run: Run, call: Publish, *, policy_versi
 def load_state(store: CheckpointStore, run: Run, call: LoadState) -> None:
     """Puts a checkpoint's weights into the run, with or without the optimizer and its counters.
 
-    Without it, Adam begins afresh and the step count at 0, as for a new run; the random stream goes on. In
-    both cases collected gradients are dropped.
+    Without it, Adam begins afresh and the step count at 0, as for a new run; the random stream goes on. Before the
+    run's first step, the weights are then those it begins with. With the optimizer, the run goes on where the
+    checkpoint's was, and has its beginning. In both cases collected gradients are dropped.
 
     Raises:
         NotFound: no such checkpoint.
@@ -64,13 +68,20 @@ def load_state(store: CheckpointStore, run: Run, call: LoadState) -> None:
     adapter.spec = run.adapter.spec  # the same update; the run's own dropout and choice of layers
     optimizer = fresh_optimizer(adapter)
     step, random = 0, run.random
+    start_adapter, is_at_start = run.start_adapter, run.is_at_start
     if call.optimizer:
         if OPTIMIZER_FILE not in files:
             raise InvalidInput(f"{call.path} has no optimizer state", field="path", hint="load the weights alone")
         optimizer.load_state_bytes(files[OPTIMIZER_FILE])
         step = _int_of(manifest, "step")
         random = RandomStream(_int_of(manifest, "seed"), _int_of(manifest, "draws"))
+        start = files.get(START_FILE)
+        start_adapter = Adapter.from_bytes(run.adapter.layers, start) if start is not None else None
+        is_at_start = manifest.meta.get("is_at_start") is True
+    elif is_at_start:
+        start_adapter = None if _is_fresh(adapter) else adapter.clone()
     run.adapter, run.optimizer, run.step, run.random, run.gradients = adapter, optimizer, step, random, None
+    run.start_adapter, run.is_at_start = start_adapter, is_at_start
     if call.path.run_id == run.config.run_id:  # in a new process: a version number never goes back
         run.policy_version = max(run.policy_version, _int_of(manifest, "policy_version"))
 
@@ -84,8 +95,14 @@ def _meta(run: Run, path: CheckpointPath, *, policy_version: int, metadata: Mapp
         "target": _TARGETS[path.kind],
         "seed": run.random.seed,
         "draws": run.random.draws,
+        "is_at_start": run.is_at_start,
         "metadata": dict(metadata),
     }
+
+
+def _is_fresh(adapter: Adapter) -> bool:
+    """Whether it computes nothing, as one that was just made."""
+    return not any(bool(weights.b.any()) for weights in adapter.weights.values())
 
 
 def _base_model(run: Run) -> str:

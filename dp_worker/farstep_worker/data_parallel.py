@@ -25,6 +25,7 @@ from farstep_model.adapter import Adapter
 from farstep_model.lora import LoraLayers
 from farstep_model.metrics import combine_metrics
 from farstep_proto.errors import ApiError
+from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.tensors import tensor_from_proto
 from farstep_proto.v1 import common_pb2, operations_pb2, ranks_pb2
 from farstep_worker.executor import Executor, Outcome
@@ -50,11 +51,12 @@ class Share:
 def shares(call: Pass, world: int) -> list[Share]:
     """Data for each rank, by number of tokens as even as whole groups allow; a share may be empty.
 
-    The longest group goes first, each to the rank that has least so far: the same data always gives the same shares.
+    A group is what its loss takes together: a datum, or a pair. The longest goes first, each to the rank that has least
+    so far: the same data always gives the same shares.
     """
     lengths = [len(example.tokens) for example in call.examples]
-    together = _num_together(call)
-    groups = [range(at, min(at + together, len(lengths))) for at in range(0, len(lengths), together)]
+    together = LOSS_TABLE[call.loss_fn].num_data
+    groups = [range(at, at + together) for at in range(0, len(lengths), together)]
     indices: list[list[int]] = [[] for _ in range(world)]
     loads = [0] * world
     for group in sorted(groups, key=lambda group: -sum(lengths[index] for index in group)):
@@ -172,11 +174,6 @@ def checksum(adapter: Adapter) -> int:
     """Changes with any bit of the weights, whatever the order in which a device adds them up."""
     sums = [parameter.detach().view(torch.int32).sum(dtype=torch.int64) for parameter in adapter.parameters()]
     return int(torch.stack(sums).sum())
-
-
-def _num_together(call: Pass) -> int:
-    """How many data that follow each other may share a loss, as the two of a preference pair do."""
-    return 2
 
 
 def _share_of(call: Pass, indices: list[int]) -> Share:

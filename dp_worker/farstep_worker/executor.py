@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.load import BaseModel
 from farstep_model.lora import LoraLayers
+from farstep_model.metrics import mean_loss
 from farstep_proto.errors import ApiError, ModelError, error_from_exception
 from farstep_proto.tensors import tensor_to_proto
 from farstep_proto.v1 import common_pb2, operations_pb2
@@ -110,11 +111,19 @@ class Executor:
             run.random = run.random.advanced()
             run.add_gradients(result.gradients)
         with phases.measure("encode"):
-            return _succeeded(forward_backward=_to_proto(result))
+            return _succeeded(forward_backward=_to_proto(call, result))
 
     def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
         """The whole of a pass; where several processes train together, they share it out here."""
-        return run_pass(run.adapter, call, token_budget=self._token_budget, dropout_seed=dropout_seed, phases=phases)
+        wanted = run.weights_of(call.adapter)
+        return run_pass(
+            wanted or run.adapter,
+            call,
+            token_budget=self._token_budget,
+            dropout_seed=dropout_seed,
+            adapter_off=wanted is None,
+            phases=phases,
+        )
 
     def _optim_step(self, run: Run, call: AdamSettings) -> Outcome:
         if run.gradients is None:
@@ -126,6 +135,7 @@ class Executor:
         grad_norm = run.optimizer.step(run.gradients, call)
         run.gradients = None
         run.step += 1
+        run.is_at_start = False
         metrics = {"grad_norm": grad_norm, "learning_rate": call.learning_rate, "step": float(run.step)}
         return _succeeded(optim_step=pb.OptimStepResponse(metrics=metrics))
 
@@ -169,9 +179,9 @@ def _out_of_memory(error: torch.OutOfMemoryError, token_budget: int) -> ModelErr
     )
 
 
-def _to_proto(result: PassResult) -> pb.ForwardBackwardOutput:
+def _to_proto(call: Pass, result: PassResult) -> pb.ForwardBackwardOutput:
     return pb.ForwardBackwardOutput(
-        loss=result.loss_sum / max(1, result.num_active),
+        loss=mean_loss(result.metrics, normalizer=call.config.get("normalizer", 1.0)),
         metrics=result.metrics,
         loss_fn_outputs=[pb.DatumOutput(fields={"logprobs": tensor_to_proto(array)}) for array in result.logprobs],
     )

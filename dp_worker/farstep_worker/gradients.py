@@ -24,8 +24,9 @@ from farstep_model.batching import micro_batches
 from farstep_model.logprobs import token_logprobs
 from farstep_model.losses import LossResult, compute_loss
 from farstep_model.metrics import combine_metrics
+from farstep_model.sequences import Sequences
 from farstep_proto.errors import ModelError
-from farstep_proto.loss_table import IGNORE_INDEX, LOSS_TABLE
+from farstep_proto.loss_table import IGNORE_INDEX, LOSS_TABLE, MASK_INPUTS
 from farstep_worker.phases import Phases
 from farstep_worker.submission import Example, Pass
 
@@ -45,9 +46,15 @@ class PassResult:
 
 
 def run_pass(
-    adapter: Adapter, call: Pass, *, token_budget: int, dropout_seed: int, phases: Phases | None = None
+    adapter: Adapter,
+    call: Pass,
+    *,
+    token_budget: int,
+    dropout_seed: int,
+    adapter_off: bool = False,
+    phases: Phases | None = None,
 ) -> PassResult:
-    """Computes a whole batch with one adapter; dropout applies in a backward pass only.
+    """Computes a whole batch with one adapter, or by the base model alone; dropout applies in a backward pass only.
 
     Raises:
         ModelError: a loss or gradient that is not finite, naming the datum where one can be named.
@@ -58,8 +65,9 @@ def run_pass(
     if call.backward and adapter.spec.dropout > 0:
         torch.manual_seed(dropout_seed)
     grad_mode = torch.enable_grad() if call.backward else torch.no_grad()
-    with layers.active([adapter]), layers.training(call.backward), grad_mode:
-        for indices in _plan(call.examples, token_budget):
+    num_together = LOSS_TABLE[call.loss_fn].num_data
+    with layers.active([None if adapter_off else adapter]), layers.training(call.backward), grad_mode:
+        for indices in _plan(call.examples, token_budget, num_together=num_together):
             with phases.measure("forward"):
                 batch = _MicroBatch.of(call.examples, indices, device=layers.base.device)
                 result = _run_micro_batch(adapter, call, batch, logprobs)
@@ -110,7 +118,7 @@ class _MicroBatch:
         ids_BT = np.zeros((len(chosen), longest), dtype=np.int64)
         for row, example in enumerate(chosen):
             ids_BT[row, : len(example.tokens)] = example.tokens
-        inputs = _concatenate([_with_weights(example.inputs) for example in chosen])
+        inputs = _concatenate([example.inputs for example in chosen])
         rows = np.repeat(np.arange(len(chosen)), [len(example.tokens) for example in chosen])
         places = np.concatenate([np.arange(len(example.tokens)) for example in chosen])
         asked = inputs["target_tokens"] != IGNORE_INDEX
@@ -146,30 +154,45 @@ def _run_micro_batch(adapter: Adapter, call: Pass, batch: _MicroBatch, outputs: 
         rest_logprobs, _ = token_logprobs(base, hidden_ND[rest], targets[rest])
     batch.scatter(torch.cat([logprobs.detach(), rest_logprobs]), outputs)
     inputs = {key: tensor[weighted] for key, tensor in batch.inputs.items()}
-    result = compute_loss(call.loss_fn, call.config, logprobs=logprobs, inputs=inputs, entropy_N=entropy)
+    sequences = None
+    if LOSS_TABLE[call.loss_fn].grouping != "token":
+        sequences = Sequences(torch.from_numpy(batch.rows[weighted]).to(base.device), len(batch.indices))
+    result = compute_loss(
+        call.loss_fn, call.config, logprobs=logprobs, inputs=inputs, sequences=sequences, entropy_N=entropy
+    )
     if not math.isfinite(result.loss_sum.item()):
         raise _non_finite_loss(call, batch, logprobs.detach(), inputs)
     return result
 
 
-def _plan(examples: Sequence[Example], token_budget: int) -> list[list[int]]:
-    """Micro-batches of data whose targets have the same number of candidates."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, example in enumerate(examples):
-        groups.setdefault(example.inputs["target_tokens"].shape[1:], []).append(index)
+def _plan(examples: Sequence[Example], token_budget: int, *, num_together: int) -> list[list[int]]:
+    """Micro-batches of data whose targets have the same number of candidates.
+
+    So many data that follow each other stay side by side.
+    """
+    groups: dict[tuple[int, ...], list[range]] = {}
+    for start in range(0, len(examples), num_together):
+        candidates = examples[start].inputs["target_tokens"].shape[1:]
+        groups.setdefault(candidates, []).append(range(start, start + num_together))
     return [
-        [members[i] for i in batch]
+        [index for i in batch for index in members[i]]
         for members in groups.values()
-        for batch in micro_batches([len(examples[i].tokens) for i in members], token_budget)
+        for batch in micro_batches(
+            [max(len(examples[i].tokens) for i in together) for together in members],
+            max(1, token_budget // num_together),
+        )
     ]
 
 
-def _with_weights(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    return {"weights": np.ones(inputs["target_tokens"].shape, dtype=np.float32), **inputs}
-
-
 def _concatenate(all_inputs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {key: np.concatenate([inputs[key] for inputs in all_inputs]) for key in all_inputs[0]}
+    """What every datum has; weights and masks are 1 where one has none."""
+    keys = dict.fromkeys(["weights", *(key for inputs in all_inputs for key in inputs)])
+    ones = [np.ones(inputs["target_tokens"].shape, dtype=np.float32) for inputs in all_inputs]
+    return {
+        key: np.concatenate([inputs.get(key, one) for inputs, one in zip(all_inputs, ones, strict=True)])
+        for key in keys
+        if key == "weights" or key in MASK_INPUTS or all(key in inputs for inputs in all_inputs)
+    }
 
 
 def _any_candidate(mask: np.ndarray) -> np.ndarray:
@@ -189,10 +212,14 @@ def _check_finite(gradients: Sequence[Tensor], indices: Sequence[int]) -> None:
 
 def _non_finite_loss(call: Pass, batch: _MicroBatch, logprobs: Tensor, inputs: Mapping[str, Tensor]) -> ModelError:
     rows_N = torch.from_numpy(batch.rows[: batch.num_weighted]).to(logprobs.device)
-    for row, index in enumerate(batch.indices):
-        mine = rows_N == row
+    num_together = LOSS_TABLE[call.loss_fn].num_data
+    for row in range(0, len(batch.indices), num_together):
+        mine = (rows_N >= row) & (rows_N < row + num_together)
         own = {key: tensor[mine] for key, tensor in inputs.items()}
-        loss = compute_loss(call.loss_fn, call.config, logprobs=logprobs[mine], inputs=own).loss_sum.item()
+        sequences = Sequences(rows_N[mine] - row, num_together)
+        result = compute_loss(call.loss_fn, call.config, logprobs=logprobs[mine], inputs=own, sequences=sequences)
+        loss = result.loss_sum.item()
         if not math.isfinite(loss):
-            return ModelError(f"the loss is {loss}", error_class="NonFiniteError", field=f"data[{index}]")
+            field = f"data[{batch.indices[row]}]"
+            return ModelError(f"the loss is {loss}", error_class="NonFiniteError", field=field)
     return ModelError("the sum of the losses is not finite", error_class="NonFiniteError", field="data")

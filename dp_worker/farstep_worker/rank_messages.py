@@ -40,7 +40,7 @@ def read_call(command: ranks_pb2.ExecuteOnRank, limits: Limits) -> Pass | Replic
     message = request_type(command.verb).FromString(command.body)
     if isinstance(message, pb.ForwardRequest) and not message.data:  # as no client may say it: an empty share
         backward = command.verb == Verb.FORWARD_BACKWARD
-        return Pass(message.loss_fn, dict(message.loss_fn_config), (), backward)
+        return Pass(message.loss_fn, dict(message.loss_fn_config), (), backward, message.adapter)
     call = parse_call(command.verb, message, limits)
     assert isinstance(call, Pass | ReplicatedCall), command.verb
     return call
@@ -51,7 +51,9 @@ def _to_message(call: Pass | ReplicatedCall) -> tuple[str, Message]:
         case Pass():
             verb = Verb.FORWARD_BACKWARD if call.backward else Verb.FORWARD
             data = [_to_datum(example) for example in call.examples]
-            return verb, pb.ForwardRequest(data=data, loss_fn=call.loss_fn, loss_fn_config=call.config)
+            return verb, pb.ForwardRequest(
+                data=data, loss_fn=call.loss_fn, loss_fn_config=call.config, adapter=call.adapter
+            )
         case AdamSettings():
             return Verb.OPTIM_STEP, pb.OptimStepRequest(
                 learning_rate=call.learning_rate,

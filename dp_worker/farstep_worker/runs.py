@@ -49,7 +49,12 @@ class RandomStream:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """`step` counts optimizer steps since the adapter was fresh or loaded without its optimizer."""
+    """`step` counts optimizer steps since the adapter was fresh or loaded without its optimizer.
+
+    `start_adapter` are the weights that the run began with; None: a fresh adapter, which computes what the base model
+    does. A run begins when it is created or reset, and with weights that are loaded without their optimizer before the
+    first step (`is_at_start`); loaded with their optimizer, weights bring the beginning of their own run along.
+    """
 
     config: RunConfig
     adapter: Adapter
@@ -58,6 +63,8 @@ class Run:
     gradients: list[Tensor] | None = None
     step: int = 0
     policy_version: int = 0
+    start_adapter: Adapter | None = None
+    is_at_start: bool = True
 
     @classmethod
     def start(cls, layers: LoraLayers, config: RunConfig) -> Run:
@@ -77,6 +84,12 @@ class Run:
         self.random = self.random.advanced()
         self.gradients = None
         self.step = 0
+        self.start_adapter = None
+        self.is_at_start = True
+
+    def weights_of(self, choice: str) -> Adapter | None:
+        """The weights that `farstep_proto.validation.ADAPTERS` names; None: the base model's alone."""
+        return {"current": self.adapter, "start": self.start_adapter, "base": None}[choice]
 
     def add_gradients(self, gradients: list[Tensor]) -> None:
         if self.gradients is None:

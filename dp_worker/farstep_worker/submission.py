@@ -21,7 +21,7 @@ from farstep_proto.paths import Verb
 from farstep_proto.tensors import Array, IntArray, model_input_ids, tensor_from_proto
 from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import training_pb2 as pb
-from farstep_proto.validation import MAX_LORA_RANK, check_datum, check_loss
+from farstep_proto.validation import MAX_LORA_RANK, check_adapter, check_datum, check_loss, check_num_data
 
 REQUEST_TYPES: Mapping[str, type[Message]] = MappingProxyType(
     {
@@ -55,12 +55,17 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A forward pass over a batch, with or without the backward one."""
+    """A forward pass over a batch, with or without the backward one.
+
+    `adapter` says which weights it is of: the run's "current" ones, those it had at its "start", or the "base" model's
+    alone. A backward pass is of the current ones.
+    """
 
     loss_fn: str
     config: Mapping[str, float]
     examples: tuple[Example, ...]
     backward: bool
+    adapter: str = "current"
 
     @property
     def num_tokens(self) -> int:
@@ -155,12 +160,13 @@ def parse_call(verb: str, message: Message, limits: Limits, *, where: str = "") 
 def _parse_pass(message: pb.ForwardRequest, limits: Limits, *, backward: bool, where: str) -> Pass:
     config = dict(message.loss_fn_config)
     spec = check_loss(message.loss_fn, config)
-    if not message.data:
-        raise InvalidInput("no data", field=f"{where}data")
+    adapter = message.adapter or "current"
+    check_adapter(adapter, backward=backward)
+    check_num_data(spec, len(message.data), field=f"{where}data")
     examples = tuple(
         _parse_datum(datum, spec, limits, field=f"{where}data[{index}]") for index, datum in enumerate(message.data)
     )
-    return Pass(message.loss_fn, config, examples, backward)
+    return Pass(message.loss_fn, config, examples, backward, adapter)
 
 
 def _parse_datum(datum: common_pb2.Datum, spec: LossSpec, limits: Limits, *, field: str) -> Example:

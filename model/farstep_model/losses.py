@@ -1,12 +1,10 @@
-"""The named losses, in plain torch: what a token's log-probability costs.
+"""The named losses, in plain torch: what log-probabilities cost.
 
-Each is a sum over tokens, so that accumulating over calls is exact. What inputs and settings there are is said by
-`farstep_proto.loss_table`; this module holds the formulas and nothing else: no model, no optimizer.
+Each is a sum over tokens, or over pairs of sequences, so that accumulating over calls is exact. What inputs and
+settings there are is said by `farstep_proto.loss_table`, the formulas are in `token_losses` and `pair_losses`; here
+they get their weights and become one number with its metrics. No model, no optimizer.
 
-In the formulas p is the present log-probability of the target, q the given `logprobs`, A the `advantages`, w the
-`weights` (1 where absent), r = exp(p − q), and sg stops the gradient.
-
-Shapes: N tokens, in any order and of any sequences; K candidates a token (cross-entropy only).
+Shapes: N tokens; K candidates a token (cross-entropy only); P pairs.
 """
 
 from __future__ import annotations
@@ -18,9 +16,13 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from farstep_model import token_losses
+from farstep_model.pair_losses import PAIR_LOSSES, PairFormula
+from farstep_model.sequences import Sequences
+from farstep_model.token_losses import PerToken, kl_to_reference
 from farstep_proto.errors import InvalidInput
-from farstep_proto.loss_table import IGNORE_INDEX
-from farstep_proto.validation import check_loss
+from farstep_proto.loss_table import IGNORE_INDEX, LossSpec
+from farstep_proto.validation import check_loss, check_num_data
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,77 +38,21 @@ class LossResult:
     num_active: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _PerToken:
-    """Losses before weights, and where the trust region took the gradient away (None: the loss has none)."""
+TokenFormula = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, float]], PerToken]
 
-    loss: Tensor
-    clipped: Tensor | None = None
-
-
-_Formula = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, float]], _PerToken]
-
-
-def cross_entropy(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> _PerToken:
-    """−w·p, for [N] or [N, K] targets."""
-    return _PerToken(-p)
-
-
-def importance_sampling(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> _PerToken:
-    """−w·r·A."""
-    return _PerToken(-_ratio(p, inputs) * inputs["advantages"])
-
-
-def ppo(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> _PerToken:
-    """−w·min(r·A, clip(r, low, high)·A): the clipped surrogate of Schulman et al. 2017, arXiv:1707.06347, eq. 7.
-
-    The settings are the bounds themselves, 0.8 and 1.2, not their distance from 1.
-    """
-    low, high = config["clip_low_threshold"], config["clip_high_threshold"]
-    ratio, advantages = _ratio(p, inputs), inputs["advantages"]
-    loss = -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
-    return _PerToken(loss, ((advantages > 0) & (ratio > high)) | ((advantages < 0) & (ratio < low)))
-
-
-def cispo(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> _PerToken:
-    """−w·sg(clip(r, low, high))·A·p: MiniMax-M1, arXiv:2506.13585, eq. 4. A clipped token keeps a gradient."""
-    low, high = config["clip_low_threshold"], config["clip_high_threshold"]
-    ratio = _ratio(p, inputs).detach()
-    return _PerToken(-ratio.clamp(low, high) * inputs["advantages"] * p, (ratio < low) | (ratio > high))
-
-
-def dro(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> _PerToken:
-    """−w·(p·A − ½·beta·(p − q)²): direct reward optimization by token, after Richemond et al. 2024, arXiv:2405.19107.
-
-    The advantage stands where the paper has reward minus value.
-    """
-    return _PerToken(-(p * inputs["advantages"] - 0.5 * config["beta"] * (p - inputs["logprobs"]) ** 2))
-
-
-def dppo(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> _PerToken:
-    """−w·M·r·A: Divergence Proximal Policy Optimization, Qi et al. 2026, arXiv:2602.04879, eq. 11 and 12.
-
-    The binary total-variation form, where a distribution is reduced to "the sampled token or another":
-    D = |exp(p) − exp(q)|. M is 0 where D > divergence_threshold and the step would lead further away (A > 0 and r > 1,
-    or A < 0 and r < 1), else 1. The default of 0.15 is that of the authors' own experiments.
-    """
-    ratio, advantages, given = _ratio(p, inputs), inputs["advantages"], inputs["logprobs"]
-    divergence = (p.exp() - given.exp()).abs().detach()
-    away = ((advantages > 0) & (p > given)) | ((advantages < 0) & (p < given))
-    masked = away & (divergence > config["divergence_threshold"])
-    return _PerToken(torch.where(masked, 0.0, -ratio * advantages), masked)
-
-
-LOSSES: Mapping[str, _Formula] = MappingProxyType(
+TOKEN_LOSSES: Mapping[str, TokenFormula] = MappingProxyType(
     {
-        "cross_entropy": cross_entropy,
-        "importance_sampling": importance_sampling,
-        "ppo": ppo,
-        "cispo": cispo,
-        "dro": dro,
-        "dppo": dppo,
+        "cross_entropy": token_losses.cross_entropy,
+        "importance_sampling": token_losses.importance_sampling,
+        "ppo": token_losses.ppo,
+        "cispo": token_losses.cispo,
+        "dro": token_losses.dro,
+        "dppo": token_losses.dppo,
+        "gspo": token_losses.gspo,
     }
 )
+
+LOSSES: Mapping[str, TokenFormula | PairFormula] = MappingProxyType({**TOKEN_LOSSES, **PAIR_LOSSES})
 
 
 def compute_loss(
@@ -115,6 +61,7 @@ def compute_loss(
     *,
     logprobs: Tensor,
     inputs: Mapping[str, Tensor],
+    sequences: Sequences | None = None,
     entropy_N: Tensor | None = None,
 ) -> LossResult:
     """The named loss of some tokens: of one datum, of a micro-batch, or of its active tokens alone.
@@ -123,42 +70,80 @@ def compute_loss(
         config: settings; those left out have the defaults of the loss table.
         logprobs: [N] or [N, K] in fp32, of `target_tokens`; anything at all where the target is ignored.
         inputs: the datum's loss inputs, each of the shape of `logprobs`.
+        sequences: whose tokens they are, for a loss over sequences or pairs; None: all of one sequence. Sequences 0
+            and 1 are the first pair, chosen and rejected, 2 and 3 the next.
         entropy_N: of the distributions [N]; becomes a metric.
 
     Raises:
-        InvalidInput: an unknown loss or setting, a missing input, or one of another shape.
+        InvalidInput: an unknown loss or setting, a missing input, one of another shape, or half a pair.
     """
     spec = check_loss(name, config)
-    for key in (*spec.required, *(key for key in spec.optional if key in inputs)):
-        if key not in inputs:
-            raise InvalidInput(f"missing {key!r}", field=f"loss_fn_inputs.{key}")
-        if inputs[key].shape != logprobs.shape:
-            raise InvalidInput(
-                f"shape {list(inputs[key].shape)}, expected {list(logprobs.shape)}", field=f"loss_fn_inputs.{key}"
-            )
-    weights = inputs.get("weights", torch.ones_like(logprobs))
-    active = (inputs["target_tokens"] != IGNORE_INDEX) & (weights != 0)
-    # Neutral values first: what stands at an ignored place must not reach the sum, nor the gradient as 0 · inf.
-    p = torch.where(active, logprobs, 0.0)
-    policy_keys = [key for key in spec.required if key != "target_tokens"]
-    neutral = {key: torch.where(active, inputs[key], 0.0) for key in policy_keys}
-    per_token = LOSSES[name](p, neutral, {**spec.defaults, **config})
-    loss_sum = (torch.where(active, weights, 0.0) * per_token.loss).sum()
-    active_N = active if active.dim() == 1 else active.any(-1)
-    num_active = int(active_N.sum())
-    metrics = {"loss:sum": loss_sum.detach(), "tokens:sum": active_N.sum().to(loss_sum.dtype)}
-    if num_active:
-        metrics |= _metrics(p, neutral, per_token.clipped, entropy_N, active_N)
-    return LossResult(loss_sum, metrics, num_active)
+    settings = {**spec.defaults, **config}
+    sequences = sequences or Sequences.single(len(logprobs), device=logprobs.device)
+    check_num_data(spec, sequences.count, field="data")
+    given = _Given.of(spec, logprobs, inputs, sequences)
+    if spec.grouping == "pair":
+        total, metrics = _pair_loss(name, settings, given)
+    else:
+        total, metrics = _token_loss(name, settings, given)
+    if entropy_N is not None and given.num_active:
+        metrics["entropy:mean"] = entropy_N[given.active].mean()
+    loss_sum = total / settings["normalizer"]
+    metrics = {"loss:sum": loss_sum.detach(), "tokens:sum": given.active.sum().to(loss_sum.dtype), **metrics}
+    return LossResult(loss_sum, metrics, given.num_active)
 
 
-def _ratio(p: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-    return (p - inputs["logprobs"]).exp()
+@dataclass(frozen=True, slots=True, eq=False)
+class _Given:
+    """What a loss is computed from, with neutral values where nothing counts.
+
+    What stands at an ignored place must not reach the sum, nor the gradient as 0 · inf.
+    """
+
+    p: Tensor
+    weights: Tensor
+    inputs: Mapping[str, Tensor]
+    active: Tensor  # [N]
+    num_active: int
+    sequences: Sequences
+
+    @classmethod
+    def of(cls, spec: LossSpec, logprobs: Tensor, inputs: Mapping[str, Tensor], sequences: Sequences) -> _Given:
+        taken = (*spec.required, *(key for key in spec.optional if key in inputs))
+        for key in taken:
+            if key not in inputs:
+                raise InvalidInput(f"missing {key!r}", field=f"loss_fn_inputs.{key}")
+            if inputs[key].shape != logprobs.shape:
+                raise InvalidInput(
+                    f"shape {list(inputs[key].shape)}, expected {list(logprobs.shape)}", field=f"loss_fn_inputs.{key}"
+                )
+        weights = inputs.get("weights", torch.ones_like(logprobs))
+        active = (inputs["target_tokens"] != IGNORE_INDEX) & (weights != 0)
+        neutral = {
+            key: torch.where(active, inputs[key], 0.0) for key in taken if key not in ("target_tokens", "weights")
+        }
+        active_N = active if active.dim() == 1 else active.any(-1)
+        p, weights = torch.where(active, logprobs, 0.0), torch.where(active, weights, 0.0)
+        return cls(p, weights, neutral, active_N, int(active_N.sum()), sequences)
+
+
+def _token_loss(name: str, settings: Mapping[str, float], given: _Given) -> tuple[Tensor, dict[str, Tensor]]:
+    p, inputs = given.p, dict(given.inputs)
+    if name == "gspo":
+        included_N = inputs.get("sequence_ratio_mask", torch.ones_like(p)) * given.active
+        log_ratio_N = (p - inputs["logprobs"]).detach()
+        inputs["sequence_log_ratio"] = given.sequences.means(log_ratio_N, included_N)
+    per_token = TOKEN_LOSSES[name](p, inputs, settings)
+    loss = per_token.loss
+    if settings.get("kl_coef"):
+        loss = loss + settings["kl_coef"] * kl_to_reference(p, inputs["ref_logprobs"])
+    metrics = _token_metrics(p, inputs, per_token.clipped, given.active) if given.num_active else {}
+    return (given.weights * loss).sum(), metrics
 
 
 @torch.no_grad()
-def _metrics(
-    p: Tensor, inputs: Mapping[str, Tensor], clipped: Tensor | None, entropy_N: Tensor | None, active_N: Tensor
+def _token_metrics(
+    p: Tensor, inputs: Mapping[str, Tensor], clipped: Tensor | None, active_N: Tensor
 ) -> dict[str, Tensor]:
     """Over active tokens. The estimates of KL(q ‖ p) are k1 and k3 of Schulman 2020, "Approximating KL divergence"."""
     metrics = {}
@@ -171,8 +156,27 @@ def _metrics(
             "kl_k1:mean": -log_ratio.mean(),
             "kl_k3:mean": (log_ratio.expm1() - log_ratio).mean(),
         }
+    if "sequence_log_ratio" in inputs:
+        metrics["sequence_ratio:mean"] = inputs["sequence_log_ratio"][active_N].exp().mean()
+    if "ref_logprobs" in inputs:
+        metrics["kl_ref:mean"] = kl_to_reference(p, inputs["ref_logprobs"])[active_N].mean()
     if clipped is not None:
         metrics["clip_fraction:mean"] = clipped[active_N].to(p.dtype).mean()
-    if entropy_N is not None:
-        metrics["entropy:mean"] = entropy_N[active_N].mean()
     return metrics
+
+
+def _pair_loss(name: str, settings: Mapping[str, float], given: _Given) -> tuple[Tensor, dict[str, Tensor]]:
+    """Means are over pairs; a reward is beta·Σ w·(p − ref), as DPO defines it."""
+    log_ratio_P2 = given.sequences.sums(given.weights * (given.p - given.inputs["ref_logprobs"])).reshape(-1, 2)
+    delta_P = log_ratio_P2[:, 0] - log_ratio_P2[:, 1]
+    loss_P = PAIR_LOSSES[name](delta_P, settings)
+    reward_P2 = settings["beta"] * log_ratio_P2.detach()
+    margin_P = reward_P2[:, 0] - reward_P2[:, 1]
+    metrics = {
+        "pairs:sum": torch.tensor(float(len(loss_P)), device=loss_P.device),
+        "accuracy:mean": (margin_P > 0).to(margin_P.dtype).mean(),
+        "margin:mean": margin_P.mean(),
+        "chosen_reward:mean": reward_P2[:, 0].mean(),
+        "rejected_reward:mean": reward_P2[:, 1].mean(),
+    }
+    return loss_P.sum(), metrics

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-_WEIGHT = "tokens:sum"
+# What a mean is over: pairs where there are any, else tokens.
+_WEIGHTS = ("pairs:sum", "tokens:sum")
 _REDUCTIONS: Mapping[str, Callable[[Iterable[float]], float]] = {"sum": sum, "min": min, "max": max}
 
 
 def combine_metrics(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Metrics of all parts together; means are weighted by each part's `tokens:sum`.
+    """Metrics of all parts together; means are weighted by each part's `pairs:sum` or else `tokens:sum`.
 
     A part without tokens, or without the metric, has no say in a mean, a minimum or a maximum.
 
@@ -19,6 +20,16 @@ def combine_metrics(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: _combine(name, parts) for name in dict.fromkeys(name for part in parts for name in part)}
 
 
+def num_units(metrics: Mapping[str, float]) -> float:
+    """Over how much a loss was summed: pairs, or active tokens."""
+    return next(metrics[name] for name in _WEIGHTS if name in metrics)
+
+
+def mean_loss(metrics: Mapping[str, float], *, normalizer: float) -> float:
+    """The loss by token or by pair, for people to read: whatever the sum was divided by for its gradient."""
+    return metrics["loss:sum"] * normalizer / max(1.0, num_units(metrics))
+
+
 def _combine(name: str, parts: Sequence[Mapping[str, float]]) -> float:
     reduction = name.rpartition(":")[2]
     having = [part for part in parts if name in part]
@@ -26,5 +37,6 @@ def _combine(name: str, parts: Sequence[Mapping[str, float]]) -> float:
         return float(_REDUCTIONS[reduction](part[name] for part in having))
     if reduction != "mean":
         raise ValueError(f"metric {name!r} does not end in :sum, :mean, :min or :max")
-    weight = sum(part[_WEIGHT] for part in having)
-    return float(sum(part[name] * part[_WEIGHT] for part in having) / weight) if weight else 0.0
+    weights = [num_units(part) for part in having]
+    total = sum(weights)
+    return sum(part[name] * weight for part, weight in zip(having, weights, strict=True)) / total if total else 0.0

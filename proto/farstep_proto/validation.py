@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from farstep_proto.errors import InvalidInput
-from farstep_proto.loss_table import IGNORE_INDEX, INT_INPUTS, LOSS_TABLE, LossSpec
+from farstep_proto.loss_table import IGNORE_INDEX, INT_INPUTS, LOSS_TABLE, MASK_INPUTS, LossSpec
 from farstep_proto.tensors import Array, IntArray
 from farstep_proto.v1 import common_pb2 as pb
 
 MAX_LORA_RANK = 512
+ADAPTERS = ("current", "base", "start")
 
 
 def resolve_lora(lora: pb.LoraConfig) -> pb.LoraConfig:
@@ -38,10 +40,11 @@ def resolve_lora(lora: pb.LoraConfig) -> pb.LoraConfig:
 
 
 def check_loss(loss_fn: str, config: Mapping[str, float]) -> LossSpec:
-    """Returns the loss's entry.
+    """Returns the loss's entry; where a setting makes an optional input necessary, with that among the required ones.
 
     Raises:
-        InvalidInput: an unknown loss, an unknown setting, one that is not a finite number, or bounds out of order.
+        InvalidInput: an unknown loss, an unknown setting, one that is not a finite number or outside its range, or
+            bounds out of order.
     """
     spec = LOSS_TABLE.get(loss_fn)
     if spec is None:
@@ -53,8 +56,21 @@ def check_loss(loss_fn: str, config: Mapping[str, float]) -> LossSpec:
             raise InvalidInput(f"{loss_fn} has no setting {key!r}", field=where, hint=f"its settings: {known}")
         if not math.isfinite(value):
             raise InvalidInput(f"{value} is not a finite number", field=where)
-    _check_order({**spec.defaults, **config})
+    _check_ranges(spec, {**spec.defaults, **config})
+    if config.get("kl_coef", 0.0) > 0:
+        optional = tuple(key for key in spec.optional if key != "ref_logprobs")
+        return dataclasses.replace(spec, required=(*spec.required, "ref_logprobs"), optional=optional)
     return spec
+
+
+def check_num_data(spec: LossSpec, num_data: int, *, field: str) -> None:
+    """Refuses a batch without data, or one that does not consist of whole pairs where the loss takes pairs."""
+    if not num_data:
+        raise InvalidInput("no data", field=field)
+    if num_data % spec.num_data:
+        raise InvalidInput(
+            f"{num_data} data are not pairs", field=field, hint="the loss takes chosen, rejected, chosen, rejected, …"
+        )
 
 
 def check_datum(
@@ -92,6 +108,16 @@ def check_datum(
             f"shape {list(weights.shape)} differs from target_tokens' {list(targets.shape)}",
             field=f"{field}.loss_fn_inputs.weights",
         )
+    if spec.grouping != "token":
+        _check_sequence(spec, targets, weights, inputs.get("sequence_ratio_mask"), field=f"{field}.loss_fn_inputs")
+
+
+def check_adapter(adapter: str, *, backward: bool) -> None:
+    """Refuses a name that stands for no weights, and one of weights that are not trained in a backward pass."""
+    if adapter not in ADAPTERS:
+        raise InvalidInput(f"no adapter {adapter!r}", field="adapter", hint=f"one of {', '.join(ADAPTERS)}")
+    if backward and adapter != "current":
+        raise InvalidInput(f"{adapter!r} takes no gradient", field="adapter", hint="use forward")
 
 
 def check_tokens(tokens_T: IntArray, *, vocab_size: int, max_seq_len: int, field: str) -> None:
@@ -103,10 +129,29 @@ def check_tokens(tokens_T: IntArray, *, vocab_size: int, max_seq_len: int, field
     _check_vocabulary(tokens_T, np.ones(len(tokens_T), dtype=bool), vocab_size, field)
 
 
-def _check_order(settings: Mapping[str, float]) -> None:
+def _check_ranges(spec: LossSpec, settings: Mapping[str, float]) -> None:
+    if settings["normalizer"] <= 0:
+        raise InvalidInput(f"{settings['normalizer']} is not positive", field="loss_fn_config.normalizer")
+    if settings.get("kl_coef", 0.0) < 0:
+        raise InvalidInput(f"{settings['kl_coef']} is negative", field="loss_fn_config.kl_coef")
+    if spec.grouping == "pair" and settings["beta"] <= 0:
+        raise InvalidInput(f"{settings['beta']} is not positive", field="loss_fn_config.beta")
+    if not 0 <= settings.get("label_smoothing", 0.0) <= 0.5:
+        raise InvalidInput(
+            f"{settings['label_smoothing']} is not between 0 and 0.5", field="loss_fn_config.label_smoothing"
+        )
     low, high = settings.get("clip_low_threshold", -math.inf), settings.get("clip_high_threshold", math.inf)
     if low > high:
         raise InvalidInput(f"{low} is above clip_high_threshold {high}", field="loss_fn_config.clip_low_threshold")
+
+
+def _check_sequence(spec: LossSpec, targets: Array, weights: Array | None, mask: Array | None, *, field: str) -> None:
+    """What a loss over whole sequences needs of one: something to compare, something to average over."""
+    active = (targets != IGNORE_INDEX) & (weights != 0 if weights is not None else True)
+    if spec.grouping == "pair" and not active.any():
+        raise InvalidInput("no token has a target and a weight", field=f"{field}.target_tokens")
+    if mask is not None and active.any() and not (active & (mask != 0)).any():
+        raise InvalidInput("selects no token that has a target and a weight", field=f"{field}.sequence_ratio_mask")
 
 
 def _check_shape(spec: LossSpec, key: str, array: Array, *, num_tokens: int, field: str) -> None:
@@ -128,6 +173,8 @@ def _check_values(key: str, array: Array, *, vocab_size: int, field: str) -> Non
     if len(bad):
         position = tuple(int(i) for i in bad[0])
         raise InvalidInput(f"{array[position]} at position {position[0]} is not a finite number", field=field)
+    if key in MASK_INPUTS and not np.isin(array, (0, 1)).all():
+        raise InvalidInput("must be 0 or 1 everywhere", field=field)
 
 
 def _check_vocabulary(ids: Array | IntArray, active: np.ndarray, vocab_size: int, field: str) -> None:

@@ -38,8 +38,11 @@ def test_a_loop_lowers_the_loss(trainer):
 
 @pytest.mark.parametrize("loss_fn", sorted(LOSS_TABLE))
 def test_every_loss(trainer, loss_fn):
-    policy = "advantages" in LOSS_TABLE[loss_fn].required
-    output = trainer.forward_backward([datum(policy=policy)] * 2, loss_fn).result()
+    required = LOSS_TABLE[loss_fn].required
+    inputs = {"logprobs": -1.0, "advantages": [0.5, -0.5, 1, -1, 0.25], "ref_logprobs": -1.0}
+    inputs = {key: value for key, value in inputs.items() if key in required}
+    data = [Datum.from_prompt_completion(PROMPT, [token + k for token in ANSWER], **inputs) for k in range(2)]
+    output = trainer.forward_backward(data, loss_fn).result()
     assert np.isfinite(output.loss)
     assert np.isfinite(output.metrics["loss:sum"])
     assert [len(fields["logprobs"].to_numpy()) for fields in output.loss_fn_outputs] == [8, 8]

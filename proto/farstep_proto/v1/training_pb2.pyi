@@ -49,7 +49,7 @@ class ListRunsResponse(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[Run, _Mapping]]] = ...) -> None: ...
 
 class ForwardRequest(_message.Message):
-    __slots__ = ("data", "loss_fn", "loss_fn_config")
+    __slots__ = ("data", "loss_fn", "loss_fn_config", "adapter")
     class LossFnConfigEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -60,10 +60,12 @@ class ForwardRequest(_message.Message):
     DATA_FIELD_NUMBER: _ClassVar[int]
     LOSS_FN_FIELD_NUMBER: _ClassVar[int]
     LOSS_FN_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     data: _containers.RepeatedCompositeFieldContainer[_common_pb2.Datum]
     loss_fn: str
     loss_fn_config: _containers.ScalarMap[str, float]
-    def __init__(self, data: _Optional[_Iterable[_Union[_common_pb2.Datum, _Mapping]]] = ..., loss_fn: _Optional[str] = ..., loss_fn_config: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    adapter: str
+    def __init__(self, data: _Optional[_Iterable[_Union[_common_pb2.Datum, _Mapping]]] = ..., loss_fn: _Optional[str] = ..., loss_fn_config: _Optional[_Mapping[str, float]] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class DatumOutput(_message.Message):
     __slots__ = ("fields",)

@@ -72,7 +72,7 @@ CALLS = {
         list_checkpoints get_checkpoint_archive_url list_runs get_run resume_run
     """,
     farstep.TrainingClient: """
-        forward_backward forward optim_step save_state save_weights_for_sampler
+        forward_backward forward forward_backward_custom optim_step save_state save_weights_for_sampler
         save_weights_and_get_sampling_client load_state load_state_with_optimizer create_sampling_client
         list_checkpoints get_checkpoint_archive_url reset queue trace
     """,

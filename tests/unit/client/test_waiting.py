@@ -55,8 +55,8 @@ def test_backoff_waits_at_least_as_long_as_it_is_told() -> None:
 def test_the_meter_weighs_losses_by_tokens() -> None:
     clock = Clock()
     meter = RunMeter(step=4, policy_version=2, clock=clock)
-    meter.count_pass(training_pb2.ForwardBackwardOutput(loss=1.0, metrics={"a": 1}), num_tokens=30)
-    meter.count_pass(training_pb2.ForwardBackwardOutput(loss=2.0, metrics={"a": 2, "tokens:sum": 10}), num_tokens=70)
+    meter.count_pass(1.0, {"a": 1}, num_tokens=30)
+    meter.count_pass(2.0, {"a": 2, "tokens:sum": 10}, num_tokens=70)
     clock.now += 2.0
     record = meter.count_step(training_pb2.OptimStepResponse(metrics={"grad_norm": 3, "step": 5}))
     assert record.step == 5

@@ -1,5 +1,6 @@
 """The losses: by hand at the clip edges, and against plain PEFT and torch over full logits, value and gradient."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import peft
@@ -12,14 +13,13 @@ from farstep_model.load import BaseModel
 from farstep_model.logprobs import token_logprobs
 from farstep_model.lora import LoraLayers
 from farstep_model.losses import LOSSES, LossResult, compute_loss
-from farstep_model.metrics import combine_metrics
+from farstep_model.metrics import combine_metrics, mean_loss
+from farstep_model.sequences import Sequences
 from farstep_proto.errors import InvalidInput
 from farstep_proto.loss_table import LOSS_TABLE
 
 Load = Callable[[str], BaseModel]
 Make = Callable[..., Adapter]
-
-POLICY_LOSSES = ("importance_sampling", "ppo", "cispo", "dro", "dppo")
 
 
 def tokens(p: list[float], q: list[float], advantages: list[float]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -34,6 +34,10 @@ def tokens(p: list[float], q: list[float], advantages: list[float]) -> tuple[Ten
 
 def gradient(result: LossResult, logprobs: Tensor) -> list[float]:
     return torch.autograd.grad(result.loss_sum, logprobs)[0].tolist()
+
+
+LN2 = math.log(2)
+NOT_PAIRS = [name for name, spec in LOSS_TABLE.items() if spec.grouping != "pair"]
 
 
 def test_every_loss_of_the_table_has_its_formula_and_no_more() -> None:
@@ -101,7 +105,7 @@ def test_cross_entropy_by_hand_with_candidates_and_weights() -> None:
     assert result.num_active == 2
 
 
-@pytest.mark.parametrize("name", sorted(LOSS_TABLE))
+@pytest.mark.parametrize("name", sorted(NOT_PAIRS))
 def test_what_is_ignored_costs_nothing_whatever_stands_there(name: str) -> None:
     logprobs, inputs = tokens([0.3, 0.3, 0.3], [0.2, 0.2, 0.2], [1.0, 1.0, 1.0])
     inputs = {key: value for key, value in inputs.items() if key in LOSS_TABLE[name].required}
@@ -149,7 +153,7 @@ def test_metrics_of_the_ratio() -> None:
     assert not any(value.requires_grad for value in metrics.values())
 
 
-@pytest.mark.parametrize("name", sorted(LOSS_TABLE))
+@pytest.mark.parametrize("name", sorted(NOT_PAIRS))
 def test_nothing_active_is_a_loss_of_zero(name: str) -> None:
     logprobs, inputs = tokens([0.3], [0.2], [1.0])
     inputs["target_tokens"][:] = -100
@@ -166,6 +170,10 @@ def test_nothing_active_is_a_loss_of_zero(name: str) -> None:
         ("ppo", {"beta": 1.0}, "", "loss_fn_config.beta"),
         ("ppo", {}, "advantages", "loss_fn_inputs.advantages"),
         ("ppo", {"clip_low_threshold": 2.0}, "", "loss_fn_config.clip_low_threshold"),
+        ("ppo", {"kl_coef": 0.1}, "", "loss_fn_inputs.ref_logprobs"),
+        ("ppo", {"kl_coef": -0.1}, "", "loss_fn_config.kl_coef"),
+        ("dpo", {"normalizer": 0.0}, "", "loss_fn_config.normalizer"),
+        ("cross_entropy", {"kl_coef": 0.1}, "", "loss_fn_config.kl_coef"),
     ],
 )
 def test_what_is_wrong_is_named(name: str, config: Mapping[str, float], drop: str, field: str) -> None:
@@ -182,11 +190,173 @@ def test_a_wrong_shape_is_named() -> None:
     assert caught.value.field == "loss_fn_inputs.advantages"
 
 
+# ---- sequences, pairs, and what every loss takes ---------------------------------------------------------------------
+
+
+def grouped(
+    name: str, p: list[float], inputs: dict[str, list[float]], ids: list[int], **config: float
+) -> tuple[LossResult, Tensor]:
+    logprobs = torch.tensor(p, requires_grad=True)
+    tensors = {key: torch.tensor(values) for key, values in inputs.items()}
+    tensors["target_tokens"] = torch.zeros(len(p), dtype=torch.long)
+    sequences = Sequences(torch.tensor(ids), max(ids) + 1)
+    return compute_loss(name, config, logprobs=logprobs, inputs=tensors, sequences=sequences), logprobs
+
+
+@pytest.mark.parametrize(
+    ("shift", "advantage", "value", "slope"),
+    [
+        # A sequence that is e^shift likelier on average; its value is by the sequence, each token's slope the same.
+        (0.0, 2.0, -2.0, -2.0),
+        (math.log(1.0003) - 1e-5, 2.0, -2 * 1.0003 * math.exp(-1e-5), -2 * 1.0003 * math.exp(-1e-5)),
+        (math.log(1.0003) + 1e-5, 2.0, -2 * 1.0003, 0.0),
+        (0.5, 2.0, -2 * 1.0003, 0.0),
+        (0.5, -2.0, 2 * math.exp(0.5), 2 * math.exp(0.5)),
+        (math.log(0.9997) + 1e-5, -2.0, 2 * 0.9997 * math.exp(1e-5), 2 * 0.9997 * math.exp(1e-5)),
+        (math.log(0.9997) - 1e-5, -2.0, 2 * 0.9997, 0.0),
+        (-0.5, -2.0, 2 * 0.9997, 0.0),
+        (-0.5, 2.0, -2 * math.exp(-0.5), -2 * math.exp(-0.5)),
+    ],
+)
+def test_gspo_by_hand_at_the_edges(shift: float, advantage: float, value: float, slope: float) -> None:
+    """Of two tokens, one moved more than the other; a second sequence beside them has ratio 1."""
+    q = [-1.0, -2.0, -3.0]
+    p = [q[0] + shift + 0.3, q[1] + shift - 0.3, q[2]]
+    result, logprobs = grouped("gspo", p, {"logprobs": q, "advantages": [advantage, advantage, 1.0]}, [0, 0, 1])
+    assert result.loss_sum.item() == pytest.approx(2 * value - 1, abs=1e-5)
+    assert gradient(result, logprobs) == pytest.approx([slope, slope, -1.0], abs=1e-5)
+    assert result.metrics["clip_fraction:mean"].item() == pytest.approx(0.0 if slope else 2 / 3)
+
+
+def test_the_mask_says_which_tokens_make_the_sequence_ratio() -> None:
+    inputs = {"logprobs": [-1.0, -2.0, -1.0], "advantages": [1.0] * 3, "sequence_ratio_mask": [1.0, 0.0, 1.0]}
+    result, _ = grouped("gspo", [-1.2, -9.0, -1.2], inputs, [0, 0, 0])
+    assert result.metrics["sequence_ratio:mean"].item() == pytest.approx(math.exp(-0.2))
+    assert result.loss_sum.item() == pytest.approx(-3 * math.exp(-0.2))
+
+
+# Sums of p − ref are 1.5 and −0.5, so that Δ is 2.
+PAIR = {"ref_logprobs": [-2.0, -3.0, -3.0]}, [-1.0, -2.5, -3.5], [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "loss", "slope"),
+    [
+        ("dpo", {}, math.log1p(math.exp(-0.2)), -0.1 / (1 + math.exp(0.2))),
+        ("dpo", {"beta": 0.5}, math.log1p(math.exp(-1)), -0.5 / (1 + math.exp(1))),
+        ("dpo", {"beta": 0.5, "label_smoothing": 0.25},
+         0.75 * math.log1p(math.exp(-1)) + 0.25 * math.log1p(math.exp(1)),
+         -0.75 * 0.5 / (1 + math.exp(1)) + 0.25 * 0.5 / (1 + math.exp(-1))),
+        ("ipo", {}, (2 - 5) ** 2, 2 * (2 - 5)),
+        ("ipo", {"beta": 0.5}, 1.0, 2.0),
+        ("ipo", {"beta": 0.5, "label_smoothing": 0.25}, 0.75 * 1 + 0.25 * 9, 0.75 * 2 + 0.25 * 6),
+    ],
+)  # fmt: skip
+def test_pairs_by_hand(name: str, config: dict[str, float], loss: float, slope: float) -> None:
+    inputs, p, ids = PAIR
+    result, logprobs = grouped(name, p, inputs, ids, **config)
+    assert result.loss_sum.item() == pytest.approx(loss, rel=1e-6)
+    assert gradient(result, logprobs) == pytest.approx([slope, slope, -slope], rel=1e-6)
+    beta = config.get("beta", 0.1)
+    assert {key: value.item() for key, value in result.metrics.items()} == pytest.approx(
+        {
+            "loss:sum": loss,
+            "tokens:sum": 3.0,
+            "pairs:sum": 1.0,
+            "accuracy:mean": 1.0,
+            "margin:mean": 2 * beta,
+            "chosen_reward:mean": 1.5 * beta,
+            "rejected_reward:mean": -0.5 * beta,
+        },
+        rel=1e-6,
+    )
+
+
+@pytest.mark.parametrize("name", ["dpo", "ipo"])
+def test_weights_of_one_over_length_make_a_difference_of_means(name: str) -> None:
+    inputs, p, ids = PAIR
+    result, _ = grouped(name, p, {**inputs, "weights": [0.5, 0.5, 1.0]}, ids, beta=1.0)
+    assert result.metrics["margin:mean"].item() == pytest.approx(0.75 + 0.5)
+
+
+def test_metrics_of_pairs_are_means_over_pairs() -> None:
+    good, _ = grouped("dpo", [-1.0] * 5, {"ref_logprobs": [-2.0] * 4 + [-1.0]}, [0, 0, 0, 0, 1])
+    bad, _ = grouped("dpo", [-1.0] * 4, {"ref_logprobs": [-1.0, -2.0, -1.0, -3.0]}, [0, 1, 2, 3])
+    parts = [{key: value.item() for key, value in result.metrics.items()} for result in (good, bad)]
+    combined = combine_metrics(parts)
+    assert combined["accuracy:mean"] == pytest.approx(1 / 3)
+    assert combined["margin:mean"] == pytest.approx((0.4 - 0.1 - 0.2) / 3)
+    assert mean_loss(combined, normalizer=1.0) == pytest.approx(combined["loss:sum"] / 3)
+
+
+def test_half_a_pair_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="1 data are not pairs") as caught:
+        grouped("dpo", [-1.0], {"ref_logprobs": [-1.0]}, [0])
+    assert caught.value.field == "data"
+
+
+@pytest.mark.parametrize("name", sorted(LOSS_TABLE))
+def test_the_normalizer_divides_the_sum_and_not_the_mean_for_people(name: str) -> None:
+    inputs = {"logprobs": [-2.0, -3.0], "advantages": [1.0, -2.0], "ref_logprobs": [-2.0, -1.0]}
+    inputs = {key: values for key, values in inputs.items() if key in LOSS_TABLE[name].required}
+    (plain, p), (divided, q) = (grouped(name, [-1.0, -1.5], inputs, [0, 1], normalizer=n) for n in (1.0, 8.0))
+    assert divided.loss_sum.item() == pytest.approx(plain.loss_sum.item() / 8)
+    assert gradient(divided, q) == pytest.approx([g / 8 for g in gradient(plain, p)])
+    means = [
+        mean_loss({key: value.item() for key, value in result.metrics.items()}, normalizer=n)
+        for result, n in ((plain, 1.0), (divided, 8.0))
+    ]
+    assert means[0] == pytest.approx(means[1])
+
+
+@pytest.mark.parametrize("name", [name for name, spec in LOSS_TABLE.items() if "kl_coef" in spec.defaults])
+def test_distance_to_a_reference_by_hand(name: str) -> None:
+    inputs = {"logprobs": [-1.0, -1.0], "advantages": [0.0, 0.0], "ref_logprobs": [-1.0 + LN2, -1.0 - LN2]}
+    weights = {"weights": [2.0, 1.0]}
+    result, p = grouped(name, [-1.0, -1.0], {**inputs, **weights}, [0, 0], kl_coef=0.5)
+    # exp(d) − d − 1 at d = ±ln 2 is 1 − ln 2 and ln 2 − ½; its slope by p is 1 − exp(d): −1 and ½.
+    assert result.loss_sum.item() == pytest.approx(0.5 * (2 * (1 - LN2) + (LN2 - 0.5)), rel=1e-5)
+    assert gradient(result, p) == pytest.approx([0.5 * 2 * -1.0, 0.5 * 0.5], rel=1e-5)
+    assert result.metrics["kl_ref:mean"].item() == pytest.approx(0.25, rel=1e-5)
+    without, _ = grouped(name, [-1.0, -1.0], {**inputs, **weights}, [0, 0])
+    assert without.loss_sum.item() == 0
+
+
 # ---- against plain PEFT and torch over full logits -------------------------------------------------------------------
 
 
+def reference_of_pairs(name: str, logprobs_BT: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    total = torch.zeros(())
+    log_ratio_B = torch.where(inputs["target_tokens"] != -100, logprobs_BT - inputs["ref_logprobs"], 0).sum(1)
+    for chosen, rejected in log_ratio_B.reshape(-1, 2):
+        delta = chosen - rejected
+        total = total - torch.sigmoid(0.1 * delta).log() if name == "dpo" else total + (delta - 5) ** 2
+    return total
+
+
+def reference_of_sequences(logprobs_BT: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """GSPO, with the slope by hand where it is not clipped away."""
+    total = torch.zeros(())
+    columns = (logprobs_BT, inputs["target_tokens"], inputs["logprobs"], inputs["advantages"])
+    for p_T, targets_T, q_T, a_T in zip(*columns, strict=True):
+        p, q, a = (values[targets_T != -100] for values in (p_T, q_T, a_T))
+        ratio = (p - q).mean().exp().item()
+        bounded = min(max(ratio, 0.9997), 1.0003)
+        moves = (ratio * a <= bounded * a) * ratio * a
+        total = total - torch.min(ratio * a, bounded * a).sum() - (moves * (p - p.detach())).sum()
+    return total
+
+
 def reference_loss(name: str, logprobs_BT: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The table of losses once more, with the defaults written out, token by token."""
+    """The table of losses once more, with the defaults written out, token by token or pair by pair."""
+    if name not in NOT_PAIRS:
+        return reference_of_pairs(name, logprobs_BT, inputs)
+    if name == "gspo":
+        return reference_of_sequences(logprobs_BT, inputs)
+    return reference_of_tokens(name, logprobs_BT, inputs)
+
+
+def reference_of_tokens(name: str, logprobs_BT: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
     total = torch.zeros(())
     for place in (inputs["target_tokens"] != -100).nonzero().tolist():
         at = tuple(place)
@@ -235,6 +405,8 @@ def loss_inputs(name: str, batch: Mapping[str, Tensor], now_BT: Tensor) -> dict[
         return {key: batch[key] for key in ("target_tokens", "weights")}
     given_BT = (now_BT.detach() + batch["shift"]).clamp(max=-1e-3)
     given_BT[:, ::4] = -0.5
+    if name not in NOT_PAIRS:
+        return {"target_tokens": batch["target_tokens"], "ref_logprobs": given_BT}
     return {"target_tokens": batch["target_tokens"], "advantages": batch["advantages"], "logprobs": given_BT}
 
 
@@ -250,7 +422,8 @@ def ours(layers: LoraLayers, adapter: Adapter, name: str, ids_BT: Tensor, inputs
         hidden_ND = layers.base.hidden_states(ids_BT)[active_BT]
         flat = {key: value[active_BT] for key, value in inputs.items()}
         logprobs_N, _ = token_logprobs(layers.base, hidden_ND, flat["target_tokens"], max_logits=384 * 7)
-    return compute_loss(name, {}, logprobs=logprobs_N, inputs=flat)
+    sequences = Sequences(active_BT.nonzero()[:, 0], len(ids_BT))
+    return compute_loss(name, {}, logprobs=logprobs_N, inputs=flat, sequences=sequences)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
@@ -304,7 +477,8 @@ def test_data_in_parts_accumulate_to_the_whole(
         return combine_metrics(metrics), found
 
     whole_metrics, whole = accumulate([slice(0, 4)])
-    split_metrics, split = accumulate([slice(0, 1), slice(1, 2), slice(2, 4)])
+    first = [slice(0, 1), slice(1, 2)] if name in NOT_PAIRS else [slice(0, 2)]
+    split_metrics, split = accumulate([*first, slice(2, 4)])
     assert split_metrics == pytest.approx(whole_metrics, rel=1e-5, abs=1e-6)
     assert len(whole) == len(split) == len(adapter.parameters())
     for one, other in zip(split, whole, strict=True):

@@ -6,7 +6,7 @@ import pytest
 from farstep_proto.errors import InvalidInput
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.v1 import common_pb2 as pb
-from farstep_proto.validation import check_datum, check_loss, resolve_lora
+from farstep_proto.validation import check_adapter, check_datum, check_loss, check_num_data, resolve_lora
 
 TOKENS = np.array([1, 2, 3], dtype=np.int32)
 
@@ -39,6 +39,13 @@ def test_default_settings_are_accepted(loss):
         ("nope", {}, "loss_fn"),
         ("ppo", {"beta": 1.0}, "loss_fn_config.beta"),
         ("dro", {"beta": float("nan")}, "loss_fn_config.beta"),
+        ("cross_entropy", {"normalizer": 0.0}, "loss_fn_config.normalizer"),
+        ("dpo", {"normalizer": float("inf")}, "loss_fn_config.normalizer"),
+        ("ppo", {"kl_coef": -1.0}, "loss_fn_config.kl_coef"),
+        ("dpo", {"kl_coef": 1.0}, "loss_fn_config.kl_coef"),
+        ("ipo", {"beta": 0.0}, "loss_fn_config.beta"),
+        ("dpo", {"label_smoothing": 0.6}, "loss_fn_config.label_smoothing"),
+        ("gspo", {"clip_low_threshold": 1.1}, "loss_fn_config.clip_low_threshold"),
     ],
 )
 def test_bad_losses(loss, config, field):
@@ -83,3 +90,49 @@ def test_lora_defaults_are_filled_in():
     resolved = resolve_lora(pb.LoraConfig(rank=4))
     assert (resolved.alpha, resolved.train_attn, resolved.train_mlp, resolved.train_unembed) == (4, True, True, False)
     assert not resolve_lora(pb.LoraConfig(rank=4, train_attn=False)).train_attn
+
+
+def test_a_distance_to_a_reference_needs_the_reference():
+    with pytest.raises(InvalidInput, match="missing 'ref_logprobs'") as caught:
+        check_datum(
+            check_loss("ppo", {"kl_coef": 0.1}), TOKENS, good_inputs(), vocab_size=10, max_seq_len=8, field="data[4]"
+        )
+    assert caught.value.field == "data[4].loss_fn_inputs"
+    check({**good_inputs(), "ref_logprobs": np.zeros(3, dtype=np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("loss", "change", "field", "says"),
+    [
+        ("dpo", {"target_tokens": np.full(3, -100)}, "target_tokens", "no token"),
+        ("ipo", {"weights": np.zeros(3, dtype=np.float32)}, "target_tokens", "no token"),
+        ("gspo", {"sequence_ratio_mask": np.array([0, 0, 1], dtype=np.float32)}, "sequence_ratio_mask", "no token"),
+        ("gspo", {"sequence_ratio_mask": np.array([0, 2, 1], dtype=np.float32)}, "sequence_ratio_mask", "0 or 1"),
+        ("ppo", {"sequence_ratio_mask": np.ones(3, dtype=np.float32)}, "sequence_ratio_mask", "unknown"),
+    ],
+)
+def test_bad_sequences(loss, change, field, says):
+    inputs = {**good_inputs(), "ref_logprobs": np.zeros(3, dtype=np.float32)}
+    spec = LOSS_TABLE[loss]
+    inputs = {key: value for key, value in inputs.items() if key in (*spec.required, *spec.optional)}
+    check(inputs, loss=loss)
+    with pytest.raises(InvalidInput, match=says) as caught:
+        check({**inputs, **change}, loss=loss)
+    assert caught.value.field == f"data[4].loss_fn_inputs.{field}"
+
+
+def test_pairs_are_even():
+    check_num_data(LOSS_TABLE["dpo"], 4, field="data")
+    check_num_data(LOSS_TABLE["ppo"], 3, field="data")
+    for loss, number in (("dpo", 3), ("ppo", 0)):
+        with pytest.raises(InvalidInput) as caught:
+            check_num_data(LOSS_TABLE[loss], number, field="data")
+        assert caught.value.field == "data"
+
+
+def test_only_the_current_weights_take_a_gradient():
+    check_adapter("base", backward=False)
+    for name, backward in (("base", True), ("other", False)):
+        with pytest.raises(InvalidInput) as caught:
+            check_adapter(name, backward=backward)
+        assert caught.value.field == "adapter"

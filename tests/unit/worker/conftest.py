@@ -61,6 +61,8 @@ def make_pass(layers):
                 "weights": rng.choice([0.0, 0.5, 1.0], length).astype(np.float32),
                 "logprobs": -rng.uniform(2, 8, length).astype(np.float32),
                 "advantages": rng.normal(size=length).astype(np.float32),
+                "ref_logprobs": (-4 - 4 * (np.arange(length) % 5) / 5).astype(np.float32),
+                "sequence_ratio_mask": (np.arange(length) % 3 != 1).astype(np.float32),
             }
             inputs["target_tokens"][-1] = -100
             spec = LOSS_TABLE[loss_fn]

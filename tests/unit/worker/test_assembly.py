@@ -1,5 +1,6 @@
 """Operations in parts: joined in order, once, whatever arrives how often."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -26,11 +27,12 @@ def add(assembler, part, num_parts, call, *, now=0.0, body=None):
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_parts_are_joined_in_their_order(order):
     assembler = Assembler()
-    parts = [part_of([1, 2]), part_of([3]), part_of([4, 5])]
+    parts = [dataclasses.replace(part_of(values), adapter="start") for values in ([1, 2], [3], [4, 5])]
     results = [add(assembler, part, 3, parts[part]) for part in order for _ in range(2)]
     done = [result for result in results if result is not None]
     assert len(done) == 1
     assert [int(example.tokens[0]) for example in done[0].call.examples] == [1, 2, 3, 4, 5]
+    assert done[0].call.adapter == "start"
     assert done[0].num_bytes == 30
     assert assembler.num_bytes == 0
     assert add(assembler, 1, 3, parts[1]) is None  # again, after the end
@@ -68,6 +70,7 @@ def test_another_number_of_parts_is_refused():
         (part_of([2], loss_fn="ppo"), "loss_fn"),
         (part_of([2], beta=0.1), "loss_fn_config"),
         (part_of([2], backward=False), "backward"),
+        (dataclasses.replace(part_of([2]), adapter="base"), "adapter"),
         (Skip(), "parts"),
     ],
 )

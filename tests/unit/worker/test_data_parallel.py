@@ -36,17 +36,26 @@ LIMITS = Limits(100_000, 4096)
 # Without processes: how work is shared out, and how it is told
 
 
-@pytest.mark.parametrize("lengths", [(5,), (5, 12, 3), (60, 1, 1, 60, 30, 30, 7, 7), (9,) * 11])
+@pytest.mark.parametrize(
+    ("loss_fn", "lengths"),
+    [
+        ("cross_entropy", (5,)),
+        ("ppo", (5, 12, 3)),
+        ("cross_entropy", (9,) * 11),
+        ("dpo", (7, 8)),
+        ("dpo", (60, 1, 1, 60, 30, 30, 7, 7)),
+    ],
+)
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_shares_are_all_of_the_data_in_whole_pairs(make_pass, lengths, world):
-    call = make_pass(lengths=lengths)
+def test_shares_are_all_of_the_data_in_whole_pairs(make_pass, loss_fn, lengths, world):
+    call = make_pass(loss_fn, lengths=lengths)
     mine = shares(call, world)
     assert len(mine) == world
     assert sorted(index for share in mine for index in share.indices) == list(range(len(lengths)))
     for share in mine:
         assert list(share.call.examples) == [call.examples[index] for index in share.indices]
-        for index in share.indices:
-            assert (index ^ 1) in share.indices or (index ^ 1) >= len(lengths)
+        if loss_fn == "dpo":
+            assert all(index ^ 1 in share.indices for index in share.indices)
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "meta"])
@@ -64,20 +73,24 @@ def test_every_rank_needs_a_gpu_of_its_own(monkeypatch):
         device_of(0, world=3, device="auto")
 
 
-def test_shares_are_balanced_by_tokens(make_pass):
+@pytest.mark.parametrize(("loss_fn", "expected"), [("cross_entropy", [250, 250]), ("dpo", [260, 240])])
+def test_shares_are_balanced_by_tokens(make_pass, loss_fn, expected):
     lengths = (100, 100, 10, 10, 10, 10, 10, 10, 70, 70, 50, 50)
-    loads = [share.call.num_tokens for share in shares(make_pass(lengths=lengths), 2)]
-    assert loads == [260, 240]
+    loads = [share.call.num_tokens for share in shares(make_pass(loss_fn, lengths=lengths), 2)]
+    assert loads == expected
 
 
 @pytest.mark.parametrize("lengths", [(), (5, 1, 12)])
 @pytest.mark.parametrize("backward", [False, True])
 def test_a_pass_arrives_as_it_was_sent(make_pass, lengths, backward):
     call = make_pass("ppo", lengths=lengths, backward=backward, config={"clip_low_threshold": 0.7})
+    call = call if backward else dataclasses.replace(call, adapter="start")
     arrived = read_call(to_command("run", call).execute, LIMITS)
     # a further field has to be put into `rank_messages`, the case of no data included, and compared here
-    assert [field.name for field in dataclasses.fields(Pass)] == ["loss_fn", "config", "examples", "backward"]
-    assert (arrived.loss_fn, arrived.config, arrived.backward) == (call.loss_fn, call.config, call.backward)
+    names = [field.name for field in dataclasses.fields(Pass)]
+    assert names == ["loss_fn", "config", "examples", "backward", "adapter"]
+    for name in ("loss_fn", "config", "backward", "adapter"):
+        assert getattr(arrived, name) == getattr(call, name)
     for there, here in zip(arrived.examples, call.examples, strict=True):
         np.testing.assert_array_equal(there.tokens, here.tokens)
         assert there.inputs.keys() == here.inputs.keys()
@@ -161,7 +174,7 @@ def assert_close(ours, theirs, *, rtol=1e-5):
 
 
 def assert_same_output(ours, theirs):
-    assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-5, abs=1e-6)
     assert ours.metrics.keys() == theirs.metrics.keys()
     for name in theirs.metrics:
         assert ours.metrics[name] == pytest.approx(theirs.metrics[name], rel=1e-4, abs=1e-6), name
@@ -172,6 +185,14 @@ def assert_same_output(ours, theirs):
         np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-5)
 
 
+def valid(call):
+    """Losses over sequences want a token of each that counts, which the weights that are drawn may lack."""
+    if call.loss_fn in ("gspo", "dpo"):
+        for example in call.examples:
+            example.inputs["weights"][:] = 1
+    return call
+
+
 @pytest.mark.system
 @pytest.mark.parametrize(
     ("loss_fn", "lengths"),
@@ -180,6 +201,9 @@ def assert_same_output(ours, theirs):
         ("cross_entropy", (7,)),
         ("ppo", (5, 40, 3)),
         ("importance_sampling", (120, 1, 2, 33, 64, 5, 17)),
+        ("gspo", (40, 3, 9)),
+        ("dpo", (12, 9)),
+        ("dpo", (40, 3, 5, 12, 9, 9)),
     ],
 )
 def test_two_processes_compute_what_one_does(pair, make_pass, loss_fn, lengths):
@@ -187,19 +211,23 @@ def test_two_processes_compute_what_one_does(pair, make_pass, loss_fn, lengths):
     ours, theirs = pair.create(run_id)
     for step in range(3):
         for part in range(2):  # gradients add up over passes
-            call = make_pass(loss_fn, lengths=lengths, seed=10 * step + part)
+            call = valid(make_pass(loss_fn, lengths=lengths, seed=10 * step + part))
             a, b = pair.both(run_id, call)
             assert_same_output(a.forward_backward, b.forward_backward)
-        assert_close(ours.gradients, theirs.gradients)
+        rtol = 1e-5 if step == 0 else 1e-3  # later the weights differ as well: Adam divides by small numbers
+        assert_close(ours.gradients, theirs.gradients, rtol=rtol)
         a, b = pair.both(run_id, ADAM)
-        assert a.optim_step.metrics["grad_norm"] == pytest.approx(b.optim_step.metrics["grad_norm"], rel=1e-5)
-    assert_close(ours.adapter.parameters(), theirs.adapter.parameters(), rtol=1e-3)  # Adam divides by small numbers
-    a, b = pair.both(run_id, make_pass(loss_fn, lengths=lengths, backward=False))
-    assert_same_output(a.forward_backward, b.forward_backward)
+        assert a.optim_step.metrics["grad_norm"] == pytest.approx(b.optim_step.metrics["grad_norm"], rel=rtol)
+    assert_close(ours.adapter.parameters(), theirs.adapter.parameters(), rtol=1e-3)
+    for adapter in ("current", "start", "base"):
+        call = valid(make_pass(loss_fn, lengths=lengths, backward=False))
+        call = dataclasses.replace(call, adapter=adapter)
+        a, b = pair.both(run_id, call)
+        assert_same_output(a.forward_backward, b.forward_backward)
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("bad", [0, 2])
+@pytest.mark.parametrize("bad", [2, 3])
 def test_a_pass_that_fails_on_one_rank_leaves_every_rank_as_it_was(pair, make_pass, bad):
     run_id = f"fails-{bad}"
     ours, _ = pair.create(run_id, dropout=0.1)
@@ -207,7 +235,7 @@ def test_a_pass_that_fails_on_one_rank_leaves_every_rank_as_it_was(pair, make_pa
     before = [gradient.clone() for gradient in ours.gradients]
     random = ours.random
     call = make_pass("importance_sampling", lengths=(8, 8, 8, 8))
-    assert [list(share.indices) for share in shares(call, 2)] == [[0, 1], [2, 3]]
+    assert [list(share.indices) for share in shares(call, 2)] == [[0, 2], [1, 3]]
     call.examples[bad].inputs["logprobs"][:] = -1e30
     call.examples[bad].inputs["advantages"][:] = 1
     error = pair.leader.execute(run_id, call).operation.error
@@ -276,7 +304,7 @@ def test_dropout_is_repeatable_and_differs_by_rank(pair, make_pass):
     twins = Pass("cross_entropy", {}, (example,) * 4, backward=True)
     ranks = [output.fields["logprobs"].data for output in
              succeeded(pair.leader.execute("dropout-a", twins)).forward_backward.loss_fn_outputs]  # fmt: skip
-    assert ranks[0] != ranks[2]
+    assert ranks[0] != ranks[1]
 
 
 @pytest.mark.system

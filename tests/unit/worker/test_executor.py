@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -126,6 +127,106 @@ def test_reset_begins_afresh_and_keeps_the_policy_version(executor, make_run, ma
     assert succeeded(executor.execute("run", ADAM)).optim_step.metrics["step"] == 1
     executor.execute("run", Reset(2))
     assert run.adapter.to_bytes() != first  # new first weights each time
+
+
+def logprobs_of(executor, call, adapter="current", run_id="run"):
+    operation = succeeded(executor.execute(run_id, dataclasses.replace(call, backward=False, adapter=adapter)))
+    outputs = operation.forward_backward.loss_fn_outputs
+    return [output.fields["logprobs"].data for output in outputs]
+
+
+def train(executor, make_pass, run_id="run"):
+    succeeded(executor.execute(run_id, make_pass()))
+    succeeded(executor.execute(run_id, ADAM))
+
+
+def test_base_is_the_model_without_the_adapter_bit_for_bit(executor, make_run, make_pass):
+    call = make_pass()
+    make_run("fresh", seed=5)
+    plain = logprobs_of(executor, call, run_id="fresh")
+    run = make_run(warm=True)
+    succeeded(executor.execute("run", make_pass(seed=2)))
+    before = snapshot(run)
+    assert logprobs_of(executor, call, "base") == plain != logprobs_of(executor, call)
+    assert same(before, snapshot(run))
+
+
+def test_a_fresh_run_starts_as_the_base_model_and_stays_there(executor, make_run, make_pass):
+    call = make_pass()
+    run = make_run()
+    plain = logprobs_of(executor, call, "base")
+    train(executor, make_pass)
+    assert logprobs_of(executor, call, "start") == plain != logprobs_of(executor, call)
+    assert run.start_adapter is None  # no copy for what the base computes anyway
+    succeeded(executor.execute("run", Reset(2)))
+    assert logprobs_of(executor, call, "start") == plain
+
+
+def test_weights_loaded_before_the_first_step_are_the_start(executor, make_run, make_pass):
+    call = make_pass()
+    make_run("origin")
+    train(executor, make_pass, "origin")
+    succeeded(executor.execute("origin", SaveState("one", {}, None, False)))
+    loaded = logprobs_of(executor, call, run_id="origin")
+    train(executor, make_pass, "origin")
+    succeeded(executor.execute("origin", SaveState("two", {}, None, False)))
+    one, two = (LoadState(CheckpointPath("origin", "weights", name), optimizer=False) for name in ("one", "two"))
+
+    run = make_run("run", seed=3)
+    succeeded(executor.execute("run", one))
+    train(executor, make_pass)
+    assert logprobs_of(executor, call, "start") == loaded != logprobs_of(executor, call)
+    succeeded(executor.execute("run", two))  # in the middle of training: no new beginning
+    assert logprobs_of(executor, call, "start") == loaded != logprobs_of(executor, call)
+    succeeded(executor.execute("run", Reset(4)))
+    assert run.start_adapter is None
+    succeeded(executor.execute("run", two))
+    assert logprobs_of(executor, call, "start") == logprobs_of(executor, call)
+
+
+def test_the_start_goes_along_with_the_optimizer(executor, make_run, make_pass):
+    """A resumed run goes on with the reference that it had."""
+    call = make_pass()
+    make_run("origin", warm=True)
+    succeeded(executor.execute("origin", SaveState("warm", {}, None, False)))
+    make_run("run", seed=3)
+    succeeded(executor.execute("run", LoadState(CheckpointPath("origin", "weights", "warm"), optimizer=False)))
+    start = logprobs_of(executor, call)
+    train(executor, make_pass)
+    succeeded(executor.execute("run", SaveState("later", {}, None, False)))
+    resumed = make_run("resumed", seed=9)
+    path = CheckpointPath("run", "weights", "later")
+    succeeded(executor.execute("resumed", LoadState(path, optimizer=True)))
+    assert logprobs_of(executor, call, "start", "resumed") == start != logprobs_of(executor, call, run_id="resumed")
+    # Trained already: weights without their optimizer no longer move the beginning.
+    succeeded(executor.execute("resumed", LoadState(path, optimizer=False)))
+    assert logprobs_of(executor, call, "start", "resumed") == start
+    # A run that began fresh brings that along, too.
+    train(executor, make_pass, "origin")
+    succeeded(executor.execute("origin", SaveState("trained", {}, None, False)))
+    trained = LoadState(CheckpointPath("origin", "weights", "trained"), optimizer=True)
+    succeeded(executor.execute("resumed", trained))
+    assert resumed.start_adapter is None
+
+
+def test_a_preference_loss_is_ln_2_a_pair_at_the_start(executor, make_run, make_pass):
+    make_run(warm=True)
+    succeeded(executor.execute("run", SaveState("warm", {}, None, False)))
+    make_run("tuned", seed=4)
+    succeeded(executor.execute("tuned", LoadState(CheckpointPath("run", "weights", "warm"), optimizer=False)))
+    call = make_pass("dpo")
+    targets = dataclasses.replace(make_pass(), backward=False, adapter="start")
+    reference = succeeded(executor.execute("tuned", targets)).forward_backward.loss_fn_outputs
+    for example, output in zip(call.examples, reference, strict=True):
+        example.inputs["weights"][:] = 1
+        example.inputs["ref_logprobs"][:] = np.frombuffer(output.fields["logprobs"].data, "<f4")
+    output = succeeded(executor.execute("tuned", call)).forward_backward
+    assert output.loss == pytest.approx(math.log(2), abs=1e-6)
+    assert output.metrics["loss:sum"] == pytest.approx(2 * math.log(2), abs=1e-6)
+    succeeded(executor.execute("tuned", ADAM))
+    output = succeeded(executor.execute("tuned", call)).forward_backward
+    assert output.loss < math.log(2)
+    assert output.metrics["accuracy:mean"] == 1
 
 
 def test_skip_does_nothing(executor, make_run):

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
@@ -22,6 +23,12 @@ FORMULAS = {
     "dro": lambda p, q, adv: -(p * adv - 0.5 * 0.05 * (p - q) ** 2),
     "dppo": lambda p, q, adv: -torch.exp(p - q) * adv * _dppo_keep(p, q, adv),
 }
+PREFERENCES = {
+    "dpo": lambda delta, beta, s: -(1 - s) * F.logsigmoid(beta * delta) - s * F.logsigmoid(-beta * delta),
+    "ipo": lambda delta, beta, s: (1 - s) * (delta - 1 / (2 * beta)) ** 2 + s * (delta + 1 / (2 * beta)) ** 2,
+}
+# Bounds that clip some of the sequences of `make_pass`, and not others.
+SETTINGS = {"gspo": {"clip_low_threshold": 0.2, "clip_high_threshold": 0.5}}
 
 
 def _dppo_keep(p, q, adv):
@@ -43,7 +50,7 @@ def plain_peft(adapter):
 def reference(adapter, call):
     """Loss sum, log-probabilities by datum, and gradients by name: one datum at a time, without padding."""
     model = plain_peft(adapter)
-    loss_sum, all_logprobs = 0.0, []
+    data, all_logprobs = [], []
     for example in call.examples:
         logits = model(torch.from_numpy(example.tokens.astype(np.int64))[None]).logits[0]
         targets = torch.from_numpy(example.inputs["target_tokens"])
@@ -53,9 +60,9 @@ def reference(adapter, call):
         p = torch.where(asked, p, 0.0)
         given = {key: torch.from_numpy(array).double() for key, array in example.inputs.items()}
         weights = given.get("weights", torch.ones_like(p)) * asked
-        per_token = FORMULAS[call.loss_fn](p, given.get("logprobs"), given.get("advantages"))
-        loss_sum = loss_sum + (weights * per_token).sum()
+        data.append((p, weights, given))
         all_logprobs.append(p.detach().numpy())
+    loss_sum = expected_loss(call, data)
     loss_sum.backward()
     gradients = {
         name.replace(".default.", "."): parameter.grad
@@ -63,6 +70,37 @@ def reference(adapter, call):
         if parameter.grad is not None
     }
     return loss_sum.item(), all_logprobs, gradients
+
+
+def expected_loss(call, data):
+    settings = {**LOSS_TABLE[call.loss_fn].defaults, **call.config}
+    if call.loss_fn in PREFERENCES:
+        sums = [(weights * (p - given["ref_logprobs"])).sum() for p, weights, given in data]
+        deltas = [chosen - rejected for chosen, rejected in zip(sums[::2], sums[1::2], strict=True)]
+        formula = PREFERENCES[call.loss_fn]
+        total = sum(formula(delta, settings["beta"], settings["label_smoothing"]) for delta in deltas)
+    else:
+        total = 0.0
+        for p, weights, given in data:
+            if call.loss_fn == "gspo":
+                per_token = _gspo(p, weights, given, settings)
+            else:
+                per_token = FORMULAS[call.loss_fn](p, given.get("logprobs"), given.get("advantages"))
+            if settings.get("kl_coef"):
+                log_ratio = given["ref_logprobs"] - p
+                per_token = per_token + settings["kl_coef"] * (log_ratio.exp() - log_ratio - 1)
+            total = total + (weights * per_token).sum()
+    return total / settings["normalizer"]
+
+
+def _gspo(p, weights, given, settings):
+    counted = (weights != 0) & (given.get("sequence_ratio_mask", torch.ones_like(p)) != 0)
+    if not counted.any():
+        return 0 * p
+    sequence_ratio = (p - given["logprobs"])[counted].mean().exp().item()
+    ratio = sequence_ratio * torch.exp(p - p.detach())
+    bounds = settings["clip_low_threshold"], settings["clip_high_threshold"]
+    return -torch.min(ratio * given["advantages"], ratio.clip(*bounds) * given["advantages"])
 
 
 def distance(found, expected):
@@ -84,17 +122,61 @@ def check_against_reference(adapter, call, results):
         np.testing.assert_allclose(output, wanted, atol=2e-5)
 
 
-@pytest.mark.parametrize("loss_fn", sorted(FORMULAS))
+@pytest.mark.parametrize("loss_fn", sorted(LOSS_TABLE))
 def test_every_loss_agrees_with_plain_peft(make_run, make_pass, loss_fn):
     adapter = make_run(warm=True).adapter
-    call = make_pass(loss_fn)
+    call = make_pass(loss_fn, config=SETTINGS.get(loss_fn))
     result = run_pass(adapter, call, token_budget=24, dropout_seed=0)
     check_against_reference(adapter, call, [result])
     assert result.metrics["loss:sum"] == pytest.approx(result.loss_sum, rel=1e-6)
 
 
-def test_formulas_of_the_test_cover_the_table():
-    assert FORMULAS.keys() == LOSS_TABLE.keys()
+@pytest.mark.parametrize(
+    ("loss_fn", "config"),
+    [
+        ("cross_entropy", {"normalizer": 7.0}),
+        ("ppo", {"normalizer": 0.25, "kl_coef": 0.3}),
+        ("importance_sampling", {"kl_coef": 1.5}),
+        ("dro", {"kl_coef": 0.1}),
+        ("gspo", {"kl_coef": 0.3, **SETTINGS["gspo"]}),
+        ("dpo", {"beta": 0.05, "label_smoothing": 0.2, "normalizer": 3.0}),
+        ("ipo", {"beta": 0.05, "label_smoothing": 0.2}),
+    ],
+)
+def test_common_settings_agree_with_plain_torch(make_run, make_pass, loss_fn, config):
+    adapter = make_run(warm=True).adapter
+    call = make_pass(loss_fn, config=config)
+    check_against_reference(adapter, call, [run_pass(adapter, call, token_budget=24, dropout_seed=0)])
+
+
+@pytest.mark.parametrize("loss_fn", ["dpo", "ipo", "gspo"])
+@pytest.mark.parametrize("token_budget", [1, 20, 40, 1000])
+def test_pairs_and_sequences_stay_whole_however_they_are_batched(make_run, make_pass, loss_fn, token_budget):
+    adapter = make_run(warm=True).adapter
+    call = make_pass(loss_fn, lengths=(3, 14, 9, 2, 6, 6, 20, 4), config=SETTINGS.get(loss_fn))
+    result = run_pass(adapter, call, token_budget=token_budget, dropout_seed=0)
+    check_against_reference(adapter, call, [result])
+    whole = run_pass(adapter, call, token_budget=1000, dropout_seed=0)
+    assert result.metrics == pytest.approx(whole.metrics, rel=1e-4, abs=1e-6)
+    if loss_fn != "gspo":
+        assert result.metrics["pairs:sum"] == 4
+
+
+@pytest.mark.parametrize("first_has_them", [True, False])
+def test_data_with_and_without_optional_inputs_share_a_batch(make_run, make_pass, first_has_them):
+    adapter = make_run(warm=True).adapter
+    call = make_pass("gspo", config=SETTINGS["gspo"])
+    for example in call.examples[first_has_them::2]:
+        for key in ("weights", "sequence_ratio_mask", "ref_logprobs"):
+            del example.inputs[key]
+    check_against_reference(adapter, call, [run_pass(adapter, call, token_budget=1000, dropout_seed=0)])
+
+
+def test_calls_of_some_pairs_add_up_to_the_whole(make_run, make_pass):
+    adapter = make_run(warm=True).adapter
+    call = make_pass("dpo", lengths=(4, 17, 8, 2, 11, 5))
+    parts = [dataclasses.replace(call, examples=call.examples[a:b]) for a, b in ((0, 2), (2, 6))]
+    check_against_reference(adapter, call, [run_pass(adapter, p, token_budget=64, dropout_seed=0) for p in parts])
 
 
 def test_split_calls_add_up_to_the_whole(make_run, make_pass):
@@ -185,3 +267,13 @@ def test_a_loss_that_is_not_finite_names_its_datum(make_run, make_pass):
         run_pass(adapter, call, token_budget=1000, dropout_seed=0)
     assert caught.value.error_class == "NonFiniteError"
     assert caught.value.field == "data[2]"
+
+
+def test_a_pair_whose_loss_is_not_finite_is_named_by_its_first_datum(make_run, make_pass):
+    adapter = make_run().adapter
+    call = make_pass("ipo")
+    call.examples[3].inputs["ref_logprobs"][:] = -1e30
+    call.examples[3].inputs["weights"][0] = 1.0
+    with pytest.raises(ModelError) as caught:
+        run_pass(adapter, call, token_budget=1000, dropout_seed=0)
+    assert (caught.value.error_class, caught.value.field) == ("NonFiniteError", "data[2]")

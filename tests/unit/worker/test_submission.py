@@ -59,6 +59,10 @@ BAD = {
         forward(datum(target_tokens=[[1, 2], [2, 3], [3, 4]], weights=[1.0, 1.0, 1.0])),
         "data[0].loss_fn_inputs.weights",
     ),
+    "half a pair": (forward(datum(ref_logprobs=[-1.0] * 3), loss_fn="dpo"), "data"),
+    "no reference": (forward(policy_datum(), loss_fn="ppo", kl_coef=0.1), "data[0].loss_fn_inputs"),
+    "unknown adapter": (pb.ForwardRequest(data=[datum()], loss_fn="cross_entropy", adapter="old"), "adapter"),
+    "gradient of the base": (pb.ForwardRequest(data=[datum()], loss_fn="cross_entropy", adapter="base"), "adapter"),
     "negative rate": (pb.OptimStepRequest(**{**ADAM, "learning_rate": -1}), "learning_rate"),
     "NaN rate": (pb.OptimStepRequest(**{**ADAM, "learning_rate": math.nan}), "learning_rate"),
     "beta1 of 1": (pb.OptimStepRequest(**{**ADAM, "beta1": 1}), "beta1"),
@@ -102,6 +106,12 @@ def test_a_good_pass_comes_through_with_floats_as_float32():
     assert call.examples[0].inputs["weights"].dtype == np.float32
     assert call.examples[0].inputs["weights"].tolist() == [1, 0, 2]
     assert not parse_call("forward", forward(datum()), LIMITS).backward
+
+
+def test_the_weights_of_a_forward_pass_can_be_chosen():
+    assert parse_call("forward", forward(datum()), LIMITS).adapter == "current"
+    message = pb.ForwardRequest(data=[datum()], loss_fn="cross_entropy", adapter="start")
+    assert parse_call("forward", message, LIMITS).adapter == "start"
 
 
 def test_edges_that_are_allowed():
