@@ -168,9 +168,9 @@ def succeeded(outcome):
 
 
 def assert_close(ours, theirs, *, rtol=1e-5):
-    """Relative to the largest of each tensor."""
+    """By the norm of each tensor: where a gradient is all but 0, Adam makes a step of its rounding."""
     for a, b in zip(ours, theirs, strict=True):
-        assert (a - b).abs().max() <= rtol * b.abs().max() + 1e-12
+        assert (a - b).norm() <= rtol * b.norm() + 1e-12
 
 
 def assert_same_output(ours, theirs):
