@@ -106,20 +106,24 @@ class Executor:
                 return _succeeded(empty=common_pb2.Empty())
 
     def _pass(self, run: Run, call: Pass, phases: Phases) -> Outcome:
-        wanted = run.weights_of(call.adapter)
-        result = run_pass(
-            wanted or run.adapter,
-            call,
-            token_budget=self._token_budget,
-            dropout_seed=run.random.current(),
-            adapter_off=wanted is None,
-            phases=phases,
-        )
+        result = self.compute(run, call, phases, dropout_seed=run.random.current())
         if result.gradients is not None:
             run.random = run.random.advanced()
             run.add_gradients(result.gradients)
         with phases.measure("encode"):
             return _succeeded(forward_backward=_to_proto(call, result))
+
+    def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
+        """The whole of a pass; where several processes train together, they share it out here."""
+        wanted = run.weights_of(call.adapter)
+        return run_pass(
+            wanted or run.adapter,
+            call,
+            token_budget=self._token_budget,
+            dropout_seed=dropout_seed,
+            adapter_off=wanted is None,
+            phases=phases,
+        )
 
     def _optim_step(self, run: Run, call: AdamSettings) -> Outcome:
         if run.gradients is None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.embedded import MODEL_NAME
@@ -23,6 +25,9 @@ from farstep_serving.process import announce, bind, exit_with_parent, serve, set
 from farstep_worker.dispatch import Dispatcher
 from farstep_worker.executor import Executor
 from farstep_worker.feed import FeedServer, PolicyFeed
+from farstep_worker.lead import Ending, GroupSettings, leading
+from farstep_worker.memory import settle_memory
+from farstep_worker.ranks import device_of
 from farstep_worker.server import DEFAULT_MAX_REQUEST_BYTES, TrainerApi, make_server
 from farstep_worker.telemetry import SpanWriter
 
@@ -31,13 +36,13 @@ log = logging.getLogger(__name__)
 CPU_TOKEN_BUDGET = 2_048
 GPU_TOKEN_BUDGET = 16_384
 
-# M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of <malloc.h>; threads share one arena, as only the first keeps memory.
-_MALLOC_SETTINGS = {-8: 1, -4: 0, -1: 2**31 - 1}
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """Everything that a worker is told; made once. `token_budget` None is by the device."""
+    """Everything that a worker is told; made once. `token_budget` None is by the device.
+
+    `num_threads` are those of each of its `nproc` processes.
+    """
 
     model: str
     store: Path
@@ -45,6 +50,7 @@ class WorkerConfig:
     port: int
     feed_port: int
     device: str
+    nproc: int
     token_budget: int | None
     max_request_bytes: int
     num_threads: int
@@ -57,17 +63,15 @@ class WorkerConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     config = read_config(argv)
     setup_logging(config.log_level)
-    limit_prepared_products()
-    keep_freed_memory()
+    settle_memory()
     if config.ends_with_parent:
         exit_with_parent()
     sock = bind(config.host, config.port)
     try:
-        executor = make_executor(config)
+        with open_executor(config) as executor:
+            asyncio.run(run_worker(config, executor, sock))
     except ApiError as error:
         raise SystemExit(f"{error.message} ({error.hint})" if error.hint else error.message) from error
-    try:
-        asyncio.run(run_worker(config, executor, sock))
     except KeyboardInterrupt:
         log.info("stopped by Ctrl-C")
 
@@ -85,6 +89,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     parser.add_argument("--port", type=_port, default=0, help="0 takes a free one")
     parser.add_argument("--feed-port", type=_port, default=0, help="of the policy feed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    parser.add_argument("--nproc", type=_positive, default=1, help="processes that train together, a GPU each")
     parser.add_argument("--token-budget", type=_positive, help="padded tokens of a micro-batch")
     parser.add_argument("--max-request-bytes", type=_positive, default=DEFAULT_MAX_REQUEST_BYTES)
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
@@ -99,9 +104,10 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         port=flags.port,
         feed_port=flags.feed_port,
         device=flags.device,
+        nproc=flags.nproc,
         token_budget=flags.token_budget,
         max_request_bytes=flags.max_request_bytes,
-        num_threads=_num_threads(os.environ.get("OMP_NUM_THREADS")),
+        num_threads=max(1, _num_threads(os.environ.get("OMP_NUM_THREADS")) // flags.nproc),
         spans=_spans(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
         ends_with_parent=flags.exit_with_parent,
         log_level=flags.log_level,
@@ -109,41 +115,37 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     )
 
 
-def limit_prepared_products() -> None:
-    """Bounds what oneDNN keeps of shapes that it has met: by default a thousand, at about a megabyte each.
-
-    Sequences of ever new lengths fill that. A micro-batch needs some thirty; its variables are read at the first use.
-    """
-    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(variable, "64")
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep what is freed for the next allocation; elsewhere nothing happens.
-
-    A pass frees its activations and the next one wants as much again. Given back to the kernel in between, every page
-    of them is zeroed and mapped anew: a tenth of the time of a step of a small model.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None:
-        for parameter, value in _MALLOC_SETTINGS.items():
-            mallopt(parameter, value)
-
-
-def make_executor(config: WorkerConfig) -> Executor:
-    """Loads the base model.
+@contextmanager
+def open_executor(config: WorkerConfig) -> Iterator[Executor]:
+    """The base model, loaded by as many processes as are asked for.
 
     Raises:
         NotFound, InvalidInput: it cannot be loaded, naming what is wrong.
     """
-    base = load_base_model(config.model, device=config.device)
-    default = CPU_TOKEN_BUDGET if base.device.type == "cpu" else GPU_TOKEN_BUDGET
-    log.info("serving %s on %s in %s, %d threads", base.name, base.device, base.dtype, config.num_threads)
-    return Executor(
-        LoraLayers.install(base), CheckpointStore(config.store), token_budget=config.token_budget or default
+    if config.nproc == 1:
+        yield make_executor(config)
+        return
+    device = device_of(0, world=config.nproc, device=config.device)
+    settings = GroupSettings(
+        world=config.nproc,
+        model=config.model,
+        store=config.store,
+        device=config.device,
+        token_budget=config.token_budget or _token_budget(device),
+        num_threads=config.num_threads,
+        log_level=config.log_level,
     )
+    ending = Ending()
+    with leading(settings, on_loss=ending.lose) as executor, ending.on_sigterm():
+        yield executor
+
+
+def make_executor(config: WorkerConfig) -> Executor:
+    """One that computes in this process alone; raises as `open_executor`."""
+    base = load_base_model(config.model, device=config.device)
+    log.info("serving %s on %s in %s, %d threads", base.name, base.device, base.dtype, config.num_threads)
+    token_budget = config.token_budget or _token_budget(base.device)
+    return Executor(LoraLayers.install(base), CheckpointStore(config.store), token_budget=token_budget)
 
 
 async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.socket) -> None:
@@ -159,11 +161,17 @@ async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.sock
     def on_stop() -> None:
         dispatcher.drain()
 
-    await serve(app, sock, on_ready=on_ready, on_stop=on_stop)
-    if dispatcher.is_computing:  # a pass cannot be interrupted, and must not hold the process
-        log.error("ending in the middle of an operation")
-        sys.stderr.flush()
-        os._exit(1)
+    try:
+        await serve(app, sock, on_ready=on_ready, on_stop=on_stop)
+    finally:
+        if dispatcher.is_computing:  # a pass cannot be interrupted, and must not hold the process
+            log.error("ending in the middle of an operation")
+            sys.stderr.flush()
+            os._exit(1)
+
+
+def _token_budget(device: torch.device) -> int:
+    return CPU_TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET
 
 
 def _spans(endpoint: str | None) -> SpanWriter | None:

@@ -34,12 +34,19 @@ def test_the_environment_gives_key_and_threads(monkeypatch):
     assert "secret" not in repr(config)
 
 
+def test_several_processes_share_the_threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert read_config(BASE).nproc == 1
+    assert [read_config([*BASE, "--nproc", n]).num_threads for n in ("2", "3", "8")] == [3, 2, 1]
+
+
 @pytest.mark.parametrize(
     "flags",
     [
         [],
         [*BASE, "--port", "70000"],
         [*BASE, "--token-budget", "0"],
+        [*BASE, "--nproc", "0"],
         [*BASE, "--max-request-bytes", "-5"],
         [*BASE, "--log-level", "LOUD"],
         [*BASE, "--unknown"],
@@ -77,6 +84,22 @@ def test_an_open_server_on_another_address_does_not_start(monkeypatch):
         read_config([*BASE, "--host", "0.0.0.0"])
     monkeypatch.setenv("FARSTEP_API_KEY", "secret")
     assert read_config([*BASE, "--host", "0.0.0.0"]).host == "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (("--model", "/there/is/none"), "/there/is/none"),
+        (("--device", "cuda:1"), "cannot share"),
+    ],
+)
+def test_several_processes_that_cannot_start_end_at_once(tmp_path, flags, why):
+    with start(tmp_path, "--nproc", "2", *flags) as process:
+        stdout, stderr = process.communicate(timeout=40)
+    assert process.returncode == 1
+    assert stdout == ""
+    assert why in stderr
+    assert "Traceback" not in stderr
 
 
 def test_a_worker_says_where_it_listens_serves_and_ends_at_once(tmp_path):

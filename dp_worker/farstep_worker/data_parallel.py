@@ -1,0 +1,266 @@
+"""One trainer in several processes: each holds the model and a replica of every run, and takes a share of each pass.
+
+Rank 0 is the trainer that everyone sees (`LeadingExecutor`); the others do what it tells them (`FollowingExecutor`).
+Data is shared out, gradients are summed over all ranks, and what changes a run (a step, a reset, a load) is done by
+every rank alike. Files and policies are rank 0's alone.
+
+Invariant: replicas are equal bit for bit. Each change is followed by a comparison of their checksums and answers, and a
+trainer whose replicas differ ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_model.adapter import Adapter
+from farstep_model.lora import LoraLayers
+from farstep_model.metrics import combine_metrics
+from farstep_proto.errors import ApiError
+from farstep_proto.loss_table import LOSS_TABLE
+from farstep_proto.tensors import tensor_from_proto
+from farstep_proto.v1 import common_pb2, operations_pb2, ranks_pb2
+from farstep_worker.executor import Executor, Outcome
+from farstep_worker.gradients import PassResult
+from farstep_worker.phases import Phases
+from farstep_worker.rank_messages import ReplicatedCall, read_call, to_command, to_creation
+from farstep_worker.ranks import RankDied, RankGroup
+from farstep_worker.runs import RandomStream, Run, RunConfig, read_config
+from farstep_worker.submission import Call, Limits, Pass
+
+_NO_TOKENS: Mapping[str, float] = {"loss:sum": 0.0, "tokens:sum": 0.0}
+_DATUM = re.compile(r"\bdata\[(\d+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A rank's part of a pass, and where in the whole each of its data stands."""
+
+    call: Pass
+    indices: Sequence[int]
+
+
+def shares(call: Pass, world: int) -> list[Share]:
+    """Data for each rank, by number of tokens as even as whole groups allow; a share may be empty.
+
+    A group is what its loss takes together: a datum, or a pair. The longest goes first, each to the rank that has least
+    so far: the same data always gives the same shares.
+    """
+    lengths = [len(example.tokens) for example in call.examples]
+    together = LOSS_TABLE[call.loss_fn].num_data
+    groups = [range(at, at + together) for at in range(0, len(lengths), together)]
+    indices: list[list[int]] = [[] for _ in range(world)]
+    loads = [0] * world
+    for group in sorted(groups, key=lambda group: -sum(lengths[index] for index in group)):
+        rank = loads.index(min(loads))
+        indices[rank] += group
+        loads[rank] += sum(lengths[index] for index in group)
+    return [_share_of(call, sorted(mine)) for mine in indices]
+
+
+class Discarded(ApiError):
+    """This rank's share went well and was thrown away, because another rank's did not."""
+
+    error_class = "DiscardedError"
+
+
+class LeadingExecutor(Executor):
+    """The executor of rank 0: the others have heard of a call, and done it, when it has an outcome."""
+
+    def __init__(self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int, group: RankGroup) -> None:
+        super().__init__(layers, store, token_budget=token_budget)
+        self._group = group
+        self._followers = range(1, group.world)
+
+    def create_run(self, config: RunConfig) -> Run:
+        """Raises RankDied, and whatever is wrong with the configuration."""
+        run = super().create_run(config)
+        command = to_creation(config, base_model=self.base.name)
+        for rank in self._followers:
+            self._group.send(rank, command)
+        self._check_equal(ranks_pb2.RankReport(checksum=checksum(run.adapter)))
+        return run
+
+    def _outcome(self, run_id: str, call: Call, phases: Phases) -> Outcome:
+        if not isinstance(call, ReplicatedCall) or run_id not in self.runs:
+            # a pass is shared out where it is computed; files and policies are of this process alone
+            return super()._outcome(run_id, call, phases)
+        try:
+            for rank in self._followers:
+                self._group.send(rank, to_command(run_id, call))
+            outcome = super()._outcome(run_id, call, phases)
+            self._check_equal(_report(self.runs[run_id], outcome))
+        except RankDied as error:
+            state = operations_pb2.OPERATION_STATE_FAILED
+            return Outcome(operations_pb2.Operation(state=state, error=error.to_proto()))
+        return outcome
+
+    def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
+        mine, *others = shares(call, self._group.world)
+        with phases.measure("exchange"):
+            for rank, share in enumerate(others, start=1):
+                self._group.send(rank, to_command(run.config.run_id, share.call))
+        failure: Exception | None = None
+        try:
+            local = _joined(
+                self._group,
+                lambda: super(LeadingExecutor, self).compute(run, mine.call, phases, dropout_seed=dropout_seed),
+                phases,
+            )
+        except RankDied:
+            raise
+        except Exception as error:  # the others still report
+            failure = error
+        with phases.measure("exchange"):
+            reports = [self._group.receive(rank, ranks_pb2.RankReport).operation for rank in self._followers]
+        if failure is not None:
+            raise _first_failure(failure, mine, others, reports)
+        return _whole(call, local, mine, others, reports)
+
+    def _check_equal(self, own: ranks_pb2.RankReport) -> None:
+        """Takes every follower's report on what all were told to do.
+
+        Raises:
+            RankDied: one of them came to something else; the group is given up.
+        """
+        wanted = own.SerializeToString(deterministic=True)
+        reports = [self._group.receive(rank, ranks_pb2.RankReport) for rank in self._followers]
+        for rank, report in zip(self._followers, reports, strict=True):
+            if report.SerializeToString(deterministic=True) != wanted:
+                raise self._group.lose(f"rank {rank} no longer holds what rank 0 holds: {_in_short(report.operation)}")
+
+
+class FollowingExecutor(Executor):
+    """The executor of every other rank."""
+
+    def __init__(self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int, group: RankGroup) -> None:
+        super().__init__(layers, store, token_budget=token_budget)
+        self._group = group
+
+    def obey(self, command: ranks_pb2.RankCommand) -> ranks_pb2.RankReport:
+        """Carries one command out; raises RankDied when there is nobody left to obey."""
+        base = self.base
+        if command.HasField("create_run"):
+            limit = base.max_seq_len
+            request = command.create_run
+            config = read_config(
+                request, base_model=base.name, max_seq_len=limit, default_run_id="", default_seed=request.seed
+            )
+            return ranks_pb2.RankReport(checksum=checksum(self.create_run(config).adapter))
+        run = self.runs[command.execute.run_id]
+        call = read_call(command.execute, Limits(base.vocab_size, run.config.max_seq_len))
+        outcome = self.execute(run.config.run_id, call)
+        return _report(run, outcome) if isinstance(call, ReplicatedCall) else _report(None, outcome)
+
+    def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
+        """This rank's own logprobs and metrics, and the gradients of all. Its dropout is not that of rank 0."""
+        own_seed = RandomStream(dropout_seed, self._group.rank).current()
+        return _joined(
+            self._group,
+            lambda: super(FollowingExecutor, self).compute(run, call, phases, dropout_seed=own_seed),
+            phases,
+        )
+
+
+def checksum(adapter: Adapter) -> int:
+    """Changes with any bit of the weights, whatever the order in which a device adds them up."""
+    sums = [parameter.detach().view(torch.int32).sum(dtype=torch.int64) for parameter in adapter.parameters()]
+    return int(torch.stack(sums).sum())
+
+
+def _share_of(call: Pass, indices: list[int]) -> Share:
+    examples = tuple(call.examples[index] for index in indices)
+    return Share(dataclasses.replace(call, examples=examples), indices)
+
+
+def _joined(group: RankGroup, compute: Callable[[], PassResult], phases: Phases) -> PassResult:
+    """One rank's result, with the gradients of all ranks in it.
+
+    Raises:
+        Discarded: another rank failed.
+        RankDied: there is no sum to be had any more.
+        Exception: this rank failed, and the others know.
+    """
+    try:
+        result = compute()
+        flat = None if result.gradients is None else torch.cat([gradient.flatten() for gradient in result.gradients])
+    except Exception:
+        group.all_succeeded(succeeded=False)
+        raise
+    with phases.measure("exchange"):
+        if not group.all_succeeded(succeeded=True):
+            raise Discarded("another rank failed")
+        if flat is not None and result.gradients is not None:
+            group.sum(flat)
+            result = dataclasses.replace(result, gradients=_cut(flat, result.gradients))
+    return result if result.metrics else dataclasses.replace(result, metrics=_NO_TOKENS)
+
+
+def _cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Views of a flat tensor in the shapes of others."""
+    ends = accumulate((tensor.numel() for tensor in like), initial=0)
+    return [flat[start:end].view(tensor.shape) for (start, end), tensor in zip(pairwise(ends), like, strict=True)]
+
+
+def _whole(
+    call: Pass,
+    local: PassResult,
+    mine: Share,
+    others: Sequence[Share],
+    reports: Sequence[operations_pb2.Operation],
+) -> PassResult:
+    """The result of all data, from rank 0's and the reports of the others."""
+    logprobs: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(call.examples)
+    for index, array in zip(mine.indices, local.logprobs, strict=True):
+        logprobs[index] = array
+    outputs = [report.forward_backward for report in reports]
+    for share, output in zip(others, outputs, strict=True):
+        for index, fields in zip(share.indices, output.loss_fn_outputs, strict=True):
+            logprobs[index] = tensor_from_proto(fields.fields["logprobs"])
+    metrics = combine_metrics([local.metrics, *(dict(output.metrics) for output in outputs)])
+    return dataclasses.replace(
+        local,
+        loss_sum=metrics["loss:sum"],
+        num_active=int(metrics["tokens:sum"]),
+        metrics=metrics,
+        logprobs=logprobs,
+    )
+
+
+def _first_failure(
+    failure: Exception, mine: Share, others: Sequence[Share], reports: Sequence[operations_pb2.Operation]
+) -> Exception:
+    """The error of the first rank that has one, with data numbered as in the whole pass."""
+    if isinstance(failure, Discarded):
+        told = zip(others, (report.error for report in reports), strict=True)
+        mine, error = next((share, error) for share, error in told if error.error_class != Discarded.error_class)
+        failure = _from_proto(error)
+    if isinstance(failure, ApiError):
+        failure.message, failure.field = _renumbered(failure.message, mine), _renumbered(failure.field, mine)
+    return failure
+
+
+def _from_proto(error: common_pb2.Error) -> ApiError:
+    ours = ApiError(error.message, field=error.field, hint=error.hint)
+    ours.error_class, ours.status = error.error_class, error.status
+    return ours
+
+
+def _renumbered(text: str, share: Share) -> str:
+    return _DATUM.sub(lambda match: f"data[{share.indices[int(match[1])]}]", text)
+
+
+def _report(run: Run | None, outcome: Outcome) -> ranks_pb2.RankReport:
+    return ranks_pb2.RankReport(operation=outcome.operation, checksum=0 if run is None else checksum(run.adapter))
+
+
+def _in_short(operation: operations_pb2.Operation) -> str:
+    return operation.error.message if operation.HasField("error") else "its weights or its answer differ"
