@@ -20,7 +20,10 @@ _SHOWN_ROWS = 12
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The run in numbers; `--json` writes it. Loss in nats a token, rewards between 0 and 1."""
+    """The run in numbers; `--json` writes it.
+
+    Loss in nats a token, measured around the supervised steps; rewards between 0 and 1, measured around both phases.
+    """
 
     reward_before: float
     reward_after: float
@@ -108,7 +111,7 @@ def print_summary(console: Console, summary: Summary, *, plot: Path | None) -> N
     versions = summary.policy_versions
     lines = {
         "held-out loss": f"{summary.heldout_loss_before:.3f} → {summary.heldout_loss_after:.3f} nats a token, "
-        "on library documentation that the base model has not seen",
+        "after the supervised steps, on library documentation that the base model has not seen",
         "held-out reward": f"{summary.reward_before:.3f} → {summary.reward_after:.3f} "
         "at temperature 1, on additions that were never trained on",
         "policies served": f"{len(versions)}: v{versions[0]} … v{versions[-1]}, each by the gate",
