@@ -19,7 +19,7 @@ from farstep_model.load import BaseModel, load_base_model
 from farstep_model.lora import LoraLayers
 from farstep_proto.errors import ApiError
 from farstep_sampler.engines.adapter_table import AdapterTable
-from farstep_sampler.engines.memory import cache_budget
+from farstep_sampler.engines.kv_shape import cache_budget
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.feed import FeedConfig
 from farstep_sampler.replica import Replica

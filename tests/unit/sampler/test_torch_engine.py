@@ -14,7 +14,7 @@ from farstep_model.spec import LoraSpec
 from farstep_proto.errors import ModelError
 from farstep_sampler.engines import torch_engine
 from farstep_sampler.engines.adapter_table import AdapterTable
-from farstep_sampler.engines.memory import cache_budget, token_bytes
+from farstep_sampler.engines.kv_shape import KVShape, cache_budget
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.request import SampleJob
 from farstep_sampler.result import SampleResult
@@ -266,7 +266,7 @@ def test_broken_weights_fail_their_own_requests_only(
     assert tokens_of(run_jobs(engine, [make_job(prompts[5], max_tokens=20)], [1])) == tokens_of(expected)
 
 
-@pytest.mark.parametrize("where", ["prefill", "sample"])
+@pytest.mark.parametrize("where", ["batch_size", "sample"])
 def test_an_exception_costs_only_the_requests_in_it(
     engine: TorchEngine,
     make_job: MakeJob,
@@ -331,5 +331,5 @@ def test_other_architectures(
 
 
 def test_the_cache_budget_is_within_memory(base: BaseModel) -> None:
-    assert token_bytes(base) == 2 * 4 * 2 * 32 * 4  # keys and values · layers · heads · head size · fp32
+    assert KVShape.of(base).token_bytes == 2 * 4 * 2 * 32 * 4  # keys and values · layers · heads · head size · fp32
     assert cache_budget(base, max_rows=2) <= 2 * base.max_seq_len

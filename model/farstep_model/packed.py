@@ -1,0 +1,48 @@
+"""Frozen weights in the layout that oneDNN multiplies with, for samplers on a CPU.
+
+Two properties matter. It is two to three times as fast as torch's own product on few rows, since nothing is laid out
+anew at each call. And a row's result is the same to the bit however many rows there are, from 4 on (measured: torch
+2.13 on AVX-512, one and two threads, 4 to 512 rows), which MKL promises from 12 on only.
+
+Shapes: N tokens, I inputs of a layer, O outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from farstep_model.lora import LoraLayers
+from farstep_model.products import HAS_ONEDNN
+
+_ROWS_HINT = 64  # for which the layout is chosen; every number of rows can be multiplied
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedWeight:
+    """A weight [O, I] and bias [O] that are only ever multiplied with."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def product(self, x: Tensor) -> Tensor:
+        """x·weightᵀ + bias, […, O] for x […, I]."""
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], ""))
+
+
+@torch.no_grad()
+def pack(layers: LoraLayers) -> None:
+    """Has the layers multiply with packed copies of their weights from now on, where this torch and device can.
+
+    Only passes without gradients use the copies: samplers' slots and the bare model. The weights stay for others.
+    """
+    base = layers.base
+    if not HAS_ONEDNN or base.device.type != "cpu" or base.dtype != torch.float32:
+        return
+    for linear in layers.linears:
+        if linear.packed is None:
+            weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS_HINT)
+            linear.packed = PackedWeight(weight, linear.bias)
