@@ -104,10 +104,10 @@ class AdapterSlots:
 
     def _source(self, rows_B: Tensor) -> _SlotRows:
         rows_B = rows_B.cpu()
-        distinct = rows_B.unique()
-        if len(distinct) and not 0 <= int(distinct[0]) <= int(distinct[-1]) < self.num_slots:
+        distinct = sorted(set(rows_B.tolist()))
+        if distinct and not 0 <= distinct[0] <= distinct[-1] < self.num_slots:
             raise ValueError(f"rows_B points outside the {self.num_slots} slots")
-        present_p = torch.tensor([slot for slot in distinct.tolist() if slot in self._occupants], dtype=torch.long)
+        present_p = torch.tensor([slot for slot in distinct if slot in self._occupants], dtype=torch.long)
         own_Bp = rows_B[:, None] == present_p
         adapted = frozenset[int]().union(*(self._occupants[slot].layers for slot in present_p.tolist()))
         device = self._layers.base.device
@@ -115,7 +115,7 @@ class AdapterSlots:
             remake=self._source,
             stacks={layer: stack for layer, stack in self._stacks.items() if layer in adapted},
             rows=rows_B,
-            single=self._occupants.get(int(distinct[0])) if len(distinct) == 1 else None,
+            single=self._occupants.get(distinct[0]) if len(distinct) == 1 else None,
             present=present_p.to(device),
             own=own_Bp.to(device),
             scaling=self._scaling_n[present_p.to(device)],

@@ -85,11 +85,11 @@ class Pass(Cache):  # type: ignore[misc]  # transformers has no types
     ) -> Tensor:
         """[N, 1, Q, D], as a transformers model wants it."""
         rule = Rule(scaling, softcap, self._windows[layer])
-        num_tokens, num_heads = query_NQ1D.shape[:2]
-        out_NQD = query_NQ1D.new_zeros(num_tokens, num_heads, value_size)
-        for part, tokens in self._slices():
-            out_NQD[tokens] = part.attend(layer, query_NQ1D[tokens, :, 0], rule)
-        return out_NQD[:, None]
+        outs = [part.attend(layer, query_NQ1D[tokens, :, 0], rule) for part, tokens in self._slices()]
+        padding = len(query_NQ1D) - sum(part.num_tokens for part in self._parts)
+        if padding:
+            outs.append(query_NQ1D.new_zeros(padding, query_NQ1D.shape[1], value_size))
+        return (torch.cat(outs) if len(outs) > 1 else outs[0])[:, None]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0

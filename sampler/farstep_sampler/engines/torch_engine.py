@@ -134,6 +134,7 @@ class TorchEngine:
         self._groups[ticket] = group
         self._scheduler.add(group)
 
+    @torch.inference_mode()
     def cancel(self, ticket: int) -> None:
         """Frees whatever a job holds; nothing is reported for it."""
         if ticket in self._groups:
@@ -157,7 +158,7 @@ class TorchEngine:
         news, self._news = self._news, []
         return news
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self) -> list[Finished]:
         """Takes in what waits and fits, and computes a chunk of it, then one token for everything that runs."""
         self._admit()
