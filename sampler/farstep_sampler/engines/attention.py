@@ -50,18 +50,17 @@ class Rule:
     window: int | None
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """[…, M, D] for queries […, M, D], keys and values […, S, D] and what is added to the scores […, M, S]."""
-        if query.device.type != "cpu" and self.softcap is None:
-            mask = bias.to(query.dtype)
-            return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scaling)
+        """[n, H, M, D] for queries of that shape, keys and values [n, H, S, D] and what is added to the scores."""
         num_queries = query.shape[-2]
         if num_queries < _LEAST_QUERIES:
             query = functional.pad(query, (0, 0, 0, _LEAST_QUERIES - num_queries))
-        scores = torch.matmul(query * self.scaling, keys.transpose(-1, -2))
-        if self.softcap is not None:
-            scores = torch.tanh(scores / self.softcap) * self.softcap
-        weights = torch.softmax(scores.add_(bias), dim=-1, dtype=torch.float32).to(values.dtype)
-        return torch.matmul(weights, values)[..., :num_queries, :]
+        if self.softcap is None:
+            out = functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=self.scaling)
+        else:
+            scores = torch.matmul(query * (self.scaling / self.softcap), keys.transpose(-1, -2))
+            weights = torch.softmax(torch.tanh(scores).mul_(self.softcap).add_(bias), dim=-1, dtype=torch.float32)
+            out = torch.matmul(weights.to(values.dtype), values)
+        return out if num_queries >= _LEAST_QUERIES else out[..., :num_queries, :]
 
 
 class Pass(Cache):  # type: ignore[misc]  # transformers has no types
@@ -115,13 +114,13 @@ def own_attention(model: PreTrainedModel) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
-def visible(positions: Tensor, num_columns: int, window: int | None) -> Tensor:
+def visible(positions: Tensor, num_columns: int, window: int | None, *, dtype: torch.dtype) -> Tensor:
     """What is added to the scores […, S] of tokens at `positions` […]: 0 where they look, −∞ elsewhere."""
     columns_S = torch.arange(num_columns, device=positions.device)
     is_hidden = columns_S > positions[..., None]
     if window is not None:
         is_hidden |= columns_S <= positions[..., None] - window
-    return torch.zeros(is_hidden.shape, device=positions.device).masked_fill_(is_hidden, -torch.inf)
+    return torch.zeros(is_hidden.shape, dtype=dtype, device=positions.device).masked_fill_(is_hidden, -torch.inf)
 
 
 def _attention(

@@ -43,7 +43,9 @@ class RowsPart:
         values_nHSD = arrays[layer + len(arrays) // 2][: self.num_tokens, :, :num_columns]
         query_nHMD = query_nQD.unflatten(1, (keys_nHSD.shape[1], -1))
         if rule.window not in self._biases:
-            self._biases[rule.window] = visible(self.positions_n, num_columns, rule.window)[:, None, None]
+            self._biases[rule.window] = visible(self.positions_n, num_columns, rule.window, dtype=query_nQD.dtype)[
+                :, None, None
+            ]
         return rule.attend(query_nHMD, keys_nHSD, values_nHSD, self._biases[rule.window]).flatten(1, 2)
 
 
@@ -69,6 +71,9 @@ class ChunkPart:
         shared = query_HMTD.shape[1]
         if rule.window not in self._biases:
             positions_T = torch.arange(self.start, self.start + self.num_tokens, device=query_TQD.device)
-            self._biases[rule.window] = visible(positions_T, num_columns, rule.window).repeat(shared, 1)
-        out = rule.attend(query_HMTD.flatten(1, 2), keys_HSD, values_HSD, self._biases[rule.window])
+            self._biases[rule.window] = visible(positions_T, num_columns, rule.window, dtype=query_TQD.dtype).repeat(
+                shared, 1
+            )
+        query = query_HMTD.flatten(1, 2)[None]
+        out = rule.attend(query, keys_HSD[None], values_HSD[None], self._biases[rule.window])[0]
         return out.unflatten(1, (shared, -1)).permute(2, 0, 1, 3).flatten(1, 2)
