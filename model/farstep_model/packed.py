@@ -34,11 +34,11 @@ class PackedWeight:
     weight: Tensor
     plain: Tensor
     bias: Tensor | None
+    fewest: int  # numbers in an input for which oneDNN pays
 
     def product(self, x: Tensor) -> Tensor:
         """x·weightᵀ + bias, […, O] for x […, I]."""
-        num_outputs, num_inputs = self.plain.shape
-        if num_inputs < _SHORT_INPUTS and x.numel() * num_outputs < _SMALL_MULTIPLICATIONS:
+        if x.numel() < self.fewest:
             return functional.linear(x, self.plain, self.bias)
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], ""))
 
@@ -55,4 +55,5 @@ def pack(layers: LoraLayers) -> None:
     for linear in layers.linears:
         if linear.packed is None:
             weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS_HINT)
-            linear.packed = PackedWeight(weight, linear.weight.detach(), linear.bias)
+            fewest = _SMALL_MULTIPLICATIONS // linear.out_features if linear.in_features < _SHORT_INPUTS else 0
+            linear.packed = PackedWeight(weight, linear.weight.detach(), linear.bias, fewest)

@@ -99,7 +99,7 @@ class AdapterSlots:
             InvalidInput: inside the block, where a layer sees tokens without their rows (experts).
         """
         source = self._source(torch.as_tensor(rows_B, dtype=torch.long))
-        with self._layers.switch.using(source, training=False), torch.no_grad():
+        with self._layers.switch.using(source if source.stacks else None, training=False), torch.no_grad():
             yield
 
     def _source(self, rows_B: Tensor) -> _SlotRows:
