@@ -47,7 +47,9 @@ _LIMITS = llguidance.LLParserLimits(
 class Grammar:
     """A compiled constraint of one tokenizer; any number of matchers may start from it, on any thread."""
 
-    def __init__(self, constraint: Constraint, start: llguidance.LLMatcher, *, num_words: int, pool: ThreadPoolExecutor):
+    def __init__(
+        self, constraint: Constraint, start: llguidance.LLMatcher, *, num_words: int, pool: ThreadPoolExecutor
+    ):
         self.constraint = constraint
         self.is_spent = False  # its automaton, which its matchers share, has grown to its limit
         self._start = start
@@ -107,9 +109,7 @@ class Grammars:
         eos_token_ids: what a matching text ends with.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int, eos_token_ids: tuple[int, ...]
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         self._hf_tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids
         self._vocab_size = max(vocab_size, len(tokenizer))

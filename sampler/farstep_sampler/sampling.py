@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 _DRAWS_AT_ONCE = 64
-# So many of the likeliest tokens nearly always hold what top-p keeps; the others are sorted where they do not.
-_FIRST_RANKS = 1024
+# So many of the likeliest tokens mostly hold what top-p keeps; rows where they do not look at more, up to all.
+_FIRST_RANKS = 256
+_MORE_RANKS = 16
 _WORD = (1 << 64) - 1
 
 
@@ -126,7 +127,7 @@ def _kept_by_rank(weights_RV: Tensor, top_k_R: Tensor, top_p_R: Tensor, *, num_r
     kept_RV = _largest(weights_RV, num_kept_R, ranked_RK)
     is_decided_R = torch.where(has_top_k_R, top_k_R <= num_ranks, is_reached_RK[:, -1])
     if num_ranks < vocab_size and len(rows := (~is_decided_R).nonzero()[:, 0]):
-        kept_RV[rows] = _kept_by_rank(weights_RV[rows], top_k_R[rows], top_p_R[rows], num_ranks=vocab_size)
+        kept_RV[rows] = _kept_by_rank(weights_RV[rows], top_k_R[rows], top_p_R[rows], num_ranks=num_ranks * _MORE_RANKS)
     return kept_RV
 
 

@@ -6,8 +6,6 @@ text must match is `constraint`'s.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from farstep_proto.errors import InvalidInput
