@@ -132,9 +132,7 @@ def adam_to_proto(params: AdamParams) -> training_pb2.OptimStepRequest:
     )
 
 
-def checked_prompt(
-    prompt: Any, *, vocab_size: int, max_seq_len: int, field: str = "prompt"
-) -> common_pb2.ModelInput:
+def checked_prompt(prompt: Any, *, vocab_size: int, max_seq_len: int, field: str = "prompt") -> common_pb2.ModelInput:
     message = model_input_to_proto(prompt, field=field)
     with checked():
         tokens_T = tensors.model_input_ids(message, field=field)

@@ -57,7 +57,7 @@ def constraint_of(params: pb.SamplingParams) -> Constraint | None:
     for expression in _expressions(constraint):
         if (repeated := _num_repeated(expression)) > MAX_REPEATED:
             raise InvalidInput(
-                f"its repetitions stand for {repeated} characters, at most {MAX_REPEATED}",
+                f"stands for {repeated} characters with its repetitions written out, at most {MAX_REPEATED}",
                 field=constraint.field,
                 hint="use * or +, or a smaller bound",
             )
@@ -144,7 +144,8 @@ def _end_of_atom(expression: str, place: int) -> int:
     if expression[place] != "[":
         return place + 1
     place += 2 if expression[place + 1 : place + 2] == "^" else 1
-    place += 1  # a bracket that comes first stands for itself
+    if expression[place : place + 1] == "]":  # it comes first and stands for itself
+        place += 1
     while place < len(expression) and expression[place] != "]":
         place += 2 if expression[place] == "\\" else 1
     return place + 1

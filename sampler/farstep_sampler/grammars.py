@@ -16,7 +16,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import llguidance
 import llguidance.hf
@@ -69,10 +69,12 @@ class Matcher:
         self._grammar = grammar
         self._pool = pool
         self._num_words = num_words
-        self._next: Future[Mask] = pool.submit(self._begin, start)
+        self._matcher = start.deep_copy()
+        self._next: Future[Mask] = pool.submit(self._filled)
 
     def push(self, token: int) -> None:
         """Takes the next token; the mask after it is begun at once."""
+        wait([self._next], _MASK_TIMEOUT_S)
         self._next = self._pool.submit(self._advance, token)
 
     def mask(self) -> Mask:
@@ -82,10 +84,6 @@ class Matcher:
             InvalidInput: the grammar leads into more than the limits allow.
         """
         return self._next.result(_MASK_TIMEOUT_S)
-
-    def _begin(self, start: llguidance.LLMatcher) -> Mask:
-        self._matcher = start.deep_copy()
-        return self._filled()
 
     def _advance(self, token: int) -> Mask:
         self._matcher.consume_token(token)
