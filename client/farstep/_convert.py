@@ -144,6 +144,7 @@ def sampling_params_to_proto(params: SamplingParams) -> sampling_pb2.SamplingPar
     if not isinstance(params, SamplingParams):
         raise TypeError(f"sampling_params: expected SamplingParams, not {type(params).__name__}")
     stop_strings, stop_tokens = params.stops()
+    constraint: Any = params.constraint()
     return sampling_pb2.SamplingParams(
         max_tokens=params.max_tokens,
         temperature=params.temperature,
@@ -159,7 +160,7 @@ def sampling_params_to_proto(params: SamplingParams) -> sampling_pb2.SamplingPar
         repetition_penalty=params.repetition_penalty,
         logit_bias={int(token): bias for token, bias in params.logit_bias.items()},
         min_tokens=params.min_tokens,
-        **params.constraint(),
+        **constraint,
     )
 
 

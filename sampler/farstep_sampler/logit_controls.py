@@ -141,7 +141,7 @@ class LogitControls:
         if rows:
             logits_RV[self._on_device(rows, np.int64), self._on_device(ids, np.int64)] = -torch.inf
 
-    def _on_device(self, values: npt.ArrayLike, dtype: npt.DTypeLike = None) -> Tensor:
+    def _on_device(self, values: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Tensor:
         return torch.from_numpy(np.asarray(values, dtype=dtype)).to(self._device)
 
 

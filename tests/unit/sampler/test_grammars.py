@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from farstep_model.load import BaseModel
 from farstep_proto.errors import InvalidInput
 from farstep_sampler.constraint import Constraint
-from farstep_sampler.grammars import MAX_GRAMMARS, Grammar, Grammars
+from farstep_sampler.grammars import MAX_GRAMMARS, Grammar, Grammars, Matcher
 
 Compile = Callable[[str, str], Grammar]
 
@@ -41,6 +41,12 @@ def walks(grammar: Grammar, base: BaseModel, *, seed: int, most: int = 300) -> s
         tokens.append(token)
         matcher.push(token)
     return None
+
+
+def _walk(matcher: Matcher, tokens: list[int]) -> None:
+    for token in tokens:
+        matcher.push(token)
+        matcher.mask()
 
 
 SCHEMA = {
@@ -127,9 +133,7 @@ def test_a_grammar_that_grows_too_large_later_fails_and_is_made_anew(compiled: C
     grammar = compiled("grammar", text)
     matcher = grammar.matcher()
     with pytest.raises(InvalidInput, match="too many expressions") as caught:
-        for token in base.tokenizer.encode("xyyyyyyyyaaa"):
-            matcher.push(token)
-            matcher.mask()
+        _walk(matcher, base.tokenizer.encode("xyyyyyyyyaaa"))
     assert caught.value.field == "params.grammar"
     assert compiled("grammar", text) is not grammar
 

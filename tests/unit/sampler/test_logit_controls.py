@@ -72,7 +72,7 @@ def jobs(make_job: MakeJob, prompts: Prompts) -> list[SampleJob]:
                 controls["logit_bias"] = ((7, 3.5), (9 + index, -100.0))
             case 1:
                 controls |= {"penalties": penalties_for(prompt, frequency=-0.8), "temperature": 0.7}
-                controls |= {"stop_tokens": frozenset(range(0, 500)), "min_tokens": 5 + index}
+                controls |= {"stop_tokens": frozenset(range(500)), "min_tokens": 5 + index}
         made.append(make_job(prompt, **controls))
     return made
 
