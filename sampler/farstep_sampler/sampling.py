@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 _DRAWS_AT_ONCE = 64
-# So many of the likeliest tokens mostly hold what top-p keeps; rows where they do not look at more, up to all.
+# So many of the likeliest tokens mostly hold what top-p keeps; rows where they do not look at more, then at all.
 _FIRST_RANKS = 256
-_MORE_RANKS = 16
+_MORE_RANKS = 4096
 _WORD = (1 << 64) - 1
 
 
@@ -117,7 +117,8 @@ def _kept_by_rank(weights_RV: Tensor, top_k_R: Tensor, top_p_R: Tensor, *, num_r
     """Which of the V weights top-k and top-p keep, found among the largest `num_ranks` where those decide it."""
     vocab_size = weights_RV.shape[1]
     num_ranks = min(num_ranks, vocab_size)
-    ranked_RK = weights_RV.topk(num_ranks, dim=-1).values
+    is_all = num_ranks == vocab_size
+    ranked_RK = (weights_RV.sort(dim=-1, descending=True) if is_all else weights_RV.topk(num_ranks, dim=-1)).values
     within_RK = torch.where(torch.arange(num_ranks, device=ranked_RK.device) < top_k_R[:, None], ranked_RK, 0.0)
     has_top_k_R = top_k_R < vocab_size
     totals_R = torch.where(has_top_k_R, within_RK.sum(dim=-1), weights_RV.sum(dim=-1))
@@ -126,8 +127,9 @@ def _kept_by_rank(weights_RV: Tensor, top_k_R: Tensor, top_p_R: Tensor, *, num_r
     num_kept_R = torch.minimum((~is_reached_RK).sum(dim=-1).clamp_(min=1), top_k_R)
     kept_RV = _largest(weights_RV, num_kept_R, ranked_RK)
     is_decided_R = torch.where(has_top_k_R, top_k_R <= num_ranks, is_reached_RK[:, -1])
-    if num_ranks < vocab_size and len(rows := (~is_decided_R).nonzero()[:, 0]):
-        kept_RV[rows] = _kept_by_rank(weights_RV[rows], top_k_R[rows], top_p_R[rows], num_ranks=num_ranks * _MORE_RANKS)
+    more = _MORE_RANKS if num_ranks == _FIRST_RANKS else vocab_size
+    if not is_all and len(rows := (~is_decided_R).nonzero()[:, 0]):
+        kept_RV[rows] = _kept_by_rank(weights_RV[rows], top_k_R[rows], top_p_R[rows], num_ranks=more)
     return kept_RV
 
 
