@@ -7,24 +7,19 @@ to find out, whether the library can compile it, is `grammars`'.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from farstep_proto.errors import InvalidInput
 from farstep_proto.v1 import sampling_pb2 as pb
+from farstep_sampler.repetition import MAX_REPEATED, num_characters
 
 Kind = Literal["json_schema", "regex", "grammar", "choice"]
 KINDS: tuple[Kind, ...] = ("json_schema", "regex", "grammar", "choice")
 
 MAX_BYTES = 64 << 10
 MAX_DEPTH = 64
-# An automaton has about a state for each character that a repetition may stand for.
-MAX_REPEATED = 20_000
-
-_REPETITION = re.compile(r"\{(\d+)(?:,(\d*))?\}")
-_LARK_REGEX = re.compile(r"/((?:\\.|[^/\\\n])+)/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +50,7 @@ def constraint_of(params: pb.SamplingParams) -> Constraint | None:
     if not text.strip() and kind != "regex":
         raise InvalidInput("is empty", field=constraint.field)
     for expression in _expressions(constraint):
-        if (repeated := _num_repeated(expression)) > MAX_REPEATED:
+        if (repeated := num_characters(expression)) > MAX_REPEATED:
             raise InvalidInput(
                 f"stands for {repeated} characters with its repetitions written out, at most {MAX_REPEATED}",
                 field=constraint.field,
@@ -72,12 +67,10 @@ def _choices(params: pb.SamplingParams) -> str:
 
 
 def _expressions(constraint: Constraint) -> Iterator[str]:
-    """The regular expressions in it."""
+    """The regular expressions in it; those of a grammar are looked at with its rules, when it is compiled."""
     match constraint.kind:
         case "regex":
             yield constraint.text
-        case "grammar":
-            yield from _LARK_REGEX.findall(constraint.text)
         case "json_schema":
             yield from _patterns(_schema(constraint), depth=0, field=constraint.field)
 
@@ -107,45 +100,3 @@ def _patterns(node: object, *, depth: int, field: str) -> Iterator[str]:
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     for child in children:
         yield from _patterns(child, depth=depth + 1, field=field)
-
-
-def _num_repeated(expression: str) -> int:
-    """About how many characters the expression stands for with its counted repetitions written out.
-
-    An estimate, made without understanding the expression: a group counts the sum of what is in it.
-    """
-    sizes = [0]  # of the open groups
-    last = place = 0  # the size of what a repetition would repeat
-    while place < len(expression):
-        character = expression[place]
-        if (repetition := _REPETITION.match(expression, place)) is not None:
-            times = max(1, *(int("0" + number.lstrip("0")[:9]) for number in repetition.groups() if number))
-            sizes[-1] += last * (times - 1)
-            last *= times
-            place = repetition.end()
-            continue
-        if character == "(":
-            sizes.append(0)
-        elif character == ")" and len(sizes) > 1:
-            last = sizes.pop()
-            sizes[-1] += last
-        elif character not in "|*+?":
-            place = _end_of_atom(expression, place) - 1
-            last = 1
-            sizes[-1] += 1
-        place += 1
-    return sum(sizes)
-
-
-def _end_of_atom(expression: str, place: int) -> int:
-    """Behind the character, escape or class that begins at `place`."""
-    if expression[place] == "\\":
-        return place + 2
-    if expression[place] != "[":
-        return place + 1
-    place += 2 if expression[place + 1 : place + 2] == "^" else 1
-    if expression[place : place + 1] == "]":  # it comes first and stands for itself
-        place += 1
-    while place < len(expression) and expression[place] != "]":
-        place += 2 if expression[place] == "\\" else 1
-    return place + 1

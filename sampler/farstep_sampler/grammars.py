@@ -22,10 +22,12 @@ import llguidance
 import llguidance.hf
 import numpy as np
 import numpy.typing as npt
+from llguidance.gbnf_to_lark import any_to_lark
 from transformers import PreTrainedTokenizerBase
 
 from farstep_proto.errors import InvalidInput
 from farstep_sampler.constraint import Constraint
+from farstep_sampler.repetition import MAX_REPEATED, LarkRepetitions
 
 Mask = npt.NDArray[np.int32]
 
@@ -135,7 +137,7 @@ class Grammars:
         tokenizer = self._llguidance_tokenizer(constraint)
         try:
             source = _SOURCES[constraint.kind](constraint.text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _refusal(constraint, str(error)) from error
         matcher = llguidance.LLMatcher(tokenizer, source, log_level=0, limits=_LIMITS)
         if not matcher.is_error():
@@ -159,6 +161,16 @@ class Grammars:
             return self._tokenizer
 
 
+def _grammar(text: str) -> str:
+    try:
+        lark = any_to_lark(text)
+    except Exception as error:  # the converter raises this very class
+        raise ValueError(f"is no GBNF: {error}") from error
+    if (repeated := LarkRepetitions(lark).most()) > MAX_REPEATED:
+        raise ValueError(f"its nested repetitions stand for {repeated} times, at most {MAX_REPEATED}: use * or +")
+    return llguidance.LLMatcher.grammar_from_lark(lark)
+
+
 def _choice(text: str) -> str:
     """One terminal: the lexer, unlike the parser, has no trouble with thousands of them."""
     choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in json.loads(text))
@@ -168,7 +180,7 @@ def _choice(text: str) -> str:
 _SOURCES: dict[str, Callable[[str], str]] = {
     "json_schema": llguidance.LLMatcher.grammar_from_json_schema,
     "regex": llguidance.LLMatcher.grammar_from_regex,
-    "grammar": lambda text: llguidance.grammar_from("grammar", text),
+    "grammar": _grammar,
     "choice": _choice,
 }
 

@@ -8,7 +8,7 @@ import pytest
 
 from farstep_proto.errors import InvalidInput
 from farstep_proto.v1 import sampling_pb2 as pb
-from farstep_sampler.constraint import MAX_BYTES, Constraint, _num_repeated, constraint_of
+from farstep_sampler.constraint import MAX_BYTES, Constraint, constraint_of
 
 
 def refused(**fields: object) -> InvalidInput:
@@ -40,7 +40,6 @@ def test_each_kind() -> None:
         ({"json_schema": '{"items":' * 70 + "{}" + "}" * 70}, "params.json_schema", "deeper than 64"),
         ({"regex": "x((a{1000}){1000})"}, "params.regex", "1000001 characters"),
         ({"regex": f"a{{{'9' * 5000}}}"}, "params.regex", "repetitions"),
-        ({"grammar": "start: X\nX: /((a{300}b){300})/"}, "params.grammar", "repetitions"),
         ({"json_schema": json.dumps({"items": {"pattern": "(a{300}){300}"}})}, "params.json_schema", "repetitions"),
         ({"json_schema": json.dumps({"patternProperties": {"(a{300}){300}": {}}})}, "params.json_schema", "repet"),
     ],
@@ -49,27 +48,6 @@ def test_what_is_refused(fields: dict[str, object], field: str, says: str) -> No
     error = refused(**fields)
     assert error.field == field
     assert says in error.message
-
-
-@pytest.mark.parametrize(
-    ("expression", "num"),
-    [
-        ("abc", 3),
-        ("a{3}b", 4),
-        ("(ab){3}", 6),
-        ("((ab){2}c){3,5}", 25),
-        (r"\({3}", 3),
-        ("[(){}]{4}", 4),
-        ("[]a]{4}", 4),
-        (r"[^\]]{2,}", 2),
-        ("a{,3}", 5),  # no repetition: the characters themselves
-        ("(a|b){2}", 4),
-        (")a{2}", 3),
-        ("a{0}", 1),
-    ],
-)
-def test_the_size_of_an_expression(expression: str, num: int) -> None:
-    assert _num_repeated(expression) == num
 
 
 def test_the_largest_text_is_looked_at_quickly() -> None:

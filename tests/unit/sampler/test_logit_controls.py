@@ -246,7 +246,7 @@ def test_a_grammar_that_fails_costs_its_own_request_only(
     engine: TorchEngine, guided: Guided, make_job: MakeJob, run_jobs: RunJobs, prompts: Prompts
 ) -> None:
     (expected,) = run_jobs(engine, [make_job(prompts[4], max_tokens=20)])
-    text = 'start: D\nA: "a"{1000}\nB: A{1000}\nC: B{1000}\nD: "yyyyyyyy" C'
+    text = 'start: "x" ' + " ".join("x?" for _ in range(2500)) + '\nx: "y"'  # too many parses after "x"
     engine.submit(0, guided(prompts[3], "grammar", text, num_samples=2), slot=0)
     engine.submit(1, make_job(prompts[4], max_tokens=20), slot=0)
     outcomes = {}
