@@ -55,9 +55,9 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     min_tokens: int = 0
-    json_schema: Mapping[str, Any] | str | type | None = None
+    json_schema: Mapping[str, Any] | str | type | None = field(default=None, hash=False)
     regex: str | None = None
     grammar: str | None = None
     choice: Sequence[str] | None = None

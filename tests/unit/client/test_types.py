@@ -191,3 +191,9 @@ def test_schemas_from_what_people_have() -> None:
     for given in ({"type": "integer"}, '{"type": "integer"}', Model):
         assert SamplingParams(json_schema=given).constraint() == {"json_schema": '{"type": "integer"}'}
     assert SamplingParams().constraint() == {}
+
+
+def test_sampling_params_can_be_keys_and_be_pickled() -> None:
+    params = SamplingParams(logit_bias={3: 1.0}, json_schema={"type": "integer"})
+    assert {params: 1}[SamplingParams(logit_bias={3: 1.0}, json_schema={"type": "integer"})] == 1
+    assert pickle.loads(pickle.dumps(params)) == params
