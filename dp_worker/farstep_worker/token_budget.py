@@ -1,0 +1,37 @@
+"""How many tokens a micro-batch may have: what was configured, less for a while after memory ran out.
+
+The rule: a micro-batch of n tokens that did not fit leaves n / 2 as the budget. After `CALM_PASSES` passes in which
+everything fitted it doubles, until it is again what was configured. Nothing else changes it, no clock and no reading of
+free memory: where memory never runs out, the same data is always cut in the same way, and gives the same bits.
+"""
+
+from __future__ import annotations
+
+CALM_PASSES = 64
+
+
+class TokenBudget:
+    """Of one process. `limit` is what was configured."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._current = limit
+        self._calm_passes = 0
+
+    def current(self) -> int:
+        """Tokens, padding included, that the next pass plans for."""
+        return self._current
+
+    def ran_out(self, num_tokens: int) -> None:
+        """A micro-batch of so many tokens, padding included, did not fit."""
+        self._current = max(1, min(self._current, num_tokens // 2))
+        self._calm_passes = 0
+
+    def passed(self) -> None:
+        """A whole pass went well; counts only if nothing ran out since the last one."""
+        if self._current == self.limit:
+            return
+        self._calm_passes += 1
+        if self._calm_passes > CALM_PASSES:
+            self._current = min(self.limit, 2 * self._current)
+            self._calm_passes = 0
