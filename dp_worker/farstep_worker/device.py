@@ -8,15 +8,21 @@ from __future__ import annotations
 import functools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from farstep_model.packed import Layout
+from farstep_proto.errors import ApiError
 from farstep_worker.phases import Phases
+from farstep_worker.token_budget import fitting_tokens
 
+CPU_TOKEN_BUDGET = 2_048
+GPU_TOKEN_BUDGET = 16_384  # at most: more at once gains little and takes memory from everything else
+TRIAL_TOKENS = (512, 2_048)
 # What the allocators of a host and of matrix libraries say, where torch has no error of its own.
 _OUT_OF_MEMORY_TEXTS = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -24,8 +30,14 @@ _OUT_OF_MEMORY_TEXTS = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_ST
 class Device(ABC):
     """Where a process computes."""
 
+    layout: Layout
+
     def __init__(self, place: torch.device) -> None:
         self.place = place
+
+    @abstractmethod
+    def token_budget(self, trial: Callable[[int], None]) -> int:
+        """Tokens of a micro-batch, where nobody says otherwise. `trial` computes a pass over so many."""
 
     @abstractmethod
     def upload(self, array: np.ndarray) -> Tensor:
@@ -48,6 +60,11 @@ class Device(ABC):
 
 
 class Cpu(Device):
+    layout = "padded"
+
+    def token_budget(self, trial: Callable[[int], None]) -> int:
+        return CPU_TOKEN_BUDGET
+
     def upload(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array)
 
@@ -65,6 +82,20 @@ class Cpu(Device):
 
 
 class Gpu(Device):
+    layout = "packed"
+
+    def token_budget(self, trial: Callable[[int], None]) -> int:
+        peaks: dict[int, int] = {}
+        try:
+            trial(TRIAL_TOKENS[0])  # what is made at first use is not counted
+            for num_tokens in TRIAL_TOKENS:
+                with self.peak_bytes() as peak:
+                    trial(num_tokens)
+                peaks[num_tokens] = peak[0]
+        except ApiError:  # not even that fits; the first pass will say so
+            return TRIAL_TOKENS[0]
+        return fitting_tokens(peaks, free_bytes=self.free_bytes(), most=GPU_TOKEN_BUDGET)
+
     def upload(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).pin_memory().to(self.place, non_blocking=True)
 
@@ -137,7 +168,7 @@ def settle_numerics(*, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # it would only cost time
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # it would only cost time
 
 
 def is_out_of_memory(error: BaseException) -> bool:

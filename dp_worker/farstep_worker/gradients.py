@@ -25,11 +25,12 @@ from farstep_model.load import BaseModel
 from farstep_model.logprobs import token_logprobs
 from farstep_model.losses import LossResult, compute_loss
 from farstep_model.metrics import combine_metrics
+from farstep_model.packed import Layout
 from farstep_proto.errors import ModelError
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_worker.device import Device, device_at, is_out_of_memory
 from farstep_worker.finite import check_gradient_norm, check_loss
-from farstep_worker.micro_batch import Layout, MicroBatch, halves, num_tokens, plan
+from farstep_worker.micro_batch import MicroBatch, halves, num_tokens, plan
 from farstep_worker.phases import Phases
 from farstep_worker.submission import Pass
 
@@ -109,7 +110,7 @@ class _Part:
     logprobs: Tensor
     loss: LossResult
     gradient_norm: Tensor
-    gradients: Sequence[Tensor] | None
+    gradients: tuple[Tensor, ...] | None
 
 
 @dataclass(slots=True, eq=False)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,13 +18,11 @@ from torch import Tensor
 
 from farstep_model.batching import micro_batches, packed_batches
 from farstep_model.load import BaseModel
-from farstep_model.packed import Packing
+from farstep_model.packed import Layout, Packing
 from farstep_model.sequences import Sequences
 from farstep_proto.loss_table import IGNORE_INDEX, MASK_INPUTS
 from farstep_worker.device import device_at
 from farstep_worker.submission import Example
-
-Layout = Literal["padded", "packed"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

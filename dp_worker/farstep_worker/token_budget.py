@@ -7,6 +7,10 @@ free memory: where memory never runs out, the same data is always cut in the sam
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+# Of what is free at the start. Gradients, moments and further runs come later, and lengths vary.
+USABLE_SHARE = 0.6
 CALM_PASSES = 64
 
 
@@ -35,3 +39,16 @@ class TokenBudget:
         if self._calm_passes > CALM_PASSES:
             self._current = min(self.limit, 2 * self._current)
             self._calm_passes = 0
+
+
+def fitting_tokens(peaks: Mapping[int, int], *, free_bytes: int, most: int) -> int:
+    """How many tokens `USABLE_SHARE` of the free memory suffices for: memory grows in a line with them.
+
+    Args:
+        peaks: bytes that passes over two numbers of tokens took at most, by that number.
+        most: never more than so many.
+    """
+    (few, few_bytes), (many, many_bytes) = sorted(peaks.items())
+    bytes_per_token = max(1.0, (many_bytes - few_bytes) / (many - few))
+    fixed_bytes = max(0.0, few_bytes - few * bytes_per_token)
+    return max(1, min(most, int((USABLE_SHARE * free_bytes - fixed_bytes) / bytes_per_token)))

@@ -133,10 +133,10 @@ class LoraLayers:
 
         Args:
             adapters: one, or several with `rows_B`; None stands for the base model.
-            rows_B: for each batch row the index of its adapter, int64; for a packed row [1, N] that of each token. Layers that see tokens without their rows
-                (experts, and the output layer on gathered hidden states) cannot be shared between adapters this way:
-                a pass over them raises InvalidInput, except through `logprobs`, which takes rows for tokens. Best on
-                the CPU: it is looked at before anything runs.
+            rows_B: for each batch row the index of its adapter, int64; for a packed row [1, N], that of each token.
+                Layers that see tokens without their rows (experts, and the output layer on gathered hidden states)
+                cannot be shared between adapters this way: a pass over them raises InvalidInput, except through
+                `logprobs`, which takes rows for tokens. Best on the CPU: it is looked at before anything runs.
 
         Raises:
             InvalidInput: inside the block, as said above.

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from farstep_model.load import BaseModel
 
+# Whether sequences have a row each, filled up on the right, or lie end to end in one.
+Layout = Literal["padded", "packed"]
 ATTENTION = "farstep_packed"
 _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 _PROBE_LENGTHS = (5, 1, 7)
@@ -126,7 +128,7 @@ def _probe(model: PreTrainedModel, embedded_1ND: Tensor, **arguments: Any) -> tu
 def _largest_error(found_1ND: Tensor, expected_1ND: Tensor) -> float:
     """Of any token, relative to the root mean square of all."""
     scale = expected_1ND.norm() / expected_1ND.shape[1] ** 0.5
-    return ((found_1ND - expected_1ND).norm(dim=-1).max() / scale).item()
+    return float((found_1ND - expected_1ND).norm(dim=-1).max() / scale)
 
 
 def packed_attention(
@@ -150,25 +152,34 @@ def packed_attention(
     _refuse_others(module, attention_mask, others)
     if cu_seq_lens_q is None:
         out_BHTE = _attend_rows(query, key, value, scaling, sliding_window)
-        return out_BHTE.transpose(1, 2).contiguous(), None
-    if query.is_cuda and query.dtype != torch.float32:
-        window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        out_NHE = varlen_attn(
-            *(states[0].transpose(0, 1) for states in (query, key, value)),
-            cu_seq_lens_q,
-            cu_seq_lens_q,
-            max_length_q,
-            max_length_q,
-            scale=scaling,
-            window_size=window,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        return out_NHE[None], None
-    parts = [
-        _attend_rows(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scaling, sliding_window)
-        for a, b in pairwise(cu_seq_lens_q.tolist())
-    ]
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+    elif query.is_cuda and query.dtype != torch.float32:
+        assert max_length_q is not None
+        return _attend_by_kernel(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q), None
+    else:
+        bounds = pairwise(cu_seq_lens_q.tolist())
+        sequences = [(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b]) for a, b in bounds]
+        out_BHTE = torch.cat([_attend_rows(*sequence, scaling, sliding_window) for sequence in sequences], dim=2)
+    return out_BHTE.transpose(1, 2).contiguous(), None
+
+
+def _attend_by_kernel(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, starts: Tensor, longest: int
+) -> Tensor:
+    """[1, N, H, E] of a packed row."""
+    out_NHE = varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        starts,
+        starts,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out_NHE, Tensor)
+    return out_NHE[None]
 
 
 def _attend_rows(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:

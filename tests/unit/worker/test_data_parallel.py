@@ -18,6 +18,7 @@ from farstep_proto import paths
 from farstep_proto.errors import InvalidInput
 from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import operations_pb2
+from farstep_worker.compute import ComputeSettings
 from farstep_worker.data_parallel import shares
 from farstep_worker.executor import Executor
 from farstep_worker.lead import GroupSettings, leading
@@ -148,8 +149,8 @@ class Pair:
 
 def settings(tmp_path):
     return GroupSettings(
-        world=2, model="farstep/tiny", store=tmp_path / "store", device="cpu", token_budget=128, num_threads=1,
-        log_level="WARNING",
+        world=2, model="farstep/tiny", store=tmp_path / "store", device="cpu",
+        compute=ComputeSettings(token_budget=128), num_threads=1, log_level="WARNING",
     )  # fmt: skip
 
 
