@@ -29,14 +29,14 @@ class TokenBudget:
     def ran_out(self, num_tokens: int) -> None:
         """A micro-batch of so many tokens, padding included, did not fit."""
         self._current = max(1, min(self._current, num_tokens // 2))
-        self._calm_passes = 0
+        self._calm_passes = -1  # the pass that it happened in is not one
 
     def passed(self) -> None:
-        """A whole pass went well; counts only if nothing ran out since the last one."""
+        """A whole pass went well, split or not."""
         if self._current == self.limit:
             return
         self._calm_passes += 1
-        if self._calm_passes > CALM_PASSES:
+        if self._calm_passes == CALM_PASSES:
             self._current = min(self.limit, 2 * self._current)
             self._calm_passes = 0
 
