@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from farstep_model.adapter import Adapter
-from farstep_model.load import load_base_model
+from farstep_model.load import BaseModel, load_base_model
 from farstep_model.lora import LoraLayers
 from farstep_model.packed import Layout, NotPackableError, enable_packing
 from farstep_model.recompute import enable_recomputation
@@ -92,8 +92,12 @@ def prepare(model: str, settings: ComputeSettings, *, device: str | torch.device
         NotFound: there is no such model.
         InvalidInput: it cannot be loaded, or not be trained in the way that is asked for.
     """
+    return prepare_base(load_base_model(model, device=device, dtype=_DTYPES[settings.dtype]), settings)
+
+
+def prepare_base(base: BaseModel, settings: ComputeSettings) -> Prepared:
+    """As `prepare`, for a model that is there already, in the dtype that it has."""
     settle_numerics(deterministic=settings.deterministic)
-    base = load_base_model(model, device=device, dtype=_DTYPES[settings.dtype])
     layers = LoraLayers.install(base)
     place = device_at(base.device)
     layout = _layout(layers, settings, place)

@@ -206,7 +206,7 @@ def _out_of_memory(error: Exception) -> ModelError:
     return ModelError(
         f"the device has too little memory for this: {error}",
         error_class="OutOfMemoryError",
-        hint="choose a lower rank, or train fewer runs on this trainer",
+        hint="choose a lower rank, train fewer runs on this trainer, or start it with a lower --token-budget",
     )
 
 
