@@ -66,7 +66,7 @@ class MicroBatch:
         return cls(
             indices=indices,
             token_ids=upload(ids_BT),
-            packing=Packing.of(lengths, device=device) if layout == "packed" else None,
+            packing=Packing.of(lengths, upload=upload) if layout == "packed" else None,
             positions=upload(positions),
             inputs={key: upload(array[order]) for key, array in inputs.items()},
             num_weighted=int(weighted.sum()),

@@ -13,7 +13,7 @@ Shapes: N tokens of S sequences, B rows, T positions, H heads, E numbers of a he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -50,13 +50,13 @@ class Packing:
     longest: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int], *, device: torch.device) -> Packing:
-        """Of sequences of these lengths, each at least 1."""
+    def of(cls, lengths: Sequence[int], *, upload: Callable[[np.ndarray], Tensor] = torch.from_numpy) -> Packing:
+        """Of sequences of these lengths, each at least 1; `upload` brings arrays to where the model is."""
         starts = np.concatenate([[0], np.cumsum(lengths)])
         positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
         return cls(
-            torch.from_numpy(positions[None]).to(device),
-            torch.from_numpy(starts.astype(np.int32)).to(device),
+            upload(positions[None]),
+            upload(starts.astype(np.int32)),
             max(lengths),
         )
 
@@ -89,7 +89,7 @@ def enable_packing(base: BaseModel) -> None:
         model.set_attn_implementation(ATTENTION)
         if model.config.get_text_config()._attn_implementation != ATTENTION:
             raise NotPackableError(f"{type(model).__name__} has an attention of its own")
-        packing = Packing.of(_PROBE_LENGTHS, device=base.device)
+        packing = Packing.of(_PROBE_LENGTHS, upload=lambda array: torch.from_numpy(array).to(base.device))
         found = _probe(model, torch.cat(embedded, dim=1), **packing.arguments)
         for name, one, many in zip(("values", "gradients"), found, zip(*expected, strict=True), strict=True):
             error = _largest_error(one, torch.cat(many, dim=1))

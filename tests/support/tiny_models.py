@@ -38,6 +38,8 @@ _SHAPE = {
     "eos_token_id": 2,
 }
 
+_WIDE = {**_SHAPE, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "initializer_range": 0.05}
+
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen3": lambda: Qwen3Config(**_SHAPE, head_dim=8, tie_word_embeddings=True),
     "llama": lambda: LlamaConfig(**_SHAPE, tie_word_embeddings=False),
@@ -47,6 +49,9 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "moe": lambda: Qwen3MoeConfig(
         **_SHAPE, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, decoder_sparse_step=1
     ),
+    # with heads of 64 numbers, for kernels that want them so
+    "wide_llama": lambda: LlamaConfig(**_WIDE, tie_word_embeddings=False),
+    "wide_mistral": lambda: MistralConfig(**_WIDE, sliding_window=16),
     "mistral": lambda: MistralConfig(**_SHAPE, sliding_window=4),
     "gemma2_uncapped": lambda: Gemma2Config(
         **_SHAPE, head_dim=8, sliding_window=4, query_pre_attn_scalar=8, attn_logit_softcapping=None

@@ -9,7 +9,6 @@ from farstep_model.lora import LoraLayers
 from farstep_model.packed import ATTENTION, NotPackableError, Packing, enable_packing
 from tests.support.tiny_models import VOCAB
 
-CPU = torch.device("cpu")
 LENGTHS = (6, 1, 11, 1, 1, 9)  # longer than the sliding windows, which are 4
 PACKABLE = ["llama", "qwen3", "mistral", "gemma2_uncapped", "cohere", "granite", "moe"]
 
@@ -20,7 +19,7 @@ def draw(lengths, seed=0):
 
 
 def test_positions_restart_at_each_sequence():
-    packing = Packing.of((3, 1, 2), device=CPU)
+    packing = Packing.of((3, 1, 2))
     assert packing.positions.tolist() == [[0, 1, 2, 0, 0, 1]]
     assert packing.starts.tolist() == [0, 3, 4, 6]
     assert packing.starts.dtype == torch.int32
@@ -33,7 +32,7 @@ def test_a_packed_row_is_its_sequences(load, kind, lengths):
     plain, base = load(kind), load(kind)
     enable_packing(base)
     tokens = draw(lengths)
-    hidden = base.hidden_states(torch.cat(tokens)[None], **Packing.of(lengths, device=CPU).arguments)[0]
+    hidden = base.hidden_states(torch.cat(tokens)[None], **Packing.of(lengths).arguments)[0]
     expected = torch.cat([plain.hidden_states(sequence[None])[0] for sequence in tokens])
     # fp32, and sums in another order; the hidden states are of size 1
     torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
@@ -109,7 +108,7 @@ def test_tokens_of_several_adapters_share_a_packed_row(load, make_adapter):
     tokens = draw(lengths)
     rows = torch.repeat_interleave(torch.tensor(owners), torch.tensor(lengths))
     with layers.active(adapters, rows):
-        hidden = base.hidden_states(torch.cat(tokens)[None], **Packing.of(lengths, device=CPU).arguments)[0]
+        hidden = base.hidden_states(torch.cat(tokens)[None], **Packing.of(lengths).arguments)[0]
     expected = []
     for sequence, owner in zip(tokens, owners, strict=True):
         with layers.active([adapters[owner]]):
