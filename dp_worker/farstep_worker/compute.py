@@ -52,7 +52,9 @@ class ComputeSettings:
         )
         parser.add_argument("--token-budget", type=_positive, help="tokens of a micro-batch, padding included")
         parser.add_argument(
-            "--gradient-checkpointing", action="store_true", help="less memory, a third more time: layers run twice"
+            "--gradient-checkpointing",
+            action="store_true",
+            help="less memory for half as much time again: layers run forward twice",
         )
         parser.add_argument("--deterministic", action="store_true", help="a GPU repeats itself bit for bit, slower")
 

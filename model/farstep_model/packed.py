@@ -33,8 +33,9 @@ Layout = Literal["padded", "packed"]
 ATTENTION = "farstep_packed"
 _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 _PROBE_LENGTHS = (5, 1, 7)
-# Of the norm of what is compared. Tokens that see another sequence differ by a good part of it.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# Of the size of what is compared. Rounding to bf16 itself costs 0.03 of it through 24 layers; tokens that see another
+# sequence differ by all of it and more.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-1, torch.bfloat16: 3e-1}
 
 
 class NotPackableError(ValueError):
