@@ -97,7 +97,8 @@ class Gpu(Device):
         return fitting_tokens(peaks, free_bytes=self.free_bytes(), most=GPU_TOKEN_BUDGET)
 
     def upload(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).pin_memory().to(self.place, non_blocking=True)
+        with torch.cuda.device(self.place):  # pinning opens the current device, which may be another's
+            return torch.from_numpy(array).pin_memory().to(self.place, non_blocking=True)
 
     def give_back(self) -> None:
         torch.cuda.empty_cache()

@@ -12,6 +12,7 @@ from farstep_model.lora import LoraLayers
 from farstep_model.packed import enable_packing
 from farstep_model.spec import LoraSpec
 from farstep_proto.loss_table import LOSS_TABLE
+from farstep_worker import gradients
 from farstep_worker.gradients import run_pass
 from farstep_worker.micro_batch import MicroBatch, plan
 from farstep_worker.submission import Example, Pass
@@ -132,6 +133,29 @@ def test_packed_dropout_is_by_its_seed(tiny, make_pass):
         run_pass(adapter, call, token_budget=BUDGET, dropout_seed=seed, layout="packed").loss_sum for seed in (1, 2, 1)
     ]
     assert losses[0] == losses[2] != losses[1]
+
+
+@pytest.mark.parametrize("loss_fn", sorted(LOSS_TABLE))
+def test_nothing_is_read_back_before_the_last_micro_batch(tiny, make_pass, monkeypatch, loss_fn):
+    """On a GPU each of these would make the host wait. (Only the loop by sequence reads where sequences begin.)"""
+    adapter = warm_adapter(tiny("llama")[0], dropout=0.1)
+    call = valid(make_pass(loss_fn, lengths=LENGTHS), adapter.layers.base.vocab_size)
+    compute, result_of, waited = gradients._compute, gradients._Total.result, []
+
+    def guarded(*args, **kwargs):
+        with monkeypatch.context() as patch:
+            for name in ("item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__"):
+                patch.setattr(torch.Tensor, name, lambda tensor, *args, name=name: pytest.fail(f"{name} waits"))
+            return compute(*args, **kwargs)
+
+    def counted(total, call):
+        waited.append(len(total.parts))
+        return result_of(total, call)
+
+    monkeypatch.setattr(gradients, "_compute", guarded)
+    monkeypatch.setattr(gradients._Total, "result", counted)
+    run_pass(adapter, call, token_budget=BUDGET, dropout_seed=0, layout="packed")
+    assert waited == [len(plan(call.examples, BUDGET, num_together=LOSS_TABLE[loss_fn].num_data, layout="packed"))]
 
 
 def test_a_packed_micro_batch_has_no_padding(make_pass):
