@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = ComputeSettings(
         batching="packed", token_budget=plan.token_budget, gradient_checkpointing=plan.gradient_checkpointing
     )
-    ready = prepare_base(base, settings)
+    ready = prepare_base(base, settings, num_threads=torch.get_num_threads())
     with tempfile.TemporaryDirectory() as folder:
         trainers = {
             layout: Trainer(

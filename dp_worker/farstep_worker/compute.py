@@ -50,7 +50,11 @@ class ComputeSettings:
             choices=["auto", "padded", "packed"],
             help="auto: padded on CPU, packed on GPU",
         )
-        parser.add_argument("--token-budget", type=_positive, help="tokens of a micro-batch, padding included")
+        parser.add_argument(
+            "--token-budget",
+            type=_positive,
+            help="tokens of a micro-batch, with padding; on a CPU by default 2048 a thread",
+        )
         parser.add_argument(
             "--gradient-checkpointing",
             action="store_true",
@@ -87,17 +91,18 @@ class Prepared:
     token_budget: int
 
 
-def prepare(model: str, settings: ComputeSettings, *, device: str | torch.device) -> Prepared:
-    """Loads a base model and makes it ready.
+def prepare(model: str, settings: ComputeSettings, *, device: str | torch.device, num_threads: int) -> Prepared:
+    """Loads a base model and makes it ready for a process with so many threads.
 
     Raises:
         NotFound: there is no such model.
         InvalidInput: it cannot be loaded, or not be trained in the way that is asked for.
     """
-    return prepare_base(load_base_model(model, device=device, dtype=_DTYPES[settings.dtype]), settings)
+    base = load_base_model(model, device=device, dtype=_DTYPES[settings.dtype])
+    return prepare_base(base, settings, num_threads=num_threads)
 
 
-def prepare_base(base: BaseModel, settings: ComputeSettings) -> Prepared:
+def prepare_base(base: BaseModel, settings: ComputeSettings, *, num_threads: int) -> Prepared:
     """As `prepare`, for a model that is there already, in the dtype that it has."""
     settle_numerics(deterministic=settings.deterministic)
     layers = LoraLayers.install(base)
@@ -105,7 +110,9 @@ def prepare_base(base: BaseModel, settings: ComputeSettings) -> Prepared:
     layout = _layout(layers, settings, place)
     if settings.gradient_checkpointing:
         enable_recomputation(layers)
-    token_budget = settings.token_budget or place.token_budget(lambda num: _try_pass(layers, layout, num))
+    token_budget = settings.token_budget or place.token_budget(
+        lambda num_tokens: _try_pass(layers, layout, num_tokens), num_threads=num_threads
+    )
     log.info(
         "%s on %s in %s: %s micro-batches of up to %d tokens", base.name, base.device, base.dtype, layout, token_budget
     )

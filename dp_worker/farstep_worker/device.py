@@ -20,7 +20,8 @@ from farstep_proto.errors import ApiError
 from farstep_worker.phases import Phases
 from farstep_worker.token_budget import fitting_tokens
 
-CPU_TOKEN_BUDGET = 2_048
+CPU_TOKEN_BUDGET = 2_048  # of each thread: with less to do, threads meet more often than they compute
+MAX_CPU_TOKEN_BUDGET = 8_192
 GPU_TOKEN_BUDGET = 16_384  # at most: more at once gains little and takes memory from everything else
 TRIAL_TOKENS = (512, 2_048)
 # What the allocators of a host and of matrix libraries say, where torch has no error of its own.
@@ -36,7 +37,7 @@ class Device(ABC):
         self.place = place
 
     @abstractmethod
-    def token_budget(self, trial: Callable[[int], None]) -> int:
+    def token_budget(self, trial: Callable[[int], None], *, num_threads: int) -> int:
         """Tokens of a micro-batch, where nobody says otherwise. `trial` computes a pass over so many."""
 
     @abstractmethod
@@ -62,8 +63,8 @@ class Device(ABC):
 class Cpu(Device):
     layout = "padded"
 
-    def token_budget(self, trial: Callable[[int], None]) -> int:
-        return CPU_TOKEN_BUDGET
+    def token_budget(self, trial: Callable[[int], None], *, num_threads: int) -> int:
+        return min(CPU_TOKEN_BUDGET * num_threads, MAX_CPU_TOKEN_BUDGET)
 
     def upload(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array)
@@ -84,7 +85,7 @@ class Cpu(Device):
 class Gpu(Device):
     layout = "packed"
 
-    def token_budget(self, trial: Callable[[int], None]) -> int:
+    def token_budget(self, trial: Callable[[int], None], *, num_threads: int) -> int:
         peaks: dict[int, int] = {}
         try:
             trial(TRIAL_TOKENS[0])  # what is made at first use is not counted

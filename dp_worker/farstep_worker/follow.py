@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         device = device_of(flags.rank, world=flags.world, device=flags.device)
         group = RankGroup.join(flags.rendezvous, rank=flags.rank, world=flags.world, device=device)
-        ready = prepare(flags.model, ComputeSettings.of(flags), device=device)
+        ready = prepare(flags.model, ComputeSettings.of(flags), device=device, num_threads=flags.num_threads)
         log.info("rank %d of %d on %s, %d threads", flags.rank, flags.world, device, flags.num_threads)
         store = CheckpointStore(flags.store)
         executor = FollowingExecutor(

@@ -64,7 +64,7 @@ def leading(settings: GroupSettings, *, on_loss: Callable[[str], None]) -> Itera
             group = RankGroup.join(rendezvous, rank=0, world=settings.world, device=device)
             if device.type == "cpu":  # NCCL looks at the file again; otherwise nothing is to be left, however we end
                 shutil.rmtree(folder)
-            ready = prepare(settings.model, settings.compute, device=device)
+            ready = prepare(settings.model, settings.compute, device=device, num_threads=settings.num_threads)
             for rank in range(1, settings.world):
                 group.receive(rank, ranks_pb2.RankReport)
             log.info("%d processes on %s, %d threads each", settings.world, device.type, settings.num_threads)

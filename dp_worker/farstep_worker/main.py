@@ -134,7 +134,7 @@ def open_executor(config: WorkerConfig) -> Iterator[Executor]:
 
 def make_executor(config: WorkerConfig) -> Executor:
     """One that computes in this process alone; raises as `open_executor`."""
-    ready = prepare(config.model, config.compute, device=config.device)
+    ready = prepare(config.model, config.compute, device=config.device, num_threads=config.num_threads)
     log.info("computing with %d threads", config.num_threads)
     store = CheckpointStore(config.store)
     return Executor(ready.layers, store, token_budget=ready.token_budget, layout=ready.layout)

@@ -27,7 +27,7 @@ def model(tmp_path):
 @pytest.fixture
 def start(model, tmp_path):
     def begin(device="cuda", *, dropout=0.0, **settings):
-        ready = prepare(model, ComputeSettings(**settings), device=device)
+        ready = prepare(model, ComputeSettings(**settings), device=device, num_threads=1)
         store = CheckpointStore(tmp_path / "store")
         executor = Executor(ready.layers, store, token_budget=ready.token_budget, layout=ready.layout)
         run = executor.create_run(RunConfig("run", LoraSpec(8, dropout=dropout), 1, 128))

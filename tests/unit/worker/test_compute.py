@@ -29,7 +29,7 @@ def started(tmp_path):
     """An executor with one warm run, by settings."""
 
     def start(*, dropout=0.0, **settings):
-        ready = prepare("farstep/tiny", ComputeSettings(**settings), device="cpu")
+        ready = prepare("farstep/tiny", ComputeSettings(**settings), device="cpu", num_threads=1)
         executor = Executor(
             ready.layers, CheckpointStore(tmp_path / "store"), token_budget=ready.token_budget, layout=ready.layout
         )
@@ -82,22 +82,22 @@ def test_flags_that_make_no_sense(flags, capsys):
 
 
 def test_a_cpu_pads_in_fp32_unless_told_otherwise():
-    ready = prepare("farstep/tiny", ComputeSettings(), device="cpu")
+    ready = prepare("farstep/tiny", ComputeSettings(), device="cpu", num_threads=1)
     assert (ready.layout, ready.token_budget) == ("padded", CPU_TOKEN_BUDGET)
     assert ready.layers.base.dtype == torch.float32
     assert ready.layers.base.model.config._attn_implementation != ATTENTION
-    assert prepare("farstep/tiny", ComputeSettings(token_budget=99), device="cpu").token_budget == 99
+    assert prepare("farstep/tiny", ComputeSettings(token_budget=99), device="cpu", num_threads=1).token_budget == 99
 
 
 def test_a_model_that_cannot_be_packed_is_refused_if_asked_and_padded_if_not(tmp_path, monkeypatch, caplog):
     write_model("hybrid", tmp_path)
     with pytest.raises(InvalidInput, match="layers of linear_attention") as caught:
-        prepare(str(tmp_path), ComputeSettings(batching="packed"), device="cpu")
+        prepare(str(tmp_path), ComputeSettings(batching="packed"), device="cpu", num_threads=1)
     assert caught.value.field == "batching"
     monkeypatch.setattr(device_at(CPU), "layout", "packed")  # as a GPU would
-    assert prepare(str(tmp_path), ComputeSettings(), device="cpu").layout == "padded"
+    assert prepare(str(tmp_path), ComputeSettings(), device="cpu", num_threads=1).layout == "padded"
     assert "layers of linear_attention" in caplog.text
-    assert prepare("farstep/tiny", ComputeSettings(), device="cpu").layout == "packed"
+    assert prepare("farstep/tiny", ComputeSettings(), device="cpu", num_threads=1).layout == "packed"
 
 
 @pytest.mark.parametrize("batching", ["padded", "packed"])
@@ -151,12 +151,17 @@ def test_a_bf16_run_learns(started, make_pass):
 def test_determinism_is_asked_of_torch(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     try:
-        prepare("farstep/tiny", ComputeSettings(deterministic=True), device="cpu")
+        prepare("farstep/tiny", ComputeSettings(deterministic=True), device="cpu", num_threads=1)
         assert torch.are_deterministic_algorithms_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
         torch.use_deterministic_algorithms(False)
         torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def test_micro_batches_grow_with_the_threads_of_a_cpu_up_to_a_limit():
+    budgets = [device_at(CPU).token_budget(pytest.fail, num_threads=number) for number in (1, 2, 4, 64)]
+    assert budgets == [2_048, 4_096, 8_192, 8_192]
 
 
 def test_a_gpu_measures_what_fits(monkeypatch):
@@ -172,10 +177,10 @@ def test_a_gpu_measures_what_fits(monkeypatch):
 
     monkeypatch.setattr(gpu, "peak_bytes", Peak)
     monkeypatch.setattr(gpu, "free_bytes", lambda: 10_000_000)
-    assert gpu.token_budget(seen.append) == 5_000
+    assert gpu.token_budget(seen.append, num_threads=8) == 5_000
     assert seen == [TRIAL_TOKENS[0], *TRIAL_TOKENS]
     monkeypatch.setattr(gpu, "free_bytes", lambda: 10**12)
-    assert gpu.token_budget(seen.append) == GPU_TOKEN_BUDGET
+    assert gpu.token_budget(seen.append, num_threads=8) == GPU_TOKEN_BUDGET
 
 
 def test_the_trial_pass_is_as_long_as_it_says(started, monkeypatch):
