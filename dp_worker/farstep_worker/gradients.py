@@ -1,7 +1,7 @@
-"""Passes over a batch: log-probabilities, loss, and gradients into tensors of their own.
+"""Passes over a batch: log-probabilities or values, loss, and gradients into tensors of their own.
 
-A pass goes by micro-batches. Only positions that someone asks about reach the output layer, and only those with a
-weight are differentiated.
+A pass goes by micro-batches. Only positions that someone asks about reach the output layer (or the value head), and
+only those with a weight are differentiated.
 
 Invariant: a pass changes nothing. Whoever asked adds the gradients when the whole pass has succeeded.
 
@@ -23,6 +23,7 @@ from farstep_model.logprobs import token_logprobs
 from farstep_model.losses import LossResult, compute_loss
 from farstep_model.metrics import combine_metrics
 from farstep_model.sequences import Sequences
+from farstep_model.value_head import ValueHead
 from farstep_proto.errors import ModelError
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_worker.micro_batch import MicroBatch, plan
@@ -32,16 +33,18 @@ from farstep_worker.submission import Pass
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PassResult:
-    """`logprobs[i]` is as long as datum i's targets, [T] or [T, K], and 0 where the target is ignored.
+    """`outputs[i]` are datum i's log-probabilities or values, as its loss has them: as long as its targets, [T] or
+    [T, K], and 0 where the target is ignored.
 
-    `gradients` are aligned with the adapter's parameters; None for a forward pass alone.
+    `gradients` are aligned with the adapter's parameters: None for one that the loss cannot reach, and altogether for
+    a forward pass alone.
     """
 
     loss_sum: float
     num_active: int
     metrics: Mapping[str, float]
-    logprobs: list[np.ndarray]
-    gradients: list[Tensor] | None
+    outputs: list[np.ndarray]
+    gradients: list[Tensor | None] | None
 
 
 def run_pass(
@@ -59,8 +62,10 @@ def run_pass(
         ModelError: a loss or gradient that is not finite, naming the datum where one can be named.
     """
     layers, phases = adapter.layers, phases or Phases()
-    logprobs = [np.zeros(example.inputs["target_tokens"].shape, dtype=np.float32) for example in call.examples]
-    total = _Total([torch.zeros_like(parameter) for parameter in adapter.parameters()] if call.backward else None)
+    outputs = [np.zeros(example.inputs["target_tokens"].shape, dtype=np.float32) for example in call.examples]
+    reached = adapter.reached_by(LOSS_TABLE[call.loss_fn].output)
+    parameters = [parameter for parameter, is_reached in zip(adapter.parameters(), reached, strict=True) if is_reached]
+    total = _Total([torch.zeros_like(parameter) for parameter in parameters] if call.backward else None)
     if call.backward and adapter.spec.dropout > 0:
         torch.manual_seed(dropout_seed)
     grad_mode = torch.enable_grad() if call.backward else torch.no_grad()
@@ -69,14 +74,15 @@ def run_pass(
         for indices in plan(call.examples, token_budget, num_together=num_together):
             with phases.measure("forward"):
                 batch = MicroBatch.of(call.examples, indices, device=layers.base.device)
-                result = _run_micro_batch(adapter, call, batch, logprobs)
+                result = _run_micro_batch(adapter, call, batch, outputs, adapter_off=adapter_off)
                 total.add(result)
             if total.gradients is not None and result.num_active:
                 with phases.measure("backward"):
-                    gradients = torch.autograd.grad(result.loss_sum, adapter.parameters(), materialize_grads=True)
+                    gradients = torch.autograd.grad(result.loss_sum, parameters, materialize_grads=True)
                     _check_finite(gradients, indices)
                     torch._foreach_add_(total.gradients, gradients)
-    return PassResult(total.loss_sum, total.num_active, combine_metrics(total.metrics), logprobs, total.gradients)
+    aligned = None if total.gradients is None else _aligned(total.gradients, reached)
+    return PassResult(total.loss_sum, total.num_active, combine_metrics(total.metrics), outputs, aligned)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,26 +100,45 @@ class _Total:
         self.metrics.append(dict(zip(result.metrics, torch.stack(list(result.metrics.values())).tolist(), strict=True)))
 
 
-def _run_micro_batch(adapter: Adapter, call: Pass, batch: MicroBatch, outputs: list[np.ndarray]) -> LossResult:
-    base = adapter.layers.base
+def _aligned(gradients: Sequence[Tensor], reached: Sequence[bool]) -> list[Tensor | None]:
+    """One for each parameter, from those of the parameters that were reached."""
+    remaining = iter(gradients)
+    return [next(remaining) if is_reached else None for is_reached in reached]
+
+
+def _run_micro_batch(
+    adapter: Adapter, call: Pass, batch: MicroBatch, outputs: list[np.ndarray], *, adapter_off: bool
+) -> LossResult:
+    base, spec = adapter.layers.base, LOSS_TABLE[call.loss_fn]
     hidden_ND = base.hidden_states(batch.token_ids).flatten(0, 1).index_select(0, batch.positions)
     targets = batch.inputs["target_tokens"].clamp_min(0)
     weighted, rest = slice(None, batch.num_weighted), slice(batch.num_weighted, None)
-    with_entropy = "advantages" in LOSS_TABLE[call.loss_fn].required
-    logprobs, entropy = token_logprobs(base, hidden_ND[weighted], targets[weighted], with_entropy=with_entropy)
-    with torch.no_grad():
-        rest_logprobs, _ = token_logprobs(base, hidden_ND[rest], targets[rest])
-    batch.scatter(torch.cat([logprobs.detach(), rest_logprobs]), outputs)
+    entropy = None
+    if spec.output == "values":
+        found, found_rest = _values(adapter, hidden_ND, is_fresh=adapter_off).tensor_split([batch.num_weighted])
+    else:
+        with_entropy = "advantages" in spec.required
+        found, entropy = token_logprobs(base, hidden_ND[weighted], targets[weighted], with_entropy=with_entropy)
+        with torch.no_grad():
+            found_rest, _ = token_logprobs(base, hidden_ND[rest], targets[rest])
+    batch.scatter(torch.cat([found.detach(), found_rest.detach()]), outputs)
     inputs = {key: tensor[weighted] for key, tensor in batch.inputs.items()}
     sequences = None
-    if LOSS_TABLE[call.loss_fn].grouping != "token":
+    if spec.grouping != "token":
         sequences = Sequences(torch.from_numpy(batch.rows[weighted]).to(base.device), len(batch.indices))
     result = compute_loss(
-        call.loss_fn, call.config, logprobs=logprobs, inputs=inputs, sequences=sequences, entropy_N=entropy
+        call.loss_fn, call.config, logprobs=found, inputs=inputs, sequences=sequences, entropy_N=entropy
     )
     if not math.isfinite(result.loss_sum.item()):
-        raise _non_finite_loss(call, batch, logprobs.detach(), inputs)
+        raise _non_finite_loss(call, batch, found.detach(), inputs)
     return result
+
+
+def _values(adapter: Adapter, hidden_ND: Tensor, *, is_fresh: bool) -> Tensor:
+    """[N]. With the adapter as it was when nothing was trained yet, the head is so, too: it gives 0."""
+    assert adapter.value_head is not None, "checked where the pass was submitted"
+    head = ValueHead.fresh(adapter.layers.base) if is_fresh else adapter.value_head
+    return head.values(hidden_ND)
 
 
 def _check_finite(gradients: Sequence[Tensor], indices: Sequence[int]) -> None:
@@ -127,14 +152,14 @@ def _check_finite(gradients: Sequence[Tensor], indices: Sequence[int]) -> None:
         )
 
 
-def _non_finite_loss(call: Pass, batch: MicroBatch, logprobs: Tensor, inputs: Mapping[str, Tensor]) -> ModelError:
-    rows_N = torch.from_numpy(batch.rows[: batch.num_weighted]).to(logprobs.device)
+def _non_finite_loss(call: Pass, batch: MicroBatch, found: Tensor, inputs: Mapping[str, Tensor]) -> ModelError:
+    rows_N = torch.from_numpy(batch.rows[: batch.num_weighted]).to(found.device)
     num_together = LOSS_TABLE[call.loss_fn].num_data
     for row in range(0, len(batch.indices), num_together):
         mine = (rows_N >= row) & (rows_N < row + num_together)
         own = {key: tensor[mine] for key, tensor in inputs.items()}
         sequences = Sequences(rows_N[mine] - row, num_together)
-        result = compute_loss(call.loss_fn, call.config, logprobs=logprobs[mine], inputs=own, sequences=sequences)
+        result = compute_loss(call.loss_fn, call.config, logprobs=found[mine], inputs=own, sequences=sequences)
         loss = result.loss_sum.item()
         if not math.isfinite(loss):
             field = f"data[{batch.indices[row]}]"

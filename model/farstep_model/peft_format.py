@@ -1,7 +1,7 @@
 """PEFT's file format: names of tensors, the config, and what of it is understood.
 
-Only plain LoRA is read. A setting that would change what an adapter computes is refused by name, also one that a newer
-PEFT added, because leaving it out would silently give other numbers.
+LoRA is read, plain or rank-stabilised. A setting that would change what an adapter computes otherwise is refused by
+name, also one that a newer PEFT added, because leaving it out would silently give other numbers.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _HARMLESS = frozenset(
         "revision",
         "target_modules",
         "task_type",
+        "use_rslora",
     }
 )
 # Ways to draw the first weights that leave the base as it is.
@@ -63,6 +64,7 @@ def config(spec: LoraSpec, *, base_model_name: str, target_modules: Sequence[str
         r=spec.rank,
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # readers other than PEFT insist on an integer
         lora_dropout=spec.dropout,
+        use_rslora=spec.use_rslora,
         target_modules=list(target_modules),
         base_model_name_or_path=base_model_name,
         inference_mode=True,
@@ -74,11 +76,11 @@ def encode_config(content: dict[str, object]) -> bytes:
     return json.dumps(content, indent=2, sort_keys=True).encode()
 
 
-def read_config(data: bytes) -> tuple[int, float, float]:
-    """Rank, alpha and dropout of an `adapter_config.json`.
+def read_config(data: bytes) -> LoraSpec:
+    """The settings in an `adapter_config.json`, but for the layers, which the tensors tell.
 
     Raises:
-        InvalidInput: no JSON object, not LoRA, or a setting beyond plain LoRA, by name.
+        InvalidInput: no JSON object, not LoRA, or a setting that is not understood, by name.
     """
     try:
         content = json.loads(data)
@@ -89,7 +91,7 @@ def read_config(data: bytes) -> tuple[int, float, float]:
     if content.get("peft_type") != "LORA":
         raise InvalidInput(f"{content.get('peft_type')!r} is not LORA", field=f"{CONFIG_FILE}.peft_type")
     _check_plain(content)
-    return rank, alpha, dropout
+    return LoraSpec(rank=rank, alpha=alpha, dropout=dropout, use_rslora=bool(content.get("use_rslora")))
 
 
 def metadata(data: bytes) -> dict[str, str]:
@@ -115,7 +117,7 @@ def _check_plain(content: dict[str, Any]) -> None:
             is_plain = key in _HARMLESS or not value or value == plain.get(key)
         if not is_plain:
             raise InvalidInput(
-                f"{key}={value!r} is more than plain LoRA, which is all that is understood",
+                f"{key}={value!r} changes what is computed in a way that is not understood",
                 field=f"{CONFIG_FILE}.{key}",
             )
 

@@ -70,4 +70,4 @@ def _uniform(adapter: Adapter) -> Adapter:
         )
         for layer, w in adapter.weights.items()
     }
-    return Adapter(adapter.layers, replace(adapter.spec, rank=rank, alpha=float(rank)), weights)
+    return Adapter(adapter.layers, replace(adapter.spec, rank=rank, alpha=float(rank), use_rslora=False), weights)

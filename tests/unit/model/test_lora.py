@@ -40,6 +40,7 @@ def peft_settings(adapter: Adapter) -> dict[str, Any]:
     return {
         "r": spec.rank,
         "lora_alpha": spec.alpha,
+        "use_rslora": spec.use_rslora,
         "target_modules": list(adapter.layers.module_names(list(adapter.weights))),
         "task_type": "CAUSAL_LM",
     }
@@ -47,7 +48,13 @@ def peft_settings(adapter: Adapter) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [("qwen3", {"train_unembed": False}), ("llama", ALL), ("gemma2", {"train_mlp": False}), ("moe", {})],
+    [
+        ("qwen3", {"train_unembed": False}),
+        ("llama", ALL),
+        ("llama", {"use_rslora": True}),
+        ("gemma2", {"train_mlp": False}),
+        ("moe", {}),
+    ],
 )
 def test_logits_and_gradients_are_pefts(
     make_adapter: Make, load: Load, ids_BT: Tensor, kind: str, settings: dict[str, bool]
@@ -117,7 +124,11 @@ def mixed_logits(layers: LoraLayers, adapters: list[Adapter | None], rows: list[
 def test_a_mixed_batch_gives_every_row_what_it_has_alone(make_adapter: Make, load: Load, ids_BT: Tensor) -> None:
     base = load("llama")
     layers = LoraLayers.install(base)
-    adapters = [make_adapter(layers, **ALL), None, make_adapter(layers, seed=2, rank=7, alpha=3.0, train_mlp=False)]
+    adapters = [
+        make_adapter(layers, **ALL),
+        None,
+        make_adapter(layers, seed=2, rank=7, alpha=3.0, use_rslora=True, train_mlp=False),
+    ]
     rows = [2, 0, 1, 0]
     logits_BTV = mixed_logits(layers, adapters, rows, ids_BT)
     logits_BTV.square().sum().backward()

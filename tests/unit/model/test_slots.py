@@ -21,7 +21,7 @@ ALL = {"train_attn": True, "train_mlp": True, "train_unembed": True}
 def adapters(layers: LoraLayers, make_adapter: Make) -> list[Adapter]:
     return [
         make_adapter(layers, **ALL),
-        make_adapter(layers, seed=2, rank=7, alpha=3.0, train_mlp=False),
+        make_adapter(layers, seed=2, rank=7, alpha=3.0, use_rslora=True, train_mlp=False),
         make_adapter(layers, seed=3, rank=1, train_attn=False),
     ]
 
