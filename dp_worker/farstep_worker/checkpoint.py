@@ -93,7 +93,7 @@ def load_state(store: CheckpointStore, run: Run, call: LoadState) -> None:
         start_adapter = _start_adapter(run, files)
         is_at_start = manifest.meta.get("is_at_start") is True
     elif is_at_start:
-        start_adapter = None if _is_fresh(adapter) else adapter.clone()
+        start_adapter = None if adapter.is_fresh() else adapter.clone()
     run.adapter, run.optimizer, run.step, run.random, run.gradients = adapter, optimizer, step, random, None
     run.start_adapter, run.is_at_start = start_adapter, is_at_start
     if call.path.run_id == run.config.run_id:  # in a new process: a version number never goes back
@@ -129,14 +129,6 @@ def _meta(
         "is_at_start": run.is_at_start,
         "metadata": dict(metadata),
     }
-
-
-def _is_fresh(adapter: Adapter) -> bool:
-    """Whether it computes nothing, as one that was just made, and says that everything is worth 0."""
-    head = adapter.value_head
-    return not any(bool(weights.b.any()) for weights in adapter.weights.values()) and (
-        head is None or not any(bool(parameter.any()) for parameter in head.named_parameters().values())
-    )
 
 
 def _base_model(run: Run) -> str:

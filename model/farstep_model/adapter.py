@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from farstep_model import peft_format
+from farstep_model.dora import row_norms, stretch
 from farstep_model.lora import LoraLayers
 from farstep_model.spec import LoraSpec
 from farstep_model.value_head import ValueHead
@@ -30,13 +31,14 @@ from farstep_proto.loss_table import Output
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerWeights:
-    """`a` [r, I] and `b` [O, r] of one layer."""
+    """`a` [r, I] and `b` [O, r] of one layer, and with DoRA the magnitudes `m` [O]."""
 
     a: nn.Parameter
     b: nn.Parameter
+    m: nn.Parameter | None = None
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
-        return self.a, self.b
+        return (self.a, self.b) if self.m is None else (self.a, self.b, self.m)
 
 
 class Adapter:
@@ -59,7 +61,7 @@ class Adapter:
 
     @classmethod
     def init(cls, layers: LoraLayers, spec: LoraSpec, *, seed: int) -> Adapter:
-        """A fresh adapter that changes nothing yet: A Kaiming-uniform as in PEFT (a=√5), B zero.
+        """A fresh adapter that changes nothing yet: A Kaiming-uniform as in PEFT (a=√5), B zero, magnitudes the base's.
 
         Drawn on the CPU from a generator of its own: the same seed gives the same bits, whatever the device and the
         state of the global generator.
@@ -73,11 +75,14 @@ class Adapter:
             linear = layers.linears[layer]
             a_rI = torch.empty(spec.rank, linear.in_features)
             nn.init.kaiming_uniform_(a_rI, a=math.sqrt(5), generator=generator)
-            weights[layer] = _on_device(layers, a_rI, torch.zeros(linear.out_features, spec.rank))
+            a_rI, b_Or = a_rI.to(layers.base.device), torch.zeros(linear.out_features, spec.rank)
+            b_Or = b_Or.to(layers.base.device)
+            m_O = row_norms(linear.weight, a_rI, b_Or, scaling=spec.scaling) if spec.use_dora else None
+            weights[layer] = _trained(a_rI, b_Or, m_O)
         return cls(layers, spec, weights, ValueHead.fresh(layers.base) if spec.value_head else None)
 
     def parameters(self) -> list[nn.Parameter]:
-        """A and B of each layer in the model's order, then those of the value head."""
+        """A, B and with DoRA the magnitudes of each layer in the model's order, then those of the value head."""
         return [*self._named_lora().values(), *self._named_head().values()]
 
     def names(self) -> list[str]:
@@ -118,10 +123,24 @@ class Adapter:
         for name, parameter in named.items():
             parameter.copy_(state[name])
 
+    def is_fresh(self) -> bool:
+        """Whether it computes nothing, as one that was just made, and says that everything is worth 0."""
+        head = () if self.value_head is None else self.value_head.named_parameters().values()
+        return not any(bool(zero.any()) for zero in (*(weights.b for weights in self.weights.values()), *head)) and all(
+            not bool(self.stretch_of(layer).any()) for layer, weights in self.weights.items() if weights.m is not None
+        )
+
+    def stretch_of(self, layer: int) -> Tensor:
+        """By how much of itself DoRA makes each row of a layer's weight longer, [O]; differentiable by magnitude."""
+        weights = self.weights[layer]
+        assert weights.m is not None
+        weight_OI = self.layers.linears[layer].weight
+        return stretch(weights.m, row_norms(weight_OI, weights.a, weights.b, scaling=self.spec.scaling))
+
     def clone(self) -> Adapter:
         """An independent copy, bit for bit."""
         weights = {
-            layer: LayerWeights(nn.Parameter(w.a.detach().clone()), nn.Parameter(w.b.detach().clone()))
+            layer: _trained(*(parameter.detach().clone() for parameter in w.parameters()))
             for layer, w in self.weights.items()
         }
         return Adapter(self.layers, self.spec, weights, self.value_head.clone() if self.value_head else None)
@@ -180,15 +199,7 @@ class Adapter:
         _drop_base_weights(layers, tensors)
         chosen = _layers_of(layers, tensors)
         spec = dataclasses.replace(spec, target_modules=layers.module_names(chosen))
-        weights = {
-            layer: _on_device(
-                layers,
-                torch.empty(spec.rank, layers.linears[layer].in_features),
-                torch.empty(layers.linears[layer].out_features, spec.rank),
-            )
-            for layer in chosen
-        }
-        adapter = cls(layers, spec, weights)
+        adapter = cls(layers, spec, {layer: _unset(layers, layer, spec) for layer in chosen})
         adapter.load_state_dict(tensors)
         return adapter
 
@@ -197,7 +208,11 @@ class Adapter:
         return {
             key: parameter
             for layer, weights in self.weights.items()
-            for key, parameter in zip(peft_format.tensor_keys(targets[layer].name), weights.parameters(), strict=True)
+            for key, parameter in zip(
+                peft_format.tensor_keys(targets[layer].name, use_dora=self.spec.use_dora),
+                weights.parameters(),
+                strict=True,
+            )
         }
 
     def _named_head(self) -> dict[str, nn.Parameter]:
@@ -207,9 +222,18 @@ class Adapter:
         return {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
 
 
-def _on_device(layers: LoraLayers, a_rI: Tensor, b_Or: Tensor) -> LayerWeights:
-    device = layers.base.device
-    return LayerWeights(nn.Parameter(a_rI.to(device)), nn.Parameter(b_Or.to(device)))
+def _trained(a_rI: Tensor, b_Or: Tensor, m_O: Tensor | None = None) -> LayerWeights:
+    return LayerWeights(nn.Parameter(a_rI), nn.Parameter(b_Or), None if m_O is None else nn.Parameter(m_O))
+
+
+def _unset(layers: LoraLayers, layer: int, spec: LoraSpec) -> LayerWeights:
+    """Of the right shapes, to be written over."""
+    linear, device = layers.linears[layer], layers.base.device
+    return _trained(
+        torch.empty(spec.rank, linear.in_features, device=device),
+        torch.empty(linear.out_features, spec.rank, device=device),
+        torch.empty(linear.out_features, device=device) if spec.use_dora else None,
+    )
 
 
 def _layers_of(layers: LoraLayers, tensors: Mapping[str, Tensor]) -> Sequence[int]:

@@ -1,7 +1,8 @@
 """PEFT's file format: names of tensors, the config, and what of it is understood.
 
-LoRA is read, plain or rank-stabilised. A setting that would change what an adapter computes otherwise is refused by
-name, also one that a newer PEFT added, because leaving it out would silently give other numbers.
+LoRA is read, plain, rank-stabilised or weight-decomposed. A setting that would change what an adapter computes in
+another way is refused by name, also one that a newer PEFT added, because leaving it out would silently give other
+numbers.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ _HARMLESS = frozenset(
         "revision",
         "target_modules",
         "task_type",
+        "use_dora",
         "use_rslora",
     }
 )
@@ -46,9 +48,10 @@ _HARMLESS = frozenset(
 _HARMLESS_INIT = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def tensor_keys(module: str) -> tuple[str, str]:
-    """Keys of A and B of a module."""
-    return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
+def tensor_keys(module: str, *, use_dora: bool = False) -> tuple[str, ...]:
+    """Keys of A and B of a module, and with DoRA of its magnitudes."""
+    kinds = ("lora_A.weight", "lora_B.weight", *(("lora_magnitude_vector",) if use_dora else ()))
+    return tuple(f"base_model.model.{module}.{kind}" for kind in kinds)
 
 
 def base_weight_key(module: str) -> str:
@@ -65,6 +68,7 @@ def config(spec: LoraSpec, *, base_model_name: str, target_modules: Sequence[str
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # readers other than PEFT insist on an integer
         lora_dropout=spec.dropout,
         use_rslora=spec.use_rslora,
+        use_dora=spec.use_dora,
         target_modules=list(target_modules),
         base_model_name_or_path=base_model_name,
         inference_mode=True,
@@ -91,7 +95,8 @@ def read_config(data: bytes) -> LoraSpec:
     if content.get("peft_type") != "LORA":
         raise InvalidInput(f"{content.get('peft_type')!r} is not LORA", field=f"{CONFIG_FILE}.peft_type")
     _check_plain(content)
-    return LoraSpec(rank=rank, alpha=alpha, dropout=dropout, use_rslora=bool(content.get("use_rslora")))
+    variants = {name: bool(content.get(name)) for name in ("use_rslora", "use_dora")}
+    return LoraSpec(rank=rank, alpha=alpha, dropout=dropout, **variants)
 
 
 def metadata(data: bytes) -> dict[str, str]:

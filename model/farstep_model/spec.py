@@ -47,8 +47,6 @@ class LoraSpec:
     def __post_init__(self) -> None:
         if any(not name.strip(".") for name in self.target_modules):
             raise InvalidInput("a name is empty", field="lora.target_modules")
-        if self.use_dora:
-            raise InvalidInput("not understood yet", field="lora.use_dora")
         object.__setattr__(self, "alpha", resolve_lora(self.to_proto()).alpha)
 
     @property

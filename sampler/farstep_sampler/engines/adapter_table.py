@@ -67,6 +67,7 @@ def _uniform(adapter: Adapter) -> Adapter:
         layer: LayerWeights(
             nn.Parameter(functional.pad(w.a, (0, 0, 0, missing)), requires_grad=False),
             nn.Parameter(functional.pad(w.b * adapter.spec.scaling, (0, missing)), requires_grad=False),
+            w.m,
         )
         for layer, w in adapter.weights.items()
     }

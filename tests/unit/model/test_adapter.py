@@ -97,7 +97,8 @@ def test_a_clone_is_independent(layers: LoraLayers, make_adapter: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, ALL, {"target_modules": ("layers.1.mlp.up_proj", "q_proj")}, {"use_rslora": True}]
+    "settings",
+    [{}, ALL, {"target_modules": ("layers.1.mlp.up_proj", "q_proj")}, {"use_rslora": True}, {**ALL, "use_dora": True}],
 )
 def test_plain_peft_loads_our_files(
     load: Load, layers: LoraLayers, make_adapter: Make, ids_BT: Tensor, tmp_path: Path, settings: dict[str, Any]
@@ -121,6 +122,7 @@ def test_plain_peft_loads_our_files(
         ("all-linear", {}, 2.0),
         (r".*\.1\..*up_proj", {}, 2.0),
         ("all-linear", {"use_rslora": True}, 10 / 5**0.5),
+        (["v_proj", "lm_head"], {"use_dora": True}, 2.0),
     ],
 )
 def test_pefts_own_files_load(
@@ -156,7 +158,7 @@ def test_files_without_optional_settings_load(layers: LoraLayers, make_adapter: 
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("use_dora", True),
+        ("use_qalora", True),
         ("bias", "all"),
         ("rank_pattern", {"q_proj": 2}),
         ("alpha_pattern", {"q_proj": 2}),

@@ -10,7 +10,13 @@ from farstep_sampler.engines.adapter_table import AdapterTable
 
 @pytest.mark.parametrize(
     "settings",
-    [{"rank": 4, "alpha": 6.0}, {"rank": 4, "use_rslora": True}, {"rank": 20, "alpha": 3.0, "use_rslora": True}],
+    [
+        {"rank": 4, "alpha": 6.0},
+        {"rank": 4, "use_rslora": True},
+        {"rank": 20, "alpha": 3.0, "use_rslora": True},
+        {"rank": 4, "use_dora": True},
+        {"rank": 20, "alpha": 3.0, "use_rslora": True, "use_dora": True},
+    ],
 )
 def test_a_row_is_as_in_the_trainer(base, layers, settings):
     adapter = Adapter.init(layers, LoraSpec(**settings), seed=1)
