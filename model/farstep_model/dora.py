@@ -12,16 +12,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from farstep_model.products import product
+
 
 @torch.no_grad()
 def row_norms(weight_OI: Tensor, a_rI: Tensor, b_Or: Tensor, *, scaling: float) -> Tensor:
     """‖W + scaling·B·A‖ of each row, [O] in fp32, from the products of the parts alone."""
     a_rI, b_Or = a_rI.to(weight_OI.dtype), b_Or.float() * scaling
-    crossed_O = ((weight_OI @ a_rI.T).float() * b_Or).sum(1)
+    crossed_O = (product(weight_OI, a_rI).float() * b_Or).sum(1)
     a_rI = a_rI.float()
     added_O = ((b_Or @ (a_rI @ a_rI.T)) * b_Or).sum(1)
-    squares_O = torch.linalg.vector_norm(weight_OI, dim=1, dtype=torch.float32) ** 2
-    return (squares_O + 2 * crossed_O + added_O).clamp_min(0).sqrt()
+    norms_O: Tensor = torch.linalg.vector_norm(weight_OI, dim=1, dtype=torch.float32)
+    return (norms_O**2 + 2 * crossed_O + added_O).clamp_min(0).sqrt()
 
 
 def stretch(m_O: Tensor, norms_O: Tensor) -> Tensor:

@@ -95,8 +95,8 @@ def read_config(data: bytes) -> LoraSpec:
     if content.get("peft_type") != "LORA":
         raise InvalidInput(f"{content.get('peft_type')!r} is not LORA", field=f"{CONFIG_FILE}.peft_type")
     _check_plain(content)
-    variants = {name: bool(content.get(name)) for name in ("use_rslora", "use_dora")}
-    return LoraSpec(rank=rank, alpha=alpha, dropout=dropout, **variants)
+    use_rslora, use_dora = (bool(content.get(name)) for name in ("use_rslora", "use_dora"))
+    return LoraSpec(rank=rank, alpha=alpha, dropout=dropout, use_rslora=use_rslora, use_dora=use_dora)
 
 
 def metadata(data: bytes) -> dict[str, str]:
