@@ -306,18 +306,19 @@ def test_dropout_is_for_training_only_and_follows_the_seed(make_adapter: Make, l
     assert caught.value.field == "lora.dropout"
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
 def test_a_bf16_base_trains_an_fp32_adapter(
-    make_adapter: Make, model_folder: Callable[[str], Any], ids_BT: Tensor
+    make_adapter: Make, model_folder: Callable[[str], Any], ids_BT: Tensor, use_dora: bool
 ) -> None:
     base = load_base_model(str(model_folder("llama")), device="cpu", dtype=torch.bfloat16)
     layers = LoraLayers.install(base)
-    adapter, other = make_adapter(layers, **ALL), make_adapter(layers, seed=2, rank=2)
+    adapter, other = make_adapter(layers, use_dora=use_dora, **ALL), make_adapter(layers, seed=2, rank=2)
     reference = load_base_model(str(model_folder("llama")), device="cpu")
     reference_layers = LoraLayers.install(reference)
     with layers.active([adapter]):
         logits = logits_of(base, ids_BT)
     logits.mean().backward()
-    with reference_layers.active([make_adapter(reference_layers, **ALL)]):
+    with reference_layers.active([make_adapter(reference_layers, use_dora=use_dora, **ALL)]):
         expected = logits_of(reference, ids_BT)
     assert {gradient.dtype for gradient in gradients(adapter).values()} == {torch.float32}
     assert (logits - expected).abs().mean() < 0.02 * expected.abs().mean()
