@@ -21,8 +21,8 @@ from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.load import load_base_model
 from farstep_model.lora import LoraLayers
 from farstep_model.spec import LoraSpec
+from farstep_worker.device import CPU_TOKEN_BUDGET
 from farstep_worker.executor import Executor
-from farstep_worker.main import CPU_TOKEN_BUDGET
 from farstep_worker.runs import RunConfig
 from farstep_worker.submission import Example, Pass
 

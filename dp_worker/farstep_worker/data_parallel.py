@@ -24,6 +24,7 @@ from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.adapter import Adapter
 from farstep_model.lora import LoraLayers
 from farstep_model.metrics import combine_metrics
+from farstep_model.packed import Layout
 from farstep_proto.errors import ApiError
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.tensors import tensor_from_proto
@@ -75,8 +76,16 @@ class Discarded(ApiError):
 class LeadingExecutor(Executor):
     """The executor of rank 0: the others have heard of a call, and done it, when it has an outcome."""
 
-    def __init__(self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int, group: RankGroup) -> None:
-        super().__init__(layers, store, token_budget=token_budget)
+    def __init__(
+        self,
+        layers: LoraLayers,
+        store: CheckpointStore,
+        *,
+        token_budget: int,
+        group: RankGroup,
+        layout: Layout = "padded",
+    ) -> None:
+        super().__init__(layers, store, token_budget=token_budget, layout=layout)
         self._group = group
         self._followers = range(1, group.world)
 
@@ -140,8 +149,16 @@ class LeadingExecutor(Executor):
 class FollowingExecutor(Executor):
     """The executor of every other rank."""
 
-    def __init__(self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int, group: RankGroup) -> None:
-        super().__init__(layers, store, token_budget=token_budget)
+    def __init__(
+        self,
+        layers: LoraLayers,
+        store: CheckpointStore,
+        *,
+        token_budget: int,
+        group: RankGroup,
+        layout: Layout = "padded",
+    ) -> None:
+        super().__init__(layers, store, token_budget=token_budget, layout=layout)
         self._group = group
 
     def obey(self, command: ranks_pb2.RankCommand) -> ranks_pb2.RankReport:

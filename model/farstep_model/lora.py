@@ -134,10 +134,10 @@ class LoraLayers:
 
         Args:
             adapters: one, or several with `rows_B`; None stands for the base model.
-            rows_B: for each batch row the index of its adapter, int64. Layers that see tokens without their rows
-                (experts, and the output layer on gathered hidden states) cannot be shared between adapters this way:
-                a pass over them raises InvalidInput, except through `logprobs`, which takes rows for tokens. Best on
-                the CPU: it is looked at before anything runs.
+            rows_B: for each batch row the index of its adapter, int64; for a packed row [1, N], that of each token.
+                Layers that see tokens without their rows (experts, and the output layer on gathered hidden states)
+                cannot be shared between adapters this way: a pass over them raises InvalidInput, except through
+                `logprobs`, which takes rows for tokens. Best on the CPU: it is looked at before anything runs.
 
         Raises:
             InvalidInput: inside the block, as said above.
@@ -178,6 +178,8 @@ class _TrainedAdapters:
             return out
         if self.switch.training and any(a is not None and a.spec.dropout > 0 for a in self.adapters):
             raise InvalidInput("adapters with dropout cannot share a batch", field="lora.dropout")
+        if x.dim() == 3 and x.shape[:2] == (1, self.rows.numel()):
+            return self._add_tokens(linear, x[0], out[0])[None]
         check_rows(self.rows, x)
         return self._add_tokens(linear, x, out) if x.dim() == 2 else self._add_stacked(linear, x, out)
 

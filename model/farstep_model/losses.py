@@ -64,6 +64,7 @@ def compute_loss(
     inputs: Mapping[str, Tensor],
     sequences: Sequences | None = None,
     entropy_N: Tensor | None = None,
+    num_active: int | None = None,
 ) -> LossResult:
     """The named loss of some tokens: of one datum, of a micro-batch, or of its active tokens alone.
 
@@ -75,6 +76,7 @@ def compute_loss(
         sequences: whose tokens they are, for a loss over sequences or pairs; None: all of one sequence. Sequences 0
             and 1 are the first pair, chosen and rejected, 2 and 3 the next.
         entropy_N: of the distributions [N]; becomes a metric.
+        num_active: how many tokens count, where the caller knows: counting them makes the host wait for a GPU.
 
     Raises:
         InvalidInput: an unknown loss or setting, a missing input, one of another shape, or half a pair.
@@ -83,13 +85,13 @@ def compute_loss(
     settings = {**spec.defaults, **config}
     sequences = sequences or Sequences.single(len(logprobs), device=logprobs.device)
     check_num_data(spec, sequences.count, field="data")
-    given = _Given.of(spec, logprobs, inputs, sequences)
+    given = _Given.of(spec, logprobs, inputs, sequences, num_active)
     if spec.grouping == "pair":
         total, metrics = _pair_loss(name, settings, given)
     else:
         total, metrics = _token_loss(name, settings, given)
     if entropy_N is not None and given.num_active:
-        metrics["entropy:mean"] = entropy_N[given.active].mean()
+        metrics["entropy:mean"] = entropy_N[given.counted].mean()
     loss_sum = total / settings["normalizer"]
     metrics = {"loss:sum": loss_sum.detach(), "tokens:sum": given.active.sum().to(loss_sum.dtype), **metrics}
     return LossResult(loss_sum, metrics, given.num_active)
@@ -110,7 +112,14 @@ class _Given:
     sequences: Sequences
 
     @classmethod
-    def of(cls, spec: LossSpec, logprobs: Tensor, inputs: Mapping[str, Tensor], sequences: Sequences) -> _Given:
+    def of(
+        cls,
+        spec: LossSpec,
+        logprobs: Tensor,
+        inputs: Mapping[str, Tensor],
+        sequences: Sequences,
+        num_active: int | None,
+    ) -> _Given:
         taken = (*spec.required, *(key for key in spec.optional if key in inputs))
         for key in taken:
             if key not in inputs:
@@ -128,7 +137,14 @@ class _Given:
         }
         active_N = active if active.dim() == 1 else active.any(-1)
         p, weights = torch.where(active, logprobs, 0.0), torch.where(active, weights, 0.0)
-        return cls(p, weights, neutral, active_N, int(active_N.sum()), sequences)
+        if num_active is None:
+            num_active = int(active_N.sum())
+        return cls(p, weights, neutral, active_N, num_active, sequences)
+
+    @property
+    def counted(self) -> Tensor | slice:
+        """What picks out the tokens that count; all of them without asking the device."""
+        return slice(None) if self.num_active == len(self.active) else self.active
 
 
 def _token_loss(name: str, settings: Mapping[str, float], given: _Given) -> tuple[Tensor, dict[str, Tensor]]:
@@ -141,13 +157,13 @@ def _token_loss(name: str, settings: Mapping[str, float], given: _Given) -> tupl
     loss = per_token.loss
     if settings.get("kl_coef"):
         loss = loss + settings["kl_coef"] * kl_to_reference(p, inputs["ref_logprobs"])
-    metrics = _token_metrics(p, inputs, per_token.clipped, given.active) if given.num_active else {}
+    metrics = _token_metrics(p, inputs, per_token.clipped, given.counted) if given.num_active else {}
     return (given.weights * loss).sum(), metrics
 
 
 @torch.no_grad()
 def _token_metrics(
-    p: Tensor, inputs: Mapping[str, Tensor], clipped: Tensor | None, active_N: Tensor
+    p: Tensor, inputs: Mapping[str, Tensor], clipped: Tensor | None, active_N: Tensor | slice
 ) -> dict[str, Tensor]:
     """Over active tokens. The estimates of KL(q ‖ p) are k1 and k3 of Schulman 2020, "Approximating KL divergence"."""
     metrics = {}
@@ -191,7 +207,7 @@ def _pair_loss(name: str, settings: Mapping[str, float], given: _Given) -> tuple
     reward_P2 = settings["beta"] * log_ratio_P2.detach()
     margin_P = reward_P2[:, 0] - reward_P2[:, 1]
     metrics = {
-        "pairs:sum": torch.tensor(float(len(loss_P)), device=loss_P.device),
+        "pairs:sum": loss_P.new_full((), len(loss_P)),
         "accuracy:mean": (margin_P > 0).to(margin_P.dtype).mean(),
         "margin:mean": margin_P.mean(),
         "chosen_reward:mean": reward_P2[:, 0].mean(),

@@ -130,6 +130,19 @@ def test_what_is_ignored_costs_nothing_whatever_stands_there(name: str) -> None:
         assert result.metrics[key].item() == value.item()
 
 
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 0.0]])
+def test_whoever_knows_how_many_count_gets_the_same(weights: list[float]) -> None:
+    logprobs, inputs = tokens([0.3, 0.1], [0.2, 0.2], [1.0, 2.0])
+    inputs["weights"] = torch.tensor(weights)
+    settings = {"logprobs": logprobs, "inputs": inputs, "entropy_N": torch.tensor([0.5, 9.0])}
+    counted = compute_loss("ppo", {}, **settings)
+    known = compute_loss("ppo", {}, **settings, num_active=counted.num_active)
+    assert known.num_active == counted.num_active
+    assert {key: value.item() for key, value in known.metrics.items()} == {
+        key: value.item() for key, value in counted.metrics.items()
+    }
+
+
 def test_weights_scale_policy_losses() -> None:
     logprobs, inputs = tokens([0.3, 0.1], [0.2, 0.2], [1.0, 2.0])
     parts = [

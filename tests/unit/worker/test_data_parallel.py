@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_model import products
 from farstep_model.spec import LoraSpec
 from farstep_proto import paths
 from farstep_proto.errors import InvalidInput
 from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import operations_pb2
+from farstep_worker.compute import ComputeSettings
 from farstep_worker.data_parallel import shares
 from farstep_worker.executor import Executor
 from farstep_worker.lead import GroupSettings, leading
@@ -131,6 +133,20 @@ def test_replicas_that_differ_are_found_out(tmp_path, make_pass):
     assert followers_of(os.getpid()) == []
 
 
+@pytest.mark.system
+def test_every_rank_is_told_how_to_compute(tmp_path, layers, make_pass):
+    """Packed and with gradient checkpointing here, padded there."""
+    alone = Executor(layers, CheckpointStore(tmp_path / "alone"), token_budget=128)
+    with leading(settings(tmp_path, batching="packed", gradient_checkpointing=True), on_loss=print) as leader:
+        runs = [executor.create_run(RunConfig("run", LoraSpec(4), 1, 128)) for executor in (leader, alone)]
+        for loss_fn in ("ppo", "dpo"):
+            call = valid(make_pass(loss_fn, lengths=(60, 2, 12, 90, 3, 33)))
+            ours, theirs = (succeeded(executor.execute("run", call)) for executor in (leader, alone))
+            assert_same_output(ours.forward_backward, theirs.forward_backward)
+        assert_close(runs[0].gradients, runs[1].gradients)
+        succeeded(leader.execute("run", ADAM))
+
+
 class Pair:
     """Two ranks, and one executor alone that is told the same; `lost` is what was heard of lost ranks."""
 
@@ -148,10 +164,10 @@ class Pair:
         return [succeeded(executor.execute(run_id, call)) for executor in (self.leader, self.alone)]
 
 
-def settings(tmp_path):
+def settings(tmp_path, **compute):
     return GroupSettings(
-        world=2, model="farstep/tiny", store=tmp_path / "store", device="cpu", token_budget=128, num_threads=1,
-        log_level="WARNING",
+        world=2, model="farstep/tiny", store=tmp_path / "store", device="cpu",
+        compute=ComputeSettings(token_budget=128, **compute), num_threads=1, log_level="WARNING",
     )  # fmt: skip
 
 
@@ -268,6 +284,33 @@ def test_a_pass_that_fails_on_one_rank_leaves_every_rank_as_it_was(pair, make_pa
     assert ours.random == random
     succeeded(pair.leader.execute(run_id, make_pass(seed=6)))
     succeeded(pair.leader.execute(run_id, ADAM))  # compares the replicas
+
+
+@pytest.mark.system
+def test_memory_that_runs_out_on_one_rank(pair, make_pass, monkeypatch):
+    """It splits its micro-batches by itself; what does not fit alone fails the pass on all."""
+    ours, theirs = pair.create("memory")
+    call = make_pass("ppo", lengths=(8,) * 16)
+    expected = succeeded(pair.alone.execute("memory", call))
+    found, failures = products.product, []
+
+    def small(x_NI, *others):
+        if len(x_NI) > limit:
+            failures.append(len(x_NI))
+            raise torch.OutOfMemoryError("no memory")
+        return found(x_NI, *others)
+
+    with monkeypatch.context() as patch:  # in this process, which is rank 0
+        patch.setattr(products, "product", small)
+        limit = 40
+        assert_same_output(succeeded(pair.leader.execute("memory", call)).forward_backward, expected.forward_backward)
+        assert failures == [64]
+        assert_close(ours.gradients, theirs.gradients)
+        limit = 7
+        error = pair.leader.execute("memory", call).operation.error
+    assert (error.error_class, error.field) == ("OutOfMemoryError", "data[0]")
+    assert_close(ours.gradients, theirs.gradients)
+    succeeded(pair.leader.execute("memory", ADAM))  # compares the replicas
 
 
 @pytest.mark.system
