@@ -20,6 +20,7 @@ from farstep_model.lora import LoraLayers
 from farstep_model.metrics import mean_loss
 from farstep_model.packed import Layout
 from farstep_proto.errors import ApiError, ModelError, error_from_exception
+from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.tensors import tensor_to_proto
 from farstep_proto.v1 import common_pb2, operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
@@ -211,8 +212,9 @@ def _out_of_memory(error: Exception) -> ModelError:
 
 
 def _to_proto(call: Pass, result: PassResult) -> pb.ForwardBackwardOutput:
+    output = LOSS_TABLE[call.loss_fn].output
     return pb.ForwardBackwardOutput(
         loss=mean_loss(result.metrics, normalizer=call.config.get("normalizer", 1.0)),
         metrics=result.metrics,
-        loss_fn_outputs=[pb.DatumOutput(fields={"logprobs": tensor_to_proto(array)}) for array in result.logprobs],
+        loss_fn_outputs=[pb.DatumOutput(fields={output: tensor_to_proto(array)}) for array in result.outputs],
     )

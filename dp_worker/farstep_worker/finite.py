@@ -19,7 +19,7 @@ from farstep_worker.submission import Pass
 
 
 def check_loss(loss_sum: float, call: Pass, batch: MicroBatch, logprobs: Tensor) -> None:
-    """Of a micro-batch, with the log-probabilities [N] or [N, K] that it comes from.
+    """Of a micro-batch, with the log-probabilities or values [N] or [N, K] that it comes from.
 
     Raises:
         ModelError: it is not finite; names the datum, or the first of its pair, where one alone is not.

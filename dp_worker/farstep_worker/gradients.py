@@ -1,8 +1,8 @@
-"""Passes over a batch: log-probabilities, loss, and gradients into tensors of their own.
+"""Passes over a batch: log-probabilities or values, loss, and gradients into tensors of their own.
 
-A pass goes by micro-batches. Only positions that someone asks about reach the output layer, and only those with a
-weight are differentiated. A micro-batch that memory does not suffice for is computed again in two halves. What came of
-the micro-batches is looked at when all are done, so that a GPU is never waited for in between.
+A pass goes by micro-batches. Only positions that someone asks about reach the output layer (or the value head), and
+only those with a weight are differentiated. A micro-batch that memory does not suffice for is computed again in two
+halves. What came of the micro-batches is looked at when all are done, so that a GPU is never waited for in between.
 
 Invariant: a pass changes nothing. Whoever asked adds the gradients when the whole pass has succeeded.
 
@@ -21,8 +21,6 @@ import torch
 from torch import Tensor
 
 from farstep_model.adapter import Adapter
-from farstep_model.load import BaseModel
-from farstep_model.logprobs import token_logprobs
 from farstep_model.losses import LossResult, compute_loss
 from farstep_model.metrics import combine_metrics
 from farstep_model.packed import Layout
@@ -32,21 +30,24 @@ from farstep_worker.device import Device, device_at, is_out_of_memory
 from farstep_worker.finite import check_gradient_norm, check_loss
 from farstep_worker.micro_batch import MicroBatch, halves, num_tokens, plan
 from farstep_worker.phases import Phases
+from farstep_worker.subject import Subject
 from farstep_worker.submission import Pass
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PassResult:
-    """`logprobs[i]` is as long as datum i's targets, [T] or [T, K], and 0 where the target is ignored.
+    """`outputs[i]` are datum i's log-probabilities or values, as its loss has them: as long as its targets, [T] or
+    [T, K], and 0 where the target is ignored.
 
-    `gradients` are aligned with the adapter's parameters; None for a forward pass alone.
+    `gradients` are aligned with the adapter's parameters: None for one that the loss cannot reach, and altogether for
+    a forward pass alone.
     """
 
     loss_sum: float
     num_active: int
     metrics: Mapping[str, float]
-    logprobs: list[np.ndarray]
-    gradients: list[Tensor] | None
+    outputs: list[np.ndarray]
+    gradients: list[Tensor | None] | None
 
 
 def run_pass(
@@ -75,7 +76,8 @@ def run_pass(
     """
     layers, phases = adapter.layers, phases or Phases()
     device = device_at(layers.base.device)
-    total = _Total([torch.zeros_like(parameter) for parameter in adapter.parameters()] if call.backward else None)
+    subject = Subject(adapter, LOSS_TABLE[call.loss_fn], is_off=adapter_off)
+    total = _Total([torch.zeros_like(parameter) for parameter in subject.parameters()] if call.backward else None)
     draws = call.backward and adapter.spec.dropout > 0
     if draws:
         torch.manual_seed(dropout_seed)
@@ -86,7 +88,7 @@ def run_pass(
         while pending:
             indices = pending.popleft()
             state = device.random_state() if draws else None
-            found = _attempt(adapter, call, indices, layout=layout, device=device, phases=phases)
+            found = _attempt(subject, call, indices, layout=layout, device=device, phases=phases)
             if isinstance(found, _Part):
                 total.add(found)
                 continue
@@ -99,15 +101,15 @@ def run_pass(
                 device.set_random_state(state)
             pending.extendleft(reversed(parts))
     with phases.measure("backward" if call.backward else "forward"):
-        return total.result(call)
+        return total.result(subject, call)
 
 
 @dataclass(slots=True, eq=False)
 class _Part:
-    """What a micro-batch came to, on its device: `logprobs` [N] or [N, K], scalars, and gradients of its own."""
+    """What a micro-batch came to, on its device: `outputs` [N] or [N, K], scalars, and gradients of its own."""
 
     batch: MicroBatch
-    logprobs: Tensor
+    outputs: Tensor
     loss: LossResult
     gradient_norm: Tensor
     gradients: tuple[Tensor, ...] | None
@@ -126,28 +128,29 @@ class _Total:
         part.gradients = None
         self.parts.append(part)
 
-    def result(self, call: Pass) -> PassResult:
+    def result(self, subject: Subject, call: Pass) -> PassResult:
         """On the host; raises ModelError where something is not finite."""
-        logprobs = [np.zeros(example.inputs["target_tokens"].shape, dtype=np.float32) for example in call.examples]
+        outputs = [np.zeros(example.inputs["target_tokens"].shape, dtype=np.float32) for example in call.examples]
         loss_sum, num_active, metrics = 0.0, 0, []
         for part in self.parts:
             scalars = [part.loss.loss_sum, part.gradient_norm, *part.loss.metrics.values()]
             loss, norm, *values = torch.stack(scalars).tolist()
-            check_loss(loss, call, part.batch, part.logprobs)
+            check_loss(loss, call, part.batch, part.outputs)
             check_gradient_norm(norm, part.batch.indices)
-            part.batch.scatter(part.logprobs, logprobs)
+            part.batch.scatter(part.outputs, outputs)
             loss_sum += loss
             num_active += part.loss.num_active
             metrics.append(dict(zip(part.loss.metrics, values, strict=True)))
-        return PassResult(loss_sum, num_active, combine_metrics(metrics), logprobs, self.gradients)
+        gradients = None if self.gradients is None else subject.aligned(self.gradients)
+        return PassResult(loss_sum, num_active, combine_metrics(metrics), outputs, gradients)
 
 
 def _attempt(
-    adapter: Adapter, call: Pass, indices: Sequence[int], *, layout: Layout, device: Device, phases: Phases
+    subject: Subject, call: Pass, indices: Sequence[int], *, layout: Layout, device: Device, phases: Phases
 ) -> _Part | str:
     """One micro-batch; or, where memory ran out, what was said then, with all that it held given back."""
     try:
-        return _compute(adapter, call, indices, layout=layout, phases=phases)
+        return _compute(subject, call, indices, layout=layout, phases=phases)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -157,42 +160,36 @@ def _attempt(
     return said
 
 
-def _compute(adapter: Adapter, call: Pass, indices: Sequence[int], *, layout: Layout, phases: Phases) -> _Part:
-    base = adapter.layers.base
+def _compute(subject: Subject, call: Pass, indices: Sequence[int], *, layout: Layout, phases: Phases) -> _Part:
+    base = subject.adapter.layers.base
     with phases.measure("forward"):
         batch = MicroBatch.of(call.examples, indices, device=base.device, layout=layout)
-        loss, logprobs = _forward(base, call, batch)
+        loss, outputs = _forward(subject, call, batch)
     gradients, norm = None, torch.zeros_like(loss.loss_sum)
     if call.backward and batch.num_weighted:
         with phases.measure("backward"):
-            gradients = torch.autograd.grad(loss.loss_sum, adapter.parameters(), materialize_grads=True)
+            gradients = torch.autograd.grad(loss.loss_sum, subject.parameters(), materialize_grads=True)
             norm = torch.nn.utils.get_total_norm(gradients)
     loss = dataclasses.replace(loss, loss_sum=loss.loss_sum.detach())
-    return _Part(batch, logprobs, loss, norm, gradients)
+    return _Part(batch, outputs, loss, norm, gradients)
 
 
-def _forward(base: BaseModel, call: Pass, batch: MicroBatch) -> tuple[LossResult, Tensor]:
-    """The loss with its graph, and the log-probabilities without."""
-    hidden_ND = batch.hidden_states(base)
+def _forward(subject: Subject, call: Pass, batch: MicroBatch) -> tuple[LossResult, Tensor]:
+    """The loss with its graph, and the log-probabilities or values without."""
+    hidden_ND = batch.hidden_states(subject.adapter.layers.base)
     targets = batch.inputs["target_tokens"].clamp_min(0)
-    weighted, rest = slice(None, batch.num_weighted), slice(batch.num_weighted, None)
-    with_entropy = "advantages" in LOSS_TABLE[call.loss_fn].required
-    logprobs, entropy = token_logprobs(base, hidden_ND[weighted], targets[weighted], with_entropy=with_entropy)
-    with torch.no_grad():
-        rest_logprobs, _ = token_logprobs(base, hidden_ND[rest], targets[rest])
-    sequences = None
-    if LOSS_TABLE[call.loss_fn].grouping != "token":
-        sequences = batch.sequences()
+    weighted, rest, entropy = subject.outputs(hidden_ND, targets, num_weighted=batch.num_weighted)
+    sequences = batch.sequences() if subject.spec.grouping != "token" else None
     loss = compute_loss(
         call.loss_fn,
         call.config,
-        logprobs=logprobs,
+        logprobs=weighted,
         inputs=batch.weighted_inputs(),
         sequences=sequences,
         entropy_N=entropy,
         num_active=batch.num_weighted,
     )
-    return loss, torch.cat([logprobs.detach(), rest_logprobs])
+    return loss, torch.cat([weighted.detach(), rest])
 
 
 def _too_large(call: Pass, indices: Sequence[int], said: str) -> ModelError:

@@ -1,4 +1,4 @@
-"""The named losses, in plain torch: what log-probabilities cost.
+"""The named losses, in plain torch: what log-probabilities and values cost.
 
 Each is a sum over tokens, or over pairs of sequences, so that accumulating over calls is exact. What inputs and
 settings there are is said by `farstep_proto.loss_table`, the formulas are in `token_losses` and `pair_losses`; here
@@ -49,6 +49,7 @@ TOKEN_LOSSES: Mapping[str, TokenFormula] = MappingProxyType(
         "dro": token_losses.dro,
         "dppo": token_losses.dppo,
         "gspo": token_losses.gspo,
+        "value": token_losses.value,
     }
 )
 
@@ -69,7 +70,8 @@ def compute_loss(
 
     Args:
         config: settings; those left out have the defaults of the loss table.
-        logprobs: [N] or [N, K] in fp32, of `target_tokens`; anything at all where the target is ignored.
+        logprobs: [N] or [N, K] in fp32, of `target_tokens`; anything at all where the target is ignored. For a loss
+            of values these stand here instead, [N] in fp32.
         inputs: the datum's loss inputs, each of the shape of `logprobs`.
         sequences: whose tokens they are, for a loss over sequences or pairs; None: all of one sequence. Sequences 0
             and 1 are the first pair, chosen and rejected, 2 and 3 the next.
@@ -127,7 +129,9 @@ class _Given:
                     f"shape {list(inputs[key].shape)}, expected {list(logprobs.shape)}", field=f"loss_fn_inputs.{key}"
                 )
         weights = inputs.get("weights", torch.ones_like(logprobs))
-        active = (inputs["target_tokens"] != IGNORE_INDEX) & (weights != 0)
+        active = weights != 0
+        if "target_tokens" in inputs:
+            active = active & (inputs["target_tokens"] != IGNORE_INDEX)
         neutral = {
             key: torch.where(active, inputs[key], 0.0) for key in taken if key not in ("target_tokens", "weights")
         }
@@ -174,11 +178,25 @@ def _token_metrics(
         }
     if "sequence_log_ratio" in inputs:
         metrics["sequence_ratio:mean"] = inputs["sequence_log_ratio"][active_N].exp().mean()
+    if "returns" in inputs:
+        metrics |= _value_metrics(p[active_N], inputs["returns"][active_N])
     if "ref_logprobs" in inputs:
         metrics["kl_ref:mean"] = kl_to_reference(p, inputs["ref_logprobs"])[active_N].mean()
     if clipped is not None:
         metrics["clip_fraction:mean"] = clipped[active_N].to(p.dtype).mean()
     return metrics
+
+
+def _value_metrics(v_N: Tensor, returns_N: Tensor) -> dict[str, Tensor]:
+    """From the two variances comes `value:explained_variance`, when all parts are together."""
+    error_N = returns_N - v_N
+    return {
+        "value:mean": v_N.mean(),
+        "return:mean": returns_N.mean(),
+        "return:var": returns_N.var(correction=0),
+        "value_error:mean": error_N.mean(),
+        "value_error:var": error_N.var(correction=0),
+    }
 
 
 def _pair_loss(name: str, settings: Mapping[str, float], given: _Given) -> tuple[Tensor, dict[str, Tensor]]:

@@ -56,7 +56,10 @@ def layers(load: Callable[[str], BaseModel]) -> LoraLayers:
 
 @pytest.fixture
 def make_adapter() -> Callable[..., Adapter]:
-    """Makes an adapter of rank 4 and alpha 6, unless told otherwise, whose B is not zero: it changes something."""
+    """Makes an adapter of rank 4 and alpha 6, unless told otherwise, whose B is not zero: it changes something.
+
+    Nor are the magnitudes of DoRA those of the base.
+    """
 
     def make(layers: LoraLayers, *, seed: int = 1, **settings: Any) -> Adapter:
         adapter = Adapter.init(layers, LoraSpec(**{"rank": 4, "alpha": 6.0, **settings}), seed=seed)
@@ -64,6 +67,8 @@ def make_adapter() -> Callable[..., Adapter]:
         for name, tensor in adapter.state_dict().items():
             if "lora_B" in name:
                 tensor.normal_(std=0.1, generator=generator)
+            if "magnitude" in name:
+                tensor.mul_(torch.empty_like(tensor).uniform_(0.7, 1.5, generator=generator))
         return adapter
 
     return make

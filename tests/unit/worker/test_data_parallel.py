@@ -32,7 +32,7 @@ from tests.unit.worker.wire import ADAM as ADAM_REQUEST
 from tests.unit.worker.wire import Trainer, to_request
 
 ADAM = AdamSettings(1e-2, 0.9, 0.95, 1e-8, 0.01, 1.0)
-LIMITS = Limits(100_000, 4096)
+LIMITS = Limits(100_000, 4096, has_value_head=True)
 
 
 # Without processes: how work is shared out, and how it is told
@@ -84,8 +84,10 @@ def test_shares_are_balanced_by_tokens(make_pass, loss_fn, expected):
 
 @pytest.mark.parametrize("lengths", [(), (5, 1, 12)])
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_pass_arrives_as_it_was_sent(make_pass, lengths, backward):
-    call = make_pass("ppo", lengths=lengths, backward=backward, config={"clip_low_threshold": 0.7})
+@pytest.mark.parametrize("what", [("ppo", {"clip_low_threshold": 0.7}), ("value", {"clip": 0.25})])
+def test_a_pass_arrives_as_it_was_sent(make_pass, lengths, backward, what):
+    loss_fn, config = what
+    call = make_pass(loss_fn, lengths=lengths, backward=backward, config=config)
     call = call if backward else dataclasses.replace(call, adapter="start")
     arrived = read_call(to_command("run", call).execute, LIMITS)
     # a further field has to be put into `rank_messages`, the case of no data included, and compared here
@@ -153,8 +155,8 @@ class Pair:
         self.alone = alone
         self.lost = lost
 
-    def create(self, run_id, *, dropout=0.0, seed=3):
-        config = RunConfig(run_id, LoraSpec(4, dropout=dropout), seed, self.leader.base.max_seq_len)
+    def create(self, run_id, *, seed=3, **spec):
+        config = RunConfig(run_id, LoraSpec(4, **spec), seed, self.leader.base.max_seq_len)
         self.alone.create_run(config)
         return self.leader.create_run(config), self.alone.runs[run_id]
 
@@ -196,8 +198,9 @@ def assert_same_output(ours, theirs):
         assert ours.metrics[name] == pytest.approx(theirs.metrics[name], rel=1e-4, abs=1e-6), name
     assert len(ours.loss_fn_outputs) == len(theirs.loss_fn_outputs)
     for a, b in zip(ours.loss_fn_outputs, theirs.loss_fn_outputs, strict=True):
-        assert list(a.fields["logprobs"].shape) == list(b.fields["logprobs"].shape)
-        values = [np.frombuffer(output.fields["logprobs"].data, dtype=np.float32) for output in (a, b)]
+        (name,) = b.fields
+        assert list(a.fields[name].shape) == list(b.fields[name].shape)
+        values = [np.frombuffer(output.fields[name].data, dtype=np.float32) for output in (a, b)]
         np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-5)
 
 
@@ -238,6 +241,27 @@ def test_two_processes_compute_what_one_does(pair, make_pass, loss_fn, lengths):
     for adapter in ("current", "start", "base"):
         call = valid(make_pass(loss_fn, lengths=lengths, backward=False))
         call = dataclasses.replace(call, adapter=adapter)
+        a, b = pair.both(run_id, call)
+        assert_same_output(a.forward_backward, b.forward_backward)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("lengths", [(7,), (40, 3, 5, 12)])
+def test_two_processes_train_a_value_head_as_one_does(pair, make_pass, lengths):
+    """In steps of the policy alone, of values alone and of both: what has no gradient has none on any rank."""
+    run_id = f"critic-{len(lengths)}"
+    ours, theirs = pair.create(run_id, value_head=True, target_modules=("q_proj", "lm_head"))
+    for step, losses in enumerate((["ppo"], ["value"], ["value", "ppo"])):
+        for loss_fn in losses:
+            a, b = pair.both(run_id, make_pass(loss_fn, lengths=lengths, seed=step))
+            assert_same_output(a.forward_backward, b.forward_backward)
+        there = [[gradient is not None for gradient in run.gradients] for run in (ours, theirs)]
+        assert there[0] == there[1]
+        assert all(there[0]) == (len(losses) == 2)
+        pair.both(run_id, ADAM)  # compares the replicas
+    assert_close(ours.adapter.parameters(), theirs.adapter.parameters(), rtol=1e-3)
+    for adapter in ("current", "start"):
+        call = dataclasses.replace(make_pass("value", lengths=lengths, backward=False), adapter=adapter)
         a, b = pair.both(run_id, call)
         assert_same_output(a.forward_backward, b.forward_backward)
 

@@ -44,9 +44,9 @@ def tiny(tmp_path_factory):
     return load
 
 
-def warm_adapter(layers, *, dropout=0.0):
+def warm_adapter(layers, **spec):
     """The same noise for the same layers, so that every gradient is there."""
-    adapter = Adapter.init(layers, LoraSpec(4, dropout=dropout), seed=1)
+    adapter = Adapter.init(layers, LoraSpec(4, **spec), seed=1)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapter.parameters():
@@ -88,13 +88,13 @@ def test_a_packed_pass_is_the_sum_of_its_data(tiny, make_pass, kind, loss_fn):
     assert result.num_active == sum(part.num_active for part in alone)
     expected = [torch.stack(parts).sum(0) for parts in zip(*(part.gradients for part in alone), strict=True)]
     assert distance(result.gradients, [gradient.double() for gradient in expected]) <= 2e-5
-    for found, wanted in zip(result.logprobs, [array for part in alone for array in part.logprobs], strict=True):
+    for found, wanted in zip(result.outputs, [array for part in alone for array in part.outputs], strict=True):
         np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
 @pytest.mark.parametrize("loss_fn", sorted(LOSS_TABLE))
 def test_every_loss_agrees_with_plain_peft_when_packed(tiny, make_pass, loss_fn):
-    adapter = warm_adapter(tiny("embedded")[0])
+    adapter = warm_adapter(tiny("embedded")[0], value_head=loss_fn == "value")
     call = valid(make_pass(loss_fn, lengths=(5, 12, 1, 9)), adapter.layers.base.vocab_size)
     result = run_pass(adapter, call, token_budget=BUDGET, dropout_seed=0, layout="packed")
     check_against_reference(adapter, call, [result])
@@ -122,7 +122,7 @@ def test_a_forward_pass_packed(tiny, make_pass):
             for layers, layout in ((packed, "packed"), (plain, "padded"))
         )
         assert found.gradients is None
-        for a, b in zip(found.logprobs, wanted.logprobs, strict=True):
+        for a, b in zip(found.outputs, wanted.outputs, strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -138,7 +138,7 @@ def test_packed_dropout_is_by_its_seed(tiny, make_pass):
 @pytest.mark.parametrize("loss_fn", sorted(LOSS_TABLE))
 def test_nothing_is_read_back_before_the_last_micro_batch(tiny, make_pass, monkeypatch, loss_fn):
     """On a GPU each of these would make the host wait. (Only the loop by sequence reads where sequences begin.)"""
-    adapter = warm_adapter(tiny("llama")[0], dropout=0.1)
+    adapter = warm_adapter(tiny("llama")[0], dropout=0.1, use_dora=True, value_head=loss_fn == "value")
     call = valid(make_pass(loss_fn, lengths=LENGTHS), adapter.layers.base.vocab_size)
     compute, result_of, waited = gradients._compute, gradients._Total.result, []
 
@@ -148,9 +148,9 @@ def test_nothing_is_read_back_before_the_last_micro_batch(tiny, make_pass, monke
                 patch.setattr(torch.Tensor, name, lambda tensor, *args, name=name: pytest.fail(f"{name} waits"))
             return compute(*args, **kwargs)
 
-    def counted(total, call):
+    def counted(total, *args):
         waited.append(len(total.parts))
-        return result_of(total, call)
+        return result_of(total, *args)
 
     monkeypatch.setattr(gradients, "_compute", guarded)
     monkeypatch.setattr(gradients._Total, "result", counted)
