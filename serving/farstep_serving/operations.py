@@ -3,15 +3,19 @@
 The table decides nothing about when work runs; it remembers what was submitted and what came of it. It
 lives on the event loop: other threads hand their outcomes over with `loop.call_soon_threadsafe`.
 
+What is acknowledged is kept a little longer, for a submission whose answer was lost and which is repeated only then,
+and for people who look; so little of it that a server's memory does not grow with the operations it has done.
+
 Invariant: an id that was opened is either pending, or holds exactly one outcome, until it expires.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import uuid
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -25,13 +29,15 @@ MAX_POLL_S = 60.0
 
 @dataclass(slots=True)
 class _Entry:
-    client_id: str
+    """There may be thousands: an entry that nobody waits for costs its outcome and some 400 bytes."""
+
+    clients: tuple[str, ...]  # who submitted it and has not acknowledged its outcome
     verb: str
     digest: bytes
     state: pb.OperationState
     outcome: bytes = b""  # a serialized Operation, once there is one
     expires_at: float = float("inf")
-    done: asyncio.Event = field(default_factory=asyncio.Event)
+    done: asyncio.Event | None = None  # once somebody waits for this one alone
 
 
 @dataclass(slots=True)
@@ -48,8 +54,8 @@ class OperationTable:
     """All operations of one server.
 
     Args:
-        retention_s: how long an acknowledged outcome can still be asked for.
-        max_retained_bytes: acknowledged outcomes beyond this size are dropped, oldest first.
+        retention_s: how long an acknowledged outcome can still be asked for, if there are not too many:
+        max_retained, max_retained_bytes: acknowledged outcomes beyond these are dropped, oldest first.
         unclaimed_s: how long an outcome is kept that nobody ever acknowledges.
         queue_place: tells how many operations are before a queued one.
     """
@@ -59,19 +65,21 @@ class OperationTable:
         *,
         retention_s: float = 3600.0,
         unclaimed_s: float = 86_400.0,
-        max_retained_bytes: int = 64 << 20,
+        max_retained: int = 4096,
+        max_retained_bytes: int = 32 << 20,
         queue_place: Callable[[str], int] = lambda operation_id: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.instance_id = uuid.uuid4().hex
         self._retention_s = retention_s
         self._unclaimed_s = unclaimed_s
+        self._max_retained = max_retained
         self._max_retained_bytes = max_retained_bytes
         self._queue_place = queue_place
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
         self._channels: dict[str, _Channel] = {}
-        self._acked: OrderedDict[str, None] = OrderedDict()
+        self._acked: deque[str] = deque()
         self._acked_bytes = 0
         self._unclaimed: OrderedDict[str, None] = OrderedDict()
         self._draining = False
@@ -83,25 +91,30 @@ class OperationTable:
             Conflict: the id is there with other content.
             Draining: the server takes nothing new.
         """
-        if self.knows(operation_id, digest):
+        if self.repeats(operation_id, digest, client_id=client_id):
             return False
         if self._draining:
             raise Draining("the server is shutting down", retry_after_s=5.0)
         self._expire()
-        self._entries[operation_id] = _Entry(client_id, verb, digest, pb.OPERATION_STATE_QUEUED)
+        self._entries[operation_id] = _Entry((client_id,), sys.intern(verb), digest, pb.OPERATION_STATE_QUEUED)
         self._channel(client_id).num_pending += 1
         return True
 
-    def knows(self, operation_id: str, digest: bytes) -> bool:
-        """Whether a submission is there, with the same content.
+    def repeats(self, operation_id: str, digest: bytes, *, client_id: str) -> bool:
+        """Whether a submission is there, with the same content; then its outcome goes to this client as well.
 
         Raises:
             Conflict: the id is there with other content.
         """
         known = self._entries.get(operation_id)
-        if known is not None and known.digest != digest:
+        if known is None:
+            return False
+        if known.digest != digest:
             raise Conflict(f"{operation_id} was submitted before with different content", field="seq")
-        return known is not None
+        if client_id not in known.clients:
+            known.clients += (client_id,)
+            self._tell(client_id, operation_id, known)
+        return True
 
     def set_running(self, operation_id: str) -> None:
         self._entries[operation_id].state = pb.OPERATION_STATE_RUNNING
@@ -115,12 +128,12 @@ class OperationTable:
         entry.state = outcome.state
         entry.outcome = outcome.SerializeToString()
         entry.expires_at = self._clock() + self._unclaimed_s
-        entry.done.set()
+        if entry.done is not None:
+            entry.done.set()
         self._unclaimed[operation_id] = None
-        channel = self._channel(entry.client_id)
-        channel.num_pending -= 1
-        channel.undelivered[operation_id] = None
-        channel.changed.set()
+        for client_id in entry.clients:
+            self._channel(client_id).num_pending -= 1
+            self._tell(client_id, operation_id, entry)
 
     def fail(self, operation_id: str, error: common_pb2.Error) -> None:
         self.finish(operation_id, pb.Operation(state=pb.OPERATION_STATE_FAILED, error=error))
@@ -164,6 +177,7 @@ class OperationTable:
         """
         entry = self._entry(operation_id)
         if not entry.outcome and not self._draining:
+            entry.done = entry.done or asyncio.Event()
             await _wait(entry.done, min(wait_s, MAX_POLL_S))
         if entry.outcome:
             return pb.Operation.FromString(entry.outcome)
@@ -176,7 +190,8 @@ class OperationTable:
         for channel in self._channels.values():
             channel.changed.set()
         for entry in self._entries.values():
-            entry.done.set()
+            if entry.done is not None:
+                entry.done.set()
 
     def _entry(self, operation_id: str) -> _Entry:
         entry = self._entries.get(operation_id)
@@ -186,6 +201,15 @@ class OperationTable:
 
     def _channel(self, client_id: str) -> _Channel:
         return self._channels.setdefault(client_id, _Channel())
+
+    def _tell(self, client_id: str, operation_id: str, entry: _Entry) -> None:
+        """Has a client hear of an outcome, now or when there is one."""
+        channel = self._channel(client_id)
+        if entry.outcome:
+            channel.undelivered[operation_id] = None
+            channel.changed.set()
+        else:
+            channel.num_pending += 1
 
     def _forget_if_idle(self, client_id: str, channel: _Channel) -> None:
         if not (channel.num_pending or channel.undelivered or channel.num_polls):
@@ -205,33 +229,38 @@ class OperationTable:
         expires_at = self._clock() + self._retention_s
         for operation_id in operation_ids:
             entry = self._entries.get(operation_id)
-            if entry is None or entry.client_id != client_id or operation_id not in channel.undelivered:
+            if entry is None or operation_id not in channel.undelivered:
                 continue
             del channel.undelivered[operation_id]
-            self._unclaimed.pop(operation_id)
-            entry.expires_at = expires_at
-            self._acked[operation_id] = None
+            entry.clients = tuple(each for each in entry.clients if each != client_id)
+            if entry.clients or operation_id not in self._unclaimed:
+                continue
+            del self._unclaimed[operation_id]
+            entry.expires_at, entry.done = expires_at, None
+            self._acked.append(operation_id)
             self._acked_bytes += len(entry.outcome)
 
     def _expire(self) -> None:
         """Drops what has been kept long enough; amortized constant work a call."""
         now = self._clock()
         while self._acked:
-            operation_id = next(iter(self._acked))
-            entry = self._entries[operation_id]
-            if entry.expires_at > now and self._acked_bytes <= self._max_retained_bytes:
+            entry = self._entries[self._acked[0]]
+            is_too_much = len(self._acked) > self._max_retained or self._acked_bytes > self._max_retained_bytes
+            if entry.expires_at > now and not is_too_much:
                 break
-            del self._acked[operation_id]
             self._acked_bytes -= len(entry.outcome)
-            del self._entries[operation_id]
+            self._drop(self._acked.popleft())
         while self._unclaimed:
             operation_id = next(iter(self._unclaimed))
             entry = self._entries[operation_id]
             if entry.expires_at > now:
                 break
             del self._unclaimed[operation_id]
-            self._channel(entry.client_id).undelivered.pop(operation_id, None)
-            del self._entries[operation_id]
+            self._drop(operation_id)
+
+    def _drop(self, operation_id: str) -> None:
+        for client_id in self._entries.pop(operation_id).clients:
+            self._channel(client_id).undelivered.pop(operation_id, None)
 
 
 async def _wait(event: asyncio.Event, wait_s: float) -> None:

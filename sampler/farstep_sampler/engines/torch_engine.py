@@ -24,8 +24,8 @@ import torch
 
 from farstep_model.adapter import Adapter
 from farstep_model.load import BaseModel
-from farstep_model.packed import pack
-from farstep_proto.errors import ModelError
+from farstep_model.prepared import prepare
+from farstep_proto.errors import ApiError, ModelError
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.context import CHUNK_MULTIPLE, Chunk, Context, prepare_look
 from farstep_sampler.engines.decode_batch import DecodeBatch
@@ -82,7 +82,7 @@ class TorchEngine:
         budget_tokens: int,
         prefix_tokens: int | None = None,
     ) -> None:
-        pack(adapters.layers)
+        prepare(adapters.layers)
         shape = KVShape.of(base)
         self._base = base
         self._adapters = adapters
@@ -247,6 +247,8 @@ class TorchEngine:
             with self._decoder.active(batch.state.slots):
                 hidden_RD = self._decoder.hidden_states(batch.state.tokens, batch.state.positions, batch.parts())
                 logits_RV = self._base.logits(hidden_RD)
+            if batch.state.controls is not None:
+                batch.state.controls.apply(logits_RV)
             uniforms_R = batch.state.pad([sequence.draws.next() for sequence in batch.sequences])
             sampled = sample(logits_RV, batch.state.settings, uniforms_R, topk=batch.state.num_topk)
             tokens, logprobs = sampled.tokens.tolist(), sampled.logprobs.tolist()
@@ -280,11 +282,12 @@ class TorchEngine:
     ) -> list[Finished]:
         """Gives every running sequence its token; those that end leave their rows."""
         ended: list[Sequence] = []
-        broken: dict[Group, None] = {}
+        broken: dict[Group, ApiError] = {}
         for row, sequence in enumerate(sequences):
             group = sequence.group
             if np.isnan(logprobs[row]):
-                broken[group] = None
+                failure = sequence.controls.failure if sequence.controls is not None else None
+                broken[group] = failure or _not_finite()
                 continue
             if num_topk := group.job.num_topk:
                 sequence.topk_ids.append(topk.ids[row, :num_topk])
@@ -300,7 +303,7 @@ class TorchEngine:
             del self._scheduler.running[sequence]
         self._free(ended)
         done = dict.fromkeys(s.group for s in ended if len(s.group.finished) == s.group.job.num_samples)
-        return [self._finish(group) for group in done] + [self._fail(group, _not_finite()) for group in broken]
+        return [self._finish(group) for group in done] + [self._fail(group, error) for group, error in broken.items()]
 
     def _remember(self, sequence: Sequence) -> None:
         """Keeps what a sequence has computed, for a prompt that goes on from it."""
