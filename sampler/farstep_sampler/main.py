@@ -31,6 +31,8 @@ from farstep_serving.process import announce, bind, exit_with_parent, serve, set
 
 log = logging.getLogger(__name__)
 
+_PREFIX_SHARE = 5  # one part in so many of the KV cache keeps what earlier requests left
+
 
 @dataclass(frozen=True, slots=True)
 class SamplerConfig:
@@ -85,8 +87,9 @@ def make_replica(config: SamplerConfig) -> Replica:
     """
     base = load_base_model(config.model, device=config.device)
     adapters = AdapterTable(LoraLayers.install(base), num_slots=config.resident_versions)
-    budget = config.cache_tokens or cache_budget(base, max_rows=config.max_rows)
-    engine = TorchEngine(base, adapters, max_rows=config.max_rows, budget_tokens=budget)
+    cached = config.cache_tokens or cache_budget(base, max_rows=config.max_rows)
+    budget = max(1, cached - cached // _PREFIX_SHARE)
+    engine = TorchEngine(base, adapters, max_rows=config.max_rows, budget_tokens=budget, prefix_tokens=cached - budget)
     feed = None
     if config.feed:
         feed = FeedConfig(config.feed, config.api_key, subscriber=f"{socket.gethostname()}:{os.getpid()}")

@@ -41,6 +41,10 @@ class Group:
     prompt_logprobs: FloatArray | None = None
     prompt_topk: Topk | None = None
     finished: dict[int, SampleSequence] = field(default_factory=dict)
+    first_version: int = field(init=False)  # the one that the answer names
+
+    def __post_init__(self) -> None:
+        self.first_version = self.version
 
     @property
     def num_unstarted(self) -> int:

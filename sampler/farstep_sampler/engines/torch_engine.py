@@ -351,7 +351,7 @@ def _sample_sequence(sequence: Sequence, stop_reason: str) -> SampleSequence:
     topk = None
     if sequence.group.job.num_topk:
         topk = Topk(np.stack(sequence.topk_ids).astype(np.int32), np.stack(sequence.topk_logprobs))
-    versions = sequence.versions if len(set(sequence.versions)) > 1 else []
+    versions = sequence.versions if set(sequence.versions) != {sequence.group.first_version} else []
     return SampleSequence(sequence.tokens, sequence.logprobs, stop_reason, topk, versions)
 
 
