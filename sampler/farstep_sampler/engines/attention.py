@@ -32,7 +32,8 @@ _LEAST_QUERIES = 4
 class Part(Protocol):
     """Tokens of a pass that are attended to in one go, one after another in the batch."""
 
-    num_tokens: int
+    @property
+    def num_tokens(self) -> int: ...
 
     def write(self, layer: int, key_NHD: Tensor, value_NHD: Tensor) -> None: ...
 

@@ -104,8 +104,8 @@ class KVRows:
         targets = self.start([cell.sequence for cell in cells], old.room + 1)
         new = targets[0].slab
         sources_N, targets_N = self._rows(cells), self._rows(targets)
-        for source, target in zip(old.arrays, new.arrays, strict=True):
-            target[targets_N, :, : old.room] = source[sources_N]
+        for before, after in zip(old.arrays, new.arrays, strict=True):
+            after[targets_N, :, : old.room] = before[sources_N]
         self.end(cells)
         for cell, target in zip(cells, targets, strict=True):
             cell.slab, cell.row = new, target.row

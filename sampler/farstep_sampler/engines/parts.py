@@ -76,4 +76,5 @@ class ChunkPart:
             )
         query = query_HMTD.flatten(1, 2)[None]
         out = rule.attend(query, keys_HSD[None], values_HSD[None], self._biases[rule.window])[0]
-        return out.unflatten(1, (shared, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+        out_THMD = out.view(*query_HMTD.shape[:3], -1).permute(2, 0, 1, 3)
+        return out_THMD.flatten(1, 2)
