@@ -15,7 +15,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from farstep_proto.errors import Conflict, InvalidInput
-from farstep_worker.operations import operation_id
+from farstep_worker.operations import operation_id, split_operation_id
 from farstep_worker.submission import Call, Pass
 
 MAX_PARTS = 10_000
@@ -118,6 +118,13 @@ class Assembler:
             return False
         self.num_bytes -= assembly.num_bytes
         return True
+
+    def forget_run(self, run_id: str) -> list[str]:
+        """Drops what came of a run's operations; returns the ids of those that were not complete."""
+        dropped = [wanted for wanted in self._open if split_operation_id(wanted)[0] == run_id]
+        for wanted in dropped:
+            self.forget(wanted)
+        return dropped
 
     def _close(self, wanted: str) -> Assembled:
         assembly = self._open[wanted]

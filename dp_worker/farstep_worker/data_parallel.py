@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -79,21 +80,41 @@ class LeadingExecutor(Executor):
         super().__init__(layers, store, token_budget=token_budget)
         self._group = group
         self._followers = range(1, group.world)
+        self._untold: deque[ranks_pb2.RankCommand] = deque()
 
     def create_run(self, config: RunConfig) -> Run:
-        """Raises RankDied, and whatever is wrong with the configuration."""
+        """The others hear of it before the first call that needs them: none of them can be spoken to during a pass.
+
+        Raises RankDied, and whatever is wrong with the configuration.
+        """
+        self._group.check_whole()
         run = super().create_run(config)
-        command = to_creation(config, base_model=self.base.name)
-        for rank in self._followers:
-            self._group.send(rank, command)
-        self._check_equal(ranks_pb2.RankReport(checksum=checksum(run.adapter)))
+        self._untold.append(to_creation(config, base_model=self.base.name))
         return run
+
+    def delete_run(self, run_id: str) -> None:
+        super().delete_run(run_id)
+        self._untold.append(ranks_pb2.RankCommand(forget_run=run_id))
+
+    def _tell(self) -> None:
+        """Has the others create and drop what rank 0 has created and dropped, in the same order; raises RankDied."""
+        while self._untold:
+            command = self._untold.popleft()
+            for rank in self._followers:
+                self._group.send(rank, command)
+            run = self.runs.get(command.create_run.run_id) if command.HasField("create_run") else None
+            if run is None:  # dropped, or created and gone since
+                for rank in self._followers:
+                    self._group.receive(rank, ranks_pb2.RankReport)
+            else:
+                self._check_equal(ranks_pb2.RankReport(checksum=checksum(run.adapter)))
 
     def _outcome(self, run_id: str, call: Call, phases: Phases) -> Outcome:
         if not isinstance(call, ReplicatedCall) or run_id not in self.runs:
             # a pass is shared out where it is computed; files and policies are of this process alone
             return super()._outcome(run_id, call, phases)
         try:
+            self._tell()
             for rank in self._followers:
                 self._group.send(rank, to_command(run_id, call))
             outcome = super()._outcome(run_id, call, phases)
@@ -106,6 +127,7 @@ class LeadingExecutor(Executor):
     def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
         mine, *others = shares(call, self._group.world)
         with phases.measure("exchange"):
+            self._tell()
             for rank, share in enumerate(others, start=1):
                 self._group.send(rank, to_command(run.config.run_id, share.call))
         failure: Exception | None = None
@@ -155,6 +177,9 @@ class FollowingExecutor(Executor):
                 request, base_model=base.name, max_seq_len=limit, default_run_id="", default_seed=request.seed
             )
             return ranks_pb2.RankReport(checksum=checksum(self.create_run(config).adapter))
+        if command.HasField("forget_run"):
+            self.delete_run(command.forget_run)
+            return ranks_pb2.RankReport()
         run = self.runs[command.execute.run_id]
         call = read_call(command.execute, Limits(base.vocab_size, run.config.max_seq_len))
         outcome = self.execute(run.config.run_id, call)

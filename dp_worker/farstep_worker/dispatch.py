@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import torch
 
-from farstep_proto.errors import Conflict, Draining, ModelError, NotFound
+from farstep_proto.errors import Draining, ModelError
 from farstep_proto.paths import Verb
 from farstep_proto.v1 import operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
@@ -31,7 +30,8 @@ from farstep_worker.assembly import Address, Assembler, digest_of
 from farstep_worker.executor import Executor, Outcome
 from farstep_worker.feed import PolicyFeed
 from farstep_worker.operations import GAP_WAIT_S, OperationQueue, QueueLimits, Work, operation_id
-from farstep_worker.runs import Run, RunConfig, read_config
+from farstep_worker.registry import DEFAULT_MAX_RUNS, RunRegistry
+from farstep_worker.runs import Run
 from farstep_worker.submission import Call, Limits
 from farstep_worker.telemetry import SpanWriter, Telemetry
 
@@ -59,16 +59,17 @@ class Dispatcher:
         *,
         feed: PolicyFeed,
         num_threads: int,
+        max_runs: int = DEFAULT_MAX_RUNS,
         limits: QueueLimits | None = None,
         gap_wait_s: float = GAP_WAIT_S,
         spans: SpanWriter | None = None,
     ) -> None:
         self._executor = executor
         self._feed = feed
+        self.registry = RunRegistry(executor, max_runs=max_runs)
         self._queue = OperationQueue(limits=limits, gap_wait_s=gap_wait_s)
         self._assembler = Assembler()
         self._changed = asyncio.Event()
-        self._creating = asyncio.Lock()
         self._running: Work | None = None
         self._left: list[Work] = []
         self._drained: asyncio.Task[None] | None = None
@@ -97,18 +98,22 @@ class Dispatcher:
             started = time.monotonic()
             outcome = await self._on_torch(partial(self._executor.execute, work.run_id, work.call))
             self._running = None
-            self._finish(work, outcome)
-            self._record(work, outcome, started=started)
+            self._finish(work, outcome, started=started)
         self._fail_left()  # in the same breath, so that one poll brings all
 
     async def _on_torch(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
-    def _finish(self, work: Work, outcome: Outcome) -> None:
+    def _finish(self, work: Work, outcome: Outcome, *, started: float) -> None:
+        if self.registry.is_deleted(work.run_id):
+            self.registry.remove(work.run_id)
+            self._drop(work.operation_id, "deleted")
+            return
         if outcome.policy is not None:
             self._feed.offer(outcome.policy)
         if self.table.is_pending(work.operation_id):  # else the drain gave it up
             self.table.finish(work.operation_id, outcome.operation)
+        self._record(work, outcome, started=started)
 
     def _record(self, work: Work, outcome: Outcome, *, started: float) -> None:
         arrival = self._arrivals.pop(work.operation_id)
@@ -131,7 +136,7 @@ class Dispatcher:
 
     def _gauges(self) -> dict[str, float]:
         return {
-            "farstep_runs": len(self._executor.runs),
+            "farstep_runs": len(self.registry.runs),
             "farstep_queued_operations": self._queue.num_operations,
             "farstep_queued_bytes": self._queue.num_bytes,
             "farstep_running_operations": int(self.is_computing),
@@ -159,45 +164,42 @@ class Dispatcher:
 
     # Runs
 
-    @property
-    def runs(self) -> list[Run]:
-        return list(self._executor.runs.values())
-
-    def run(self, run_id: str) -> Run:
-        """Raises NotFound for a run that is not here."""
-        run = self._executor.runs.get(run_id)
-        if run is None:
-            raise NotFound(f"no run {run_id!r} on this trainer", field="run_id")
-        return run
-
     def describe(self, run: Run) -> pb.Run:
         next_seq = self._queue.first_free_seq(run.config.run_id)
         return run.to_proto(vocab_size=self._executor.base.vocab_size, next_seq=next_seq)
 
     async def create_run(self, request: pb.CreateRunRequest) -> pb.Run:
-        """A run by its id, made if it is not there yet.
+        """A run by its id, made if it is not there yet; waits for no operation.
 
         Raises:
-            InvalidInput: naming the field.
-            Conflict: it is there with another configuration.
+            InvalidInput, Conflict: as the registry does.
             Draining: the server takes nothing new.
         """
-        base = self._executor.base
-        async with self._creating:
-            known = self._executor.runs.get(request.run_id)
-            config = read_config(
-                request,
-                base_model=base.name,
-                max_seq_len=base.max_seq_len,
-                default_run_id=f"run-{secrets.token_hex(6)}",
-                default_seed=secrets.randbits(31) if known is None else known.config.seed,
-            )
-            if known is not None:
-                _check_same(known.config, config)
-                return self.describe(known)
-            if self._queue.is_closed:
-                raise Draining("the server is shutting down", retry_after_s=5.0)
-            return self.describe(await self._on_torch(partial(self._executor.create_run, config)))
+        if self._queue.is_closed:
+            raise Draining("the server is shutting down", retry_after_s=5.0)
+        return self.describe(await self.registry.create(request))
+
+    def delete_run(self, run_id: str) -> None:
+        """Ends a run at once: what waits or runs of it fails; its checkpoints stay. Again does nothing.
+
+        An operation that is being computed ends first, unheard, and its memory is free after that.
+
+        Raises:
+            NotFound: there was never such a run.
+        """
+        if not self.registry.hide(run_id):
+            return
+        for work in self._queue.forget(run_id):
+            self._drop(work.operation_id, "deleted")
+            self.table.fail(work.operation_id, _deleted(run_id).to_proto())
+        for wanted in self._assembler.forget_run(run_id):
+            del self._arrivals[wanted]
+        self._feed.forget(run_id)
+        self.telemetry.forget(run_id)
+        if self._running is not None and self._running.run_id == run_id:
+            self.table.fail(self._running.operation_id, _deleted(run_id).to_proto())
+        else:
+            self.registry.remove(run_id)
 
     def limits(self, run: Run) -> Limits:
         return Limits(self._executor.base.vocab_size, run.config.max_seq_len)
@@ -260,6 +262,7 @@ class Dispatcher:
     def _enter(self, address: Address, verb: str, call: Call, *, digest: bytes, num_bytes: int, client_id: str) -> None:
         """All or nothing: whatever can refuse comes first, and nothing here waits."""
         now = time.monotonic()
+        self.registry.find(address.run_id)  # it may have been deleted while this came in
         self._queue.check_seq(address.run_id, address.seq)
         self.check_room(address, num_bytes=num_bytes)
         assembled = self._assembler.add(address, call, digest=digest, num_bytes=num_bytes, now=now)
@@ -296,10 +299,13 @@ class Dispatcher:
         self._fail_left()
         self.table.drain()
         self._thread.shutdown(wait=False)
+        self.registry.close()
 
     def _fail_left(self) -> None:
         for work in self._left:
             error = Draining(f"the server stopped before {work.operation_id} was done")
+            if not self.table.is_pending(work.operation_id):
+                continue  # its run was deleted while it was computed
             self.table.fail(work.operation_id, error.to_proto())
         self._left = []
 
@@ -311,12 +317,9 @@ def _end_if_failed(task: asyncio.Task[None]) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
-def _check_same(known: RunConfig, asked: RunConfig) -> None:
-    for field in fields(known):
-        here, there = getattr(known, field.name), getattr(asked, field.name)
-        if here != there:
-            raise Conflict(
-                f"run {known.run_id} is there with {field.name} {here}, not {there}",
-                field=field.name,
-                hint="choose another run_id",
-            )
+def _deleted(run_id: str) -> ModelError:
+    return ModelError(
+        f"run {run_id} was deleted before this was done",
+        error_class="RunDeletedError",
+        hint="its checkpoints are still there: create a run from one of them",
+    )

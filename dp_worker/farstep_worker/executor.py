@@ -1,4 +1,4 @@
-"""What each verb does to a run. All of it happens on the torch thread, one call at a time.
+"""What each verb does to a run. All of it happens on the torch thread, one call at a time; runs are made on any.
 
 It knows neither HTTP nor the queue: a call goes in, an outcome comes out. Whatever goes wrong in a call
 becomes its outcome; the next call finds the run as it was before.
@@ -63,9 +63,14 @@ class Executor:
         return self._layers.base
 
     def create_run(self, config: RunConfig) -> Run:
+        """On any thread, also while another run's call is computed: a fresh adapter comes of its seed alone."""
         run = Run.start(self._layers, config)
         self.runs[config.run_id] = run
         return run
+
+    def delete_run(self, run_id: str) -> None:
+        """On any thread, once no call of the run is computed."""
+        self.runs.pop(run_id, None)
 
     def execute(self, run_id: str, call: Call) -> Outcome:
         """Runs one call to its end; never raises."""

@@ -28,6 +28,7 @@ from farstep_worker.feed import FeedServer, PolicyFeed
 from farstep_worker.lead import Ending, GroupSettings, leading
 from farstep_worker.memory import settle_memory
 from farstep_worker.ranks import device_of
+from farstep_worker.registry import DEFAULT_MAX_RUNS
 from farstep_worker.server import DEFAULT_MAX_REQUEST_BYTES, TrainerApi, make_server
 from farstep_worker.telemetry import SpanWriter
 
@@ -53,6 +54,7 @@ class WorkerConfig:
     nproc: int
     token_budget: int | None
     max_request_bytes: int
+    max_runs: int
     num_threads: int
     spans: SpanWriter | None
     ends_with_parent: bool
@@ -92,6 +94,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     parser.add_argument("--nproc", type=_positive, default=1, help="processes that train together, a GPU each")
     parser.add_argument("--token-budget", type=_positive, help="padded tokens of a micro-batch")
     parser.add_argument("--max-request-bytes", type=_positive, default=DEFAULT_MAX_REQUEST_BYTES)
+    parser.add_argument("--max-runs", type=_positive, default=DEFAULT_MAX_RUNS, help="more are refused")
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     flags = parser.parse_args(argv)
@@ -107,6 +110,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         nproc=flags.nproc,
         token_budget=flags.token_budget,
         max_request_bytes=flags.max_request_bytes,
+        max_runs=flags.max_runs,
         num_threads=max(1, _num_threads(os.environ.get("OMP_NUM_THREADS")) // flags.nproc),
         spans=_spans(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
         ends_with_parent=flags.exit_with_parent,
@@ -151,7 +155,9 @@ def make_executor(config: WorkerConfig) -> Executor:
 async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.socket) -> None:
     """Serves until a signal; then lets the running operation finish within the time there is."""
     feed = PolicyFeed(config.keys)
-    dispatcher = Dispatcher(executor, feed=feed, num_threads=config.num_threads, spans=config.spans)
+    dispatcher = Dispatcher(
+        executor, feed=feed, num_threads=config.num_threads, max_runs=config.max_runs, spans=config.spans
+    )
     api = TrainerApi(executor.base, dispatcher, executor.store, max_request_bytes=config.max_request_bytes)
     app = make_server(api, keys=config.keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
 

@@ -192,6 +192,15 @@ class OperationQueue:
         earlier = max(0, min(seq - own.next_seq, own.num_live - 1))
         return earlier + sum(min(earlier + 1, line.num_live) for line in self._lines.values() if line is not own)
 
+    def forget(self, run_id: str) -> list[Work]:
+        """Drops a run with all that waits of it, which is returned. Its numbers are free again."""
+        line = self._lines.pop(run_id, None)
+        left = [] if line is None else list(line.live())
+        for work in left:
+            self._num_operations -= 1
+            self._num_bytes -= work.num_bytes
+        return left
+
     def close(self) -> list[Work]:
         """Takes nothing from now on, and returns what will not run."""
         self._closed = True

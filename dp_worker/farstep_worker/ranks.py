@@ -116,6 +116,11 @@ class RankGroup:
         with self._peers():
             dist.all_reduce(tensor)
 
+    def check_whole(self) -> None:
+        """Raises RankDied where a peer is known to be lost."""
+        if self._lost is not None:
+            raise RankDied(self._lost)
+
     def lose(self, reason: str) -> RankDied:
         """Gives the group up: the error to raise now, and by every call from now on."""
         if self._lost is None:
@@ -130,8 +135,7 @@ class RankGroup:
 
     @contextmanager
     def _peers(self) -> Iterator[None]:
-        if self._lost is not None:
-            raise RankDied(self._lost)
+        self.check_whole()
         try:
             yield
         except RuntimeError as error:
