@@ -119,12 +119,10 @@ class Assembler:
         self.num_bytes -= assembly.num_bytes
         return True
 
-    def forget_run(self, run_id: str) -> list[str]:
-        """Drops what came of a run's operations; returns the ids of those that were not complete."""
-        dropped = [wanted for wanted in self._open if split_operation_id(wanted)[0] == run_id]
-        for wanted in dropped:
+    def forget_run(self, run_id: str) -> None:
+        """Drops what came of a run's operations that are not complete."""
+        for wanted in [key for key in self._open if split_operation_id(key)[0] == run_id]:
             self.forget(wanted)
-        return dropped
 
     def _close(self, wanted: str) -> Assembled:
         assembly = self._open[wanted]

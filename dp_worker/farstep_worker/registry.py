@@ -83,10 +83,6 @@ class RunRegistry:
     def is_deleted(self, run_id: str) -> bool:
         return run_id in self._deleted
 
-    def remove(self, run_id: str) -> None:
-        """Ends a hidden run, once none of its operations runs."""
-        self._executor.delete_run(run_id)
-
     def close(self) -> None:
         self._thread.shutdown(wait=False)
 

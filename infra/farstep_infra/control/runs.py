@@ -44,7 +44,11 @@ class Runs:
 
     async def mark_lost(self) -> None:
         """At the start of a control plane: what an earlier one had running has ended with it."""
-        lost = update(RunRow).where(RunRow.state.not_in(("failed", "deleted"))).values(state="failed", message=_AFTER_RESTART)
+        lost = (
+            update(RunRow)
+            .where(RunRow.state.not_in(("failed", "deleted")))
+            .values(state="failed", message=_AFTER_RESTART)
+        )
         async with self._db.transaction() as db:
             await db.execute(lost)
 

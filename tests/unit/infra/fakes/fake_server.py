@@ -71,7 +71,12 @@ async def run(role: str, arguments: argparse.Namespace) -> None:
 
     async def asked(request):
         names = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")
-        facts = {"deleted": deleted, "argv": sys.argv[1:], "env": {name: os.environ[name] for name in names}, **vars(arguments)}
+        facts = {
+            "deleted": deleted,
+            "argv": sys.argv[1:],
+            "env": {name: os.environ[name] for name in names},
+            **vars(arguments),
+        }
         return PlainTextResponse(json.dumps(facts))
 
     deleted: list[str] = []
