@@ -157,10 +157,10 @@ class Dispatcher:
             return
         self._queue.forget(run_id)
         self._assembler.forget_run(run_id)
-        for operation_id in self._arrivals.of_run(run_id):
-            self._arrivals.dropped(operation_id, "deleted")
-            if self.table.is_pending(operation_id):  # else some of its parts are missing
-                self.table.fail(operation_id, _deleted(run_id).to_proto())
+        for wanted in self._arrivals.of_run(run_id):
+            self._arrivals.dropped(wanted, "deleted")
+            if self.table.is_pending(wanted):  # else some of its parts are missing
+                self.table.fail(wanted, _deleted(run_id).to_proto())
         self._feed.forget(run_id)
         self.telemetry.forget(run_id)
         self._torch.post(partial(self._executor.delete_run, run_id))
