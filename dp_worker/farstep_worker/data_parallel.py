@@ -29,6 +29,7 @@ from farstep_proto.errors import ApiError
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.tensors import tensor_from_proto
 from farstep_proto.v1 import common_pb2, operations_pb2, ranks_pb2
+from farstep_worker.evicted import EvictedRuns
 from farstep_worker.executor import Executor, Outcome, failed
 from farstep_worker.gradients import PassResult
 from farstep_worker.phases import Phases
@@ -76,8 +77,17 @@ class Discarded(ApiError):
 class LeadingExecutor(Executor):
     """The executor of rank 0: the others have heard of a call, and done it, when it has an outcome."""
 
-    def __init__(self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int, group: RankGroup) -> None:
-        super().__init__(layers, store, token_budget=token_budget)
+    def __init__(
+        self,
+        layers: LoraLayers,
+        store: CheckpointStore,
+        *,
+        token_budget: int,
+        group: RankGroup,
+        evicted: EvictedRuns | None = None,
+        run_memory_bytes: int | None = None,
+    ) -> None:
+        super().__init__(layers, store, token_budget=token_budget, evicted=evicted, run_memory_bytes=run_memory_bytes)
         self._group = group
         self._followers = range(1, group.world)
         self._untold: deque[ranks_pb2.RankCommand] = deque()
@@ -96,14 +106,26 @@ class LeadingExecutor(Executor):
         super().delete_run(run_id)
         self._untold.append(ranks_pb2.RankCommand(forget_run=run_id))
 
+    def evict(self, run: Run) -> Mapping[str, Tensor]:
+        self._untold.append(ranks_pb2.RankCommand(evict_run=run.config.run_id))
+        return super().evict(run)
+
+    def restore(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+        """The others get what rank 0 has kept; raises RankDied."""
+        super().restore(run, tensors)
+        self._untold.append(ranks_pb2.RankCommand(restore_run=run.config.run_id))
+        self._tell()
+
     def _tell(self) -> None:
-        """Has the others create and drop what rank 0 has created and dropped, in the same order; raises RankDied."""
+        """Has the others create, drop, evict and restore what rank 0 has, in the same order; raises RankDied."""
         while self._untold:
             command = self._untold.popleft()
             for rank in self._followers:
                 self._group.send(rank, command)
-            run = self.runs.get(command.create_run.run_id) if command.HasField("create_run") else None
-            if run is None:  # dropped, or created and gone since
+            run = self.runs.get(command.create_run.run_id or command.restore_run)
+            if command.HasField("restore_run") and run is not None:
+                self._group.hand_out(run.tensors().values())
+            if run is None or run.away is not None:  # dropped or evicted, be it after it was created
                 for rank in self._followers:
                     self._group.receive(rank, ranks_pb2.RankReport)
             else:
@@ -114,12 +136,13 @@ class LeadingExecutor(Executor):
             # a pass is shared out where it is computed; files and policies are of this process alone
             return super()._outcome(run_id, call, phases)
         try:
+            self._resident(run_id, phases)
             self._tell()
             for rank in self._followers:
                 self._group.send(rank, to_command(run_id, call))
             outcome = super()._outcome(run_id, call, phases)
             self._check_equal(_report(self.runs[run_id], outcome))
-        except RankDied as error:
+        except ApiError as error:
             return failed(error)
         return outcome
 
@@ -179,10 +202,22 @@ class FollowingExecutor(Executor):
         if command.HasField("forget_run"):
             self.delete_run(command.forget_run)
             return ranks_pb2.RankReport()
+        if command.HasField("evict_run"):
+            self.evict(self.runs[command.evict_run])
+            return ranks_pb2.RankReport()
+        if command.HasField("restore_run"):
+            return ranks_pb2.RankReport(checksum=self._restored(self.runs[command.restore_run]))
         run = self.runs[command.execute.run_id]
         call = read_call(command.execute, Limits(base.vocab_size, run.config.max_seq_len))
         outcome = self.execute(run.config.run_id, call)
         return _report(run, outcome) if isinstance(call, ReplicatedCall) else _report(None, outcome)
+
+    def _restored(self, run: Run) -> int:
+        """Takes a run back from rank 0; the checksum of what came."""
+        assert run.away is not None
+        self.restore(run, {name: torch.empty(shape) for name, shape in run.away.items()})
+        self._group.hand_out(run.tensors().values())
+        return checksum(run.adapter)
 
     def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
         """This rank's own logprobs and metrics, and the gradients of all. Its dropout is not that of rank 0."""

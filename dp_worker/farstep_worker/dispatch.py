@@ -101,6 +101,8 @@ class Dispatcher:
     def _gauges(self) -> dict[str, float]:
         return {
             "farstep_runs": len(self.registry.runs),
+            "farstep_evicted_runs": sum(run.away is not None for run in self.registry.runs),
+            "farstep_resident_bytes": self._executor.resident_bytes,
             "farstep_queued_operations": self._queue.num_operations,
             "farstep_queued_bytes": self._queue.num_bytes,
             "farstep_running_operations": int(self.is_computing),
@@ -143,7 +145,9 @@ class Dispatcher:
         """
         if self._queue.is_closed:
             raise Draining("the server is shutting down", retry_after_s=5.0)
-        return self.describe(await self.registry.create(request))
+        run = await self.registry.create(request)
+        self._torch.post(self._torch.make_room)
+        return self.describe(run)
 
     def delete_run(self, run_id: str) -> None:
         """Ends a run at once: what waits or runs of it fails; its checkpoints stay. Again does nothing.

@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 from google.protobuf.message import Message
+from torch import Tensor
 
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.load import BaseModel
@@ -24,9 +25,11 @@ from farstep_proto.tensors import tensor_to_proto
 from farstep_proto.v1 import common_pb2, operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker import checkpoint
+from farstep_worker.evicted import EvictedRuns
 from farstep_worker.feed import Policy
 from farstep_worker.gradients import PassResult, run_pass
 from farstep_worker.phases import Phases
+from farstep_worker.residence import Residence
 from farstep_worker.runs import Run, RunConfig
 from farstep_worker.submission import AdamSettings, Call, LoadState, Pass, Publish, Reset, SaveState, Skip
 
@@ -59,10 +62,22 @@ class Executor:
 
     Args:
         token_budget: padded tokens of a micro-batch.
+        evicted: where runs go that have no room; without it, all stay.
+        run_memory_bytes: room for adapters, gradients and moments of all runs together; None: no limit.
     """
 
-    def __init__(self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int) -> None:
+    def __init__(
+        self,
+        layers: LoraLayers,
+        store: CheckpointStore,
+        *,
+        token_budget: int,
+        evicted: EvictedRuns | None = None,
+        run_memory_bytes: int | None = None,
+    ) -> None:
         self.runs: dict[str, Run] = {}
+        self._evicted = evicted
+        self._residence = Residence(run_memory_bytes if evicted is not None else None)
         self._layers = layers
         self.store = store
         self._token_budget = token_budget
@@ -75,20 +90,48 @@ class Executor:
         """On any thread, also while another run's call is computed: a fresh adapter comes of its seed alone."""
         run = Run.start(self._layers, config)
         self.runs[config.run_id] = run
+        self._residence.used(config.run_id, run.num_bytes)
         return run
 
     def delete_run(self, run_id: str) -> None:
-        """On any thread, once no call of the run is computed."""
-        self.runs.pop(run_id, None)
+        run = self.runs.pop(run_id, None)
+        self._residence.gone(run_id)
+        if run is not None and run.away is not None and self._evicted is not None:
+            self._evicted.forget(run_id)
+
+    def make_room(self, is_busy: Callable[[str], bool]) -> None:
+        """Has runs leave memory, least recently used first, until the others fit; those that are busy stay."""
+        if self._evicted is None or not self._evicted.takes_more:
+            return
+        for run_id in self._residence.leaving(is_busy):
+            self._residence.gone(run_id)
+            self._evicted.put(run_id, self.evict(self.runs[run_id]))
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the runs in memory take."""
+        return self._residence.num_bytes
+
+    def evict(self, run: Run) -> Mapping[str, Tensor]:
+        """The tensors of a run, which has none afterwards; where several processes train together, in all of them."""
+        return run.go_away()
+
+    def restore(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+        """The reverse."""
+        run.come_back(tensors)
 
     def execute(self, run_id: str, call: Call) -> Outcome:
         """Runs one call to its end; never raises."""
         phases = Phases()
-        return replace(self._outcome(run_id, call, phases), phases_s=phases.seconds)
+        outcome = self._outcome(run_id, call, phases)
+        run = self.runs[run_id]
+        if run.away is None:
+            self._residence.used(run_id, run.num_bytes)
+        return replace(outcome, phases_s=phases.seconds)
 
     def _outcome(self, run_id: str, call: Call, phases: Phases) -> Outcome:
         try:
-            return self._execute(self.runs[run_id], call, phases)
+            return self._execute(self._resident(run_id, phases), call, phases)
         except torch.OutOfMemoryError as error:
             return failed(_out_of_memory(error, self._token_budget))
         except ApiError as error:
@@ -96,6 +139,20 @@ class Executor:
         except Exception as error:  # one operation's failure is its own; the process goes on for the others
             log.exception("%s of run %s failed", type(call).__name__, run_id)
             return failed(error)
+
+    def _resident(self, run_id: str, phases: Phases) -> Run:
+        """A run with its tensors in memory.
+
+        Raises:
+            ModelError: it had left, and cannot come back.
+        """
+        run = self.runs[run_id]
+        if run.away is not None:
+            assert self._evicted is not None
+            with phases.measure("restore"):
+                self.restore(run, self._evicted.take(run_id))
+                self._evicted.forget(run_id)
+        return run
 
     def _execute(self, run: Run, call: Call, phases: Phases) -> Outcome:
         match call:

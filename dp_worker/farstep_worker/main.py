@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +23,11 @@ from farstep_proto.errors import ApiError
 from farstep_serving.keys import KeyRing
 from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
 from farstep_worker.dispatch import Dispatcher
+from farstep_worker.evicted import EvictedRuns, remove_stale
 from farstep_worker.executor import Executor
 from farstep_worker.feed import FeedServer, PolicyFeed
 from farstep_worker.lead import Ending, GroupSettings, leading
-from farstep_worker.memory import settle_memory
+from farstep_worker.memory import settle_memory, total_bytes
 from farstep_worker.ranks import device_of
 from farstep_worker.registry import DEFAULT_MAX_RUNS
 from farstep_worker.server import DEFAULT_MAX_REQUEST_BYTES, TrainerApi, make_server
@@ -40,7 +41,7 @@ GPU_TOKEN_BUDGET = 16_384
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """Everything that a worker is told; made once. `token_budget` None is by the device.
+    """Everything that a worker is told; made once. `token_budget` and `run_memory_bytes` None are by the device.
 
     `num_threads` are those of each of its `nproc` processes.
     """
@@ -55,6 +56,7 @@ class WorkerConfig:
     token_budget: int | None
     max_request_bytes: int
     max_runs: int
+    run_memory_bytes: int | None
     num_threads: int
     spans: SpanWriter | None
     ends_with_parent: bool
@@ -95,6 +97,12 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     parser.add_argument("--token-budget", type=_positive, help="padded tokens of a micro-batch")
     parser.add_argument("--max-request-bytes", type=_positive, default=DEFAULT_MAX_REQUEST_BYTES)
     parser.add_argument("--max-runs", type=_positive, default=DEFAULT_MAX_RUNS, help="more are refused")
+    parser.add_argument(
+        "--run-memory-mib",
+        type=_positive,
+        help="for adapters, gradients and moments of all runs; idle ones beyond that go to the store's disk until they "
+        "are used (default: a quarter of the device's memory)",
+    )
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     flags = parser.parse_args(argv)
@@ -111,6 +119,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         token_budget=flags.token_budget,
         max_request_bytes=flags.max_request_bytes,
         max_runs=flags.max_runs,
+        run_memory_bytes=flags.run_memory_mib and flags.run_memory_mib << 20,
         num_threads=max(1, _num_threads(os.environ.get("OMP_NUM_THREADS")) // flags.nproc),
         spans=_spans(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
         ends_with_parent=flags.exit_with_parent,
@@ -126,9 +135,18 @@ def open_executor(config: WorkerConfig) -> Iterator[Executor]:
     Raises:
         NotFound, InvalidInput: it cannot be loaded, naming what is wrong.
     """
-    if config.nproc == 1:
-        yield make_executor(config)
-        return
+    remove_stale(config.store)
+    with closing(EvictedRuns(config.store)) as evicted:
+        if config.nproc == 1:
+            yield make_executor(config, evicted)
+            return
+        with leading_executor(config, evicted) as executor:
+            yield executor
+
+
+@contextmanager
+def leading_executor(config: WorkerConfig, evicted: EvictedRuns) -> Iterator[Executor]:
+    """One that computes in several processes; raises as `open_executor`."""
     device = device_of(0, world=config.nproc, device=config.device)
     settings = GroupSettings(
         world=config.nproc,
@@ -138,18 +156,24 @@ def open_executor(config: WorkerConfig) -> Iterator[Executor]:
         token_budget=config.token_budget or _token_budget(device),
         num_threads=config.num_threads,
         log_level=config.log_level,
+        run_memory_bytes=config.run_memory_bytes or _run_memory_bytes(device),
     )
     ending = Ending()
-    with leading(settings, on_loss=ending.lose) as executor, ending.on_sigterm():
+    with leading(settings, evicted, on_loss=ending.lose) as executor, ending.on_sigterm():
         yield executor
 
 
-def make_executor(config: WorkerConfig) -> Executor:
+def make_executor(config: WorkerConfig, evicted: EvictedRuns) -> Executor:
     """One that computes in this process alone; raises as `open_executor`."""
     base = load_base_model(config.model, device=config.device)
     log.info("serving %s on %s in %s, %d threads", base.name, base.device, base.dtype, config.num_threads)
-    token_budget = config.token_budget or _token_budget(base.device)
-    return Executor(LoraLayers.install(base), CheckpointStore(config.store), token_budget=token_budget)
+    return Executor(
+        LoraLayers.install(base),
+        CheckpointStore(config.store),
+        token_budget=config.token_budget or _token_budget(base.device),
+        evicted=evicted,
+        run_memory_bytes=config.run_memory_bytes or _run_memory_bytes(base.device),
+    )
 
 
 async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.socket) -> None:
@@ -178,6 +202,10 @@ async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.sock
 
 def _token_budget(device: torch.device) -> int:
     return CPU_TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET
+
+
+def _run_memory_bytes(device: torch.device) -> int:
+    return total_bytes(device) // 4
 
 
 def _spans(endpoint: str | None) -> SpanWriter | None:

@@ -212,6 +212,12 @@ class OperationQueue:
         return 1 if line is None else max(line.next_seq, line.last_seq + 1)
 
     @_one_step
+    def is_waiting(self, run_id: str) -> bool:
+        """Whether anything of a run waits."""
+        line = self._lines.get(run_id)
+        return line is not None and line.num_live > 0
+
+    @_one_step
     def place(self, wanted: str) -> int:
         """About how many operations run before a waiting one: its run's earlier ones, and as many of each other run."""
         run_id, seq = split_operation_id(wanted)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -115,6 +115,12 @@ class RankGroup:
         """Replaces a tensor by its sum over all ranks, the same bits on each; raises RankDied."""
         with self._peers():
             dist.all_reduce(tensor)
+
+    def hand_out(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces tensors by those of rank 0, the same bits on each rank; raises RankDied."""
+        with self._peers():
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
 
     def check_whole(self) -> None:
         """Raises RankDied where a peer is known to be lost."""

@@ -87,6 +87,10 @@ class TorchThread:
         self._calls.append(function)
         self._woken.set()
 
+    def make_room(self) -> None:
+        """On the thread: idle runs leave memory where others need it."""
+        self._executor.make_room(self._queue.is_waiting)
+
     def _run(self) -> None:
         torch.set_num_threads(self._num_threads)  # it belongs to the thread that computes
         try:
@@ -117,6 +121,7 @@ class TorchThread:
         outcome = self._executor.execute(work.run_id, work.call)
         self._running = None
         self._post(self._ended.put_nowait, Ended(work, outcome, started, time.monotonic()))
+        self.make_room()
 
     def _post(self, report: Callable[[T], None], what: T) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
