@@ -30,6 +30,8 @@ class Group:
     ticket: int
     job: SampleJob
     slot: int
+    version: int  # of the weights in the slot
+    streams: bool  # whether somebody watches it grow
     make_stops: Callable[[SampleJob], StopStrings | None]
     num_started: int = 0
     finished: dict[int, SampleSequence] = field(default_factory=dict)
@@ -56,6 +58,7 @@ class Sequence:
     logprobs: list[float] = field(default_factory=list)
     topk_ids: list[IntArray] = field(default_factory=list)
     topk_logprobs: list[FloatArray] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)  # which weights chose each token
     joined: int = 0  # the number of its last joining; 0: it has not run yet
 
     @property
@@ -71,6 +74,7 @@ class Sequence:
         """Takes the next token; the reason if the sequence ends with it."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        self.versions.append(self.group.version)
         job = self.group.job
         is_match = self.stops is not None and self.stops.push(token)
         if is_match or token in job.stop_tokens:
