@@ -50,6 +50,7 @@ class Arrivals:
             computed_s=ended.ended - ended.started,
             total_s=total_s,
             num_tokens=work.call.num_tokens,
+            fused_with=[wanted for wanted in ended.together if wanted != work.operation_id],
         )
         self._telemetry.record(work.run_id, trace)
 

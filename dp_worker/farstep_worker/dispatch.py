@@ -105,7 +105,7 @@ class Dispatcher:
             "farstep_resident_bytes": self._executor.resident_bytes,
             "farstep_queued_operations": self._queue.num_operations,
             "farstep_queued_bytes": self._queue.num_bytes,
-            "farstep_running_operations": int(self.is_computing),
+            "farstep_running_operations": len(self._torch.running),
         }
 
     def _watch_gaps(self) -> None:
@@ -246,7 +246,7 @@ class Dispatcher:
 
     @property
     def is_computing(self) -> bool:
-        return self._torch.running is not None
+        return bool(self._torch.running)
 
     def drain(self) -> asyncio.Task[None]:
         """Takes nothing new, lets the running operation finish if it does so in time, and fails the rest."""
@@ -258,10 +258,9 @@ class Dispatcher:
         self._left = self._queue.close()
         self._torch.wake()
         await asyncio.wait([self._loop_task], timeout=DRAIN_S)
-        running = self._torch.running
-        if running is not None:
-            log.warning("%s did not finish within %s s", running.operation_id, DRAIN_S)
-            self._left.insert(0, running)
+        for work in self._torch.running:
+            log.warning("%s did not finish within %s s", work.operation_id, DRAIN_S)
+            self._left.append(work)
         self._fail_left()
         self.table.drain()
         self.registry.close()

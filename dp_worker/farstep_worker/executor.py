@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -27,6 +27,7 @@ from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker import checkpoint
 from farstep_worker.evicted import EvictedRuns
 from farstep_worker.feed import Policy
+from farstep_worker.fusing import Fusing, run_together
 from farstep_worker.gradients import PassResult, run_pass
 from farstep_worker.phases import Phases
 from farstep_worker.residence import Residence
@@ -46,6 +47,7 @@ class Outcome:
     encode: Callable[[], operations_pb2.Operation]
     policy: Policy | None = None
     phases_s: Mapping[str, float] = field(default_factory=dict)
+    is_fused: bool = False
 
     @property
     def operation(self) -> operations_pb2.Operation:
@@ -63,6 +65,7 @@ class Executor:
     Args:
         token_budget: padded tokens of a micro-batch.
         evicted: where runs go that have no room; without it, all stay.
+        fuse_runs: small passes of several runs may share a batch, where that gives the same bits.
         run_memory_bytes: room for adapters, gradients and moments of all runs together; None: no limit.
     """
 
@@ -74,9 +77,11 @@ class Executor:
         token_budget: int,
         evicted: EvictedRuns | None = None,
         run_memory_bytes: int | None = None,
+        fuse_runs: bool = False,
     ) -> None:
         self.runs: dict[str, Run] = {}
         self._evicted = evicted
+        self.fusing = Fusing.of(layers, is_on=fuse_runs)
         self._residence = Residence(run_memory_bytes if evicted is not None else None)
         self._layers = layers
         self.store = store
@@ -124,10 +129,63 @@ class Executor:
         """Runs one call to its end; never raises."""
         phases = Phases()
         outcome = self._outcome(run_id, call, phases)
+        self._note_use(run_id)
+        return replace(outcome, phases_s=phases.seconds)
+
+    def execute_together(self, calls: Sequence[tuple[str, Call]]) -> list[Outcome]:
+        """What `execute` gives for calls of different runs, bit for bit, in one batch where that pays."""
+        return self._fused(calls) or [self.execute(run_id, call) for run_id, call in calls]
+
+    def _fused(self, calls: Sequence[tuple[str, Call]]) -> list[Outcome] | None:
+        """None where they are to be executed one by one, be it to see whose mistake it is."""
+        phases = Phases()
+        passes = [(run_id, call) for run_id, call in calls if isinstance(call, Pass)]
+        if len(passes) < max(2, len(calls)):
+            return None
+        try:
+            runs = [self._resident(run_id, phases) for run_id, _ in passes]
+            members = [(run.adapter, call) for run, (_, call) in zip(runs, passes, strict=True)]
+            pays = self.fusing.pays(members, token_budget=self._token_budget)
+            if pays is False:
+                return None
+            results = run_together(self._layers, members, token_budget=self._token_budget, phases=phases)
+            if pays is None:
+                alone = [self._alone(run, call) for run, (_, call) in zip(runs, passes, strict=True)]
+                self.fusing.learn(members, results, alone)
+                results = alone
+        except Exception as error:
+            log.warning("passes of %d runs are computed one by one: %s", len(passes), error)
+            return None
+        return self._shared(runs, passes, results, phases, is_fused=bool(pays))
+
+    def _shared(
+        self,
+        runs: Sequence[Run],
+        passes: Sequence[tuple[str, Pass]],
+        results: Sequence[PassResult | ModelError],
+        phases: Phases,
+        *,
+        is_fused: bool,
+    ) -> list[Outcome]:
+        """The outcome of each, with an even share of the time."""
+        phases_s = {phase: seconds / len(runs) for phase, seconds in phases.seconds.items()}
+        outcomes = []
+        for run, (run_id, call), result in zip(runs, passes, results, strict=True):
+            outcome = failed(result) if isinstance(result, ModelError) else self._taken_over(run, call, result)
+            outcomes.append(replace(outcome, phases_s=phases_s, is_fused=is_fused))
+            self._note_use(run_id)
+        return outcomes
+
+    def _alone(self, run: Run, call: Pass) -> PassResult | ModelError:
+        try:
+            return self.compute(run, call, Phases(), dropout_seed=run.random.current())
+        except ModelError as error:
+            return error
+
+    def _note_use(self, run_id: str) -> None:
         run = self.runs[run_id]
         if run.away is None:
             self._residence.used(run_id, run.num_bytes)
-        return replace(outcome, phases_s=phases.seconds)
 
     def _outcome(self, run_id: str, call: Call, phases: Phases) -> Outcome:
         try:
@@ -177,7 +235,10 @@ class Executor:
                 return _succeeded(empty=common_pb2.Empty())
 
     def _pass(self, run: Run, call: Pass, phases: Phases) -> Outcome:
-        result = self.compute(run, call, phases, dropout_seed=run.random.current())
+        return self._taken_over(run, call, self.compute(run, call, phases, dropout_seed=run.random.current()))
+
+    def _taken_over(self, run: Run, call: Pass, result: PassResult) -> Outcome:
+        """What a pass changes in its run, which is all that it changes."""
         if result.gradients is not None:
             run.random = run.random.advanced()
             run.add_gradients(result.gradients)

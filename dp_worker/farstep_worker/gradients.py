@@ -69,12 +69,12 @@ def run_pass(
         for indices in plan(call.examples, token_budget, num_together=num_together):
             with phases.measure("forward"):
                 batch = MicroBatch.of(call.examples, indices, device=layers.base.device)
-                result = _run_micro_batch(adapter, call, batch, logprobs)
+                result = loss_of(adapter, call, batch, layers.base.hidden_states(batch.token_ids), logprobs)
                 total.add(result)
             if total.gradients is not None and result.num_active:
                 with phases.measure("backward"):
                     gradients = torch.autograd.grad(result.loss_sum, adapter.parameters(), materialize_grads=True)
-                    _check_finite(gradients, indices)
+                    check_finite(gradients, indices)
                     torch._foreach_add_(total.gradients, gradients)
     return PassResult(total.loss_sum, total.num_active, combine_metrics(total.metrics), logprobs, total.gradients)
 
@@ -94,9 +94,16 @@ class _Total:
         self.metrics.append(dict(zip(result.metrics, torch.stack(list(result.metrics.values())).tolist(), strict=True)))
 
 
-def _run_micro_batch(adapter: Adapter, call: Pass, batch: MicroBatch, outputs: list[np.ndarray]) -> LossResult:
+def loss_of(
+    adapter: Adapter, call: Pass, batch: MicroBatch, hidden_BTD: Tensor, outputs: list[np.ndarray]
+) -> LossResult:
+    """A micro-batch from its last hidden states to its loss; its log-probabilities go to `outputs`.
+
+    Raises:
+        ModelError: a loss that is not finite.
+    """
     base = adapter.layers.base
-    hidden_ND = base.hidden_states(batch.token_ids).flatten(0, 1).index_select(0, batch.positions)
+    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, batch.positions)
     targets = batch.inputs["target_tokens"].clamp_min(0)
     weighted, rest = slice(None, batch.num_weighted), slice(batch.num_weighted, None)
     with_entropy = "advantages" in LOSS_TABLE[call.loss_fn].required
@@ -116,7 +123,8 @@ def _run_micro_batch(adapter: Adapter, call: Pass, batch: MicroBatch, outputs: l
     return result
 
 
-def _check_finite(gradients: Sequence[Tensor], indices: Sequence[int]) -> None:
+def check_finite(gradients: Sequence[Tensor], indices: Sequence[int]) -> None:
+    """Raises ModelError for gradients of these data whose norm is not finite."""
     norm = torch.nn.utils.get_total_norm(gradients).item()
     if not math.isfinite(norm):
         where = ", ".join(f"data[{index}]" for index in sorted(indices))

@@ -154,7 +154,9 @@ class OperationQueue:
         ready = [line for line in self._lines.values() if line.is_ready]
         if not ready:
             return None
-        line = min(ready, key=lambda line: line.used_tokens)
+        return self._take_from(min(ready, key=lambda line: line.used_tokens), now=now)
+
+    def _take_from(self, line: _Line, *, now: float) -> Work:
         work = line.waiting.pop(line.next_seq)
         assert work is not None
         line.next_seq += 1
@@ -163,6 +165,21 @@ class OperationQueue:
         self._count(line, work, -1)
         self._settle(line, now=now)
         return work
+
+    @_one_step
+    def take_group(self, *, now: float, joins: Callable[[Call, Call], bool], most: int) -> list[Work]:
+        """`take`, and with it the heads of other runs that may join it, those that have used least first."""
+        first = self.take(now=now)
+        if first is None or most == 1 or not joins(first.call, first.call):
+            return [] if first is None else [first]
+        group = [first]
+        for line in sorted(self._lines.values(), key=lambda line: line.used_tokens):
+            head = line.head()
+            if head is not None and head.run_id != first.run_id and joins(head.call, first.call):
+                group.append(self._take_from(line, now=now))
+            if len(group) == most:
+                break
+        return group
 
     @_one_step
     def cancel(self, wanted: str, *, now: float) -> bool:
