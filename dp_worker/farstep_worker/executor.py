@@ -27,7 +27,7 @@ from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker import checkpoint
 from farstep_worker.evicted import EvictedRuns
 from farstep_worker.feed import Policy
-from farstep_worker.fusing import Fusing, run_together
+from farstep_worker.fusing import Fusing, can_share, run_together
 from farstep_worker.gradients import PassResult, run_pass
 from farstep_worker.phases import Phases
 from farstep_worker.residence import Residence
@@ -134,20 +134,23 @@ class Executor:
 
     def execute_together(self, calls: Sequence[tuple[str, Call]]) -> list[Outcome]:
         """What `execute` gives for calls of different runs, bit for bit, in one batch where that pays."""
-        return self._fused(calls) or [self.execute(run_id, call) for run_id, call in calls]
+        passes = {
+            run_id: call
+            for run_id, call in calls
+            if isinstance(call, Pass) and can_share(self.runs[run_id].adapter, call, token_budget=self._token_budget)
+        }
+        shared = self._fused(list(passes.items()))
+        return [shared[run_id] if run_id in shared else self.execute(run_id, call) for run_id, call in calls]
 
-    def _fused(self, calls: Sequence[tuple[str, Call]]) -> list[Outcome] | None:
-        """None where they are to be executed one by one, be it to see whose mistake it is."""
+    def _fused(self, passes: Sequence[tuple[str, Pass]]) -> dict[str, Outcome]:
+        """Nothing where they are to be executed one by one, be it to see whose mistake it is."""
         phases = Phases()
-        passes = [(run_id, call) for run_id, call in calls if isinstance(call, Pass)]
-        if len(passes) < max(2, len(calls)):
-            return None
         try:
             runs = [self._resident(run_id, phases) for run_id, _ in passes]
             members = [(run.adapter, call) for run, (_, call) in zip(runs, passes, strict=True)]
-            pays = self.fusing.pays(members, token_budget=self._token_budget)
+            pays = self.fusing.pays(members)
             if pays is False:
-                return None
+                return {}
             results = run_together(self._layers, members, token_budget=self._token_budget, phases=phases)
             if pays is None:
                 alone = [self._alone(run, call) for run, (_, call) in zip(runs, passes, strict=True)]
@@ -155,7 +158,7 @@ class Executor:
                 results = alone
         except Exception as error:
             log.warning("passes of %d runs are computed one by one: %s", len(passes), error)
-            return None
+            return {}
         return self._shared(runs, passes, results, phases, is_fused=bool(pays))
 
     def _shared(
@@ -166,13 +169,13 @@ class Executor:
         phases: Phases,
         *,
         is_fused: bool,
-    ) -> list[Outcome]:
+    ) -> dict[str, Outcome]:
         """The outcome of each, with an even share of the time."""
         phases_s = {phase: seconds / len(runs) for phase, seconds in phases.seconds.items()}
-        outcomes = []
+        outcomes = {}
         for run, (run_id, call), result in zip(runs, passes, results, strict=True):
             outcome = failed(result) if isinstance(result, ModelError) else self._taken_over(run, call, result)
-            outcomes.append(replace(outcome, phases_s=phases_s, is_fused=is_fused))
+            outcomes[run_id] = replace(outcome, phases_s=phases_s, is_fused=is_fused)
             self._note_use(run_id)
         return outcomes
 

@@ -32,7 +32,7 @@ from farstep_worker.submission import Call, Pass
 
 # Measured on two cores without a GPU, time of the passes one by one over that of one fused pass, embedded model (and
 # random-100m). 4 runs: 8 tokens each 1.1 (2.0), 32 2.3 (1.9), 64 1.6 (1.7), 256 1.2, 512 1.05. 16 runs: 8 tokens 3.6,
-# 32 2.4, 64 2.0, 256 1.3, 512 1.0. What one pass costs beyond its products is shared out, and above this size is little.
+# 32 2.4, 64 2.0, 256 1.3, 512 1.0. What a pass costs beyond its products is shared out; above this size it is little.
 MAX_TOKENS = 256  # of one pass, padding included
 MAX_RUNS = 16
 _MAX_SHAPES = 4096
@@ -83,9 +83,9 @@ class Fusing:
             and _width(call) == _width(first)
         )
 
-    def pays(self, members: Sequence[Member], *, token_budget: int) -> bool | None:
-        """Whether to fuse these: False no, True yes, None: once both ways, to know it for the next time."""
-        if len(members) < 2 or not all(_can_share(adapter, call, token_budget) for adapter, call in members):
+    def pays(self, members: Sequence[Member]) -> bool | None:
+        """Whether to fuse what can share: False no, True yes, None: once both ways, to know it for the next time."""
+        if len(members) < 2:
             return False
         verdict = self._verdicts.get(_shape(members))
         if verdict is not None:
@@ -190,13 +190,15 @@ def is_same(one: object, other: object) -> bool:
         (one.loss_sum, one.num_active, one.metrics) == (other.loss_sum, other.num_active, other.metrics)
         and all(a.tobytes() == b.tobytes() for a, b in zip(one.logprobs, other.logprobs, strict=True))
         and (mine is None) == (theirs is None)
-        and all(
-            torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(mine or [], theirs or [], strict=True)
-        )
+        and all(_bits_equal(a, b) for a, b in zip(mine or [], theirs or [], strict=True))
     )
 
 
-def _can_share(adapter: Adapter, call: Pass, token_budget: int) -> bool:
+def _bits_equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.view(torch.int32), other.view(torch.int32))
+
+
+def can_share(adapter: Adapter, call: Pass, *, token_budget: int) -> bool:
     """A plain adapter, no dropout, and a pass that is one micro-batch alone."""
     draws = call.backward and adapter.spec.dropout > 0
     return not draws and len(_micro_batches(call, token_budget)) == 1

@@ -57,6 +57,7 @@ class WorkerConfig:
     max_request_bytes: int
     max_runs: int
     run_memory_bytes: int | None
+    fuse_runs: bool
     num_threads: int
     spans: SpanWriter | None
     ends_with_parent: bool
@@ -103,6 +104,12 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         help="for adapters, gradients and moments of all runs; idle ones beyond that go to the store's disk until they "
         "are used (default: a quarter of the device's memory)",
     )
+    parser.add_argument(
+        "--fuse-runs",
+        choices=["auto", "off"],
+        default="auto",
+        help="small passes of several runs in one batch, where the numbers stay the same to the bit",
+    )
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     flags = parser.parse_args(argv)
@@ -120,6 +127,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         max_request_bytes=flags.max_request_bytes,
         max_runs=flags.max_runs,
         run_memory_bytes=flags.run_memory_mib and flags.run_memory_mib << 20,
+        fuse_runs=flags.fuse_runs == "auto",
         num_threads=max(1, _num_threads(os.environ.get("OMP_NUM_THREADS")) // flags.nproc),
         spans=_spans(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
         ends_with_parent=flags.exit_with_parent,
@@ -173,6 +181,7 @@ def make_executor(config: WorkerConfig, evicted: EvictedRuns) -> Executor:
         token_budget=config.token_budget or _token_budget(base.device),
         evicted=evicted,
         run_memory_bytes=config.run_memory_bytes or _run_memory_bytes(base.device),
+        fuse_runs=config.fuse_runs,
     )
 
 

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An operation that ran; both times are monotonic. `together` are the ids of all that shared its batch, in order."""
+    """An operation that ran; both times are monotonic. `together` are the ids of all that shared its batch."""
 
     work: Work
     outcome: Outcome

@@ -128,9 +128,7 @@ def test_who_leaves():
     assert leaving(0) == ["a", "b", "c", "d"]
 
 
-def test_a_full_disk_keeps_a_run_in_memory_and_loses_nothing(
-    executor, evicted, make_run, make_pass, monkeypatch, caplog
-):
+def test_a_full_disk_keeps_a_run_in_memory(executor, evicted, make_run, make_pass, monkeypatch, caplog):
     run = make_run(warm=True)
     train(executor, make_pass)
     before = snapshot(run)
@@ -228,10 +226,8 @@ def test_gradients_that_share_memory_come_back(executor, evicted, make_run, make
     run = make_run()
     succeeded(executor.execute("run", make_pass()))
     flat = torch.cat([gradient.flatten() for gradient in run.gradients])
-    run.gradients = [
-        part.view(g.shape)
-        for part, g in zip(flat.split([g.numel() for g in run.gradients]), run.gradients, strict=True)
-    ]
+    parts = flat.split([gradient.numel() for gradient in run.gradients])
+    run.gradients = [part.view(gradient.shape) for part, gradient in zip(parts, run.gradients, strict=True)]
     before = [gradient.clone() for gradient in run.gradients]
     executor.make_room(**NOBODY)
     evicted.settle()

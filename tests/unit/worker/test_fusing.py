@@ -11,7 +11,7 @@ from farstep_model.blocks import active_blocks
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_worker import fusing as fusing_module
 from farstep_worker.executor import Executor
-from farstep_worker.fusing import MAX_TOKENS, Fusing, is_same
+from farstep_worker.fusing import MAX_TOKENS, Fusing, can_share, is_same
 from farstep_worker.gradients import run_pass
 from farstep_worker.phases import Phases
 from farstep_worker.submission import Skip
@@ -33,8 +33,7 @@ def together(executor, make_run, monkeypatch):
         for index in range(len(calls)):
             if f"run-{index}" not in executor.runs:
                 make_run(f"run-{index}", seed=index, warm=True, **spec)
-        outcomes = executor.execute_together([(f"run-{index}", call) for index, call in enumerate(calls)])
-        return outcomes
+        return executor.execute_together([(f"run-{index}", call) for index, call in enumerate(calls)])
 
     return go
 
@@ -167,16 +166,22 @@ def test_which_passes_share_a_batch(executor, make_run, make_pass):
         assert not fusing.joins(small, other)
     plain, other = make_run("plain"), make_run("other")
     draws = make_run("draws", dropout=0.1)
-    budget = {"token_budget": 128}
-    assert fusing.pays([(plain.adapter, small)], **budget) is False
-    assert fusing.pays([(plain.adapter, small), (other.adapter, small)], **budget) is None
-    assert (
-        fusing.pays([(plain.adapter, small), (other.adapter, small)], token_budget=40) is False
-    )  # not one micro-batch
-    assert fusing.pays([(plain.adapter, small), (draws.adapter, small)], **budget) is False
-    forward = make_pass(lengths=LENGTHS, backward=False)
-    assert fusing.pays([(plain.adapter, forward), (draws.adapter, forward)], **budget) is None
+    assert can_share(plain.adapter, small, token_budget=128)
+    assert not can_share(plain.adapter, small, token_budget=40)  # two micro-batches
+    assert not can_share(draws.adapter, small, token_budget=128)
+    assert can_share(draws.adapter, make_pass(lengths=LENGTHS, backward=False), token_budget=128)
+    assert fusing.pays([(plain.adapter, small)]) is False
+    assert fusing.pays([(plain.adapter, small), (other.adapter, small)]) is None
     assert not Fusing.of(executor._layers, is_on=False).joins(small, small)
+
+
+def test_a_run_with_dropout_is_computed_alone_and_holds_up_nobody(executor, together, make_run, make_pass):
+    make_run("run-1", seed=1, dropout=0.3)
+    calls = [make_pass(lengths=LENGTHS, seed=seed) for seed in range(3)]
+    for expected in (False, True):
+        outcomes = together(calls)
+        assert [outcome.is_fused for outcome in outcomes] == [expected, False, expected]
+        assert all(succeeded(outcome) for outcome in outcomes)
 
 
 def test_ever_new_shapes_are_not_tried_for_ever(executor, make_run, make_pass):
@@ -184,13 +189,13 @@ def test_ever_new_shapes_are_not_tried_for_ever(executor, make_run, make_pass):
     tried = 0
     for length in range(1, 101):
         members = [(a, make_pass(lengths=(length,))), (b, make_pass(lengths=(length,)))]
-        if executor.fusing.pays(members, token_budget=128) is None:
+        if executor.fusing.pays(members) is None:
             tried += 1
             executor.fusing.learn(members, [0], [0])
     assert tried == 32
     for _ in range(4):
-        assert executor.fusing.pays([(a, make_pass(lengths=(1,))), (b, make_pass(lengths=(1,)))], token_budget=128)
-    assert executor.fusing.pays(members, token_budget=128) is None
+        assert executor.fusing.pays([(a, make_pass(lengths=(1,))), (b, make_pass(lengths=(1,)))])
+    assert executor.fusing.pays(members) is None
 
 
 def test_blocks_agree_with_an_independent_reference(layers, make_run, make_pass):
