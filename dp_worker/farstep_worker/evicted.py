@@ -3,7 +3,7 @@
 They lie in the store's directory under `evicted~/`, where no checkpoint can be, one directory for each living process;
 what a dead one left is removed when the next begins. Nothing of them survives a process: that is for checkpoints.
 
-Invariant: tensors that were put are there until they are taken, in memory as long as the disk does not have them. What
+Invariant: tensors that were put are there until they are forgotten, in memory as long as the disk does not have them. What
 comes back is what was put, bit for bit, or an error.
 """
 
@@ -72,7 +72,7 @@ class EvictedRuns:
             ModelError: the disk does not give it back as it was.
         """
         with self._lock:
-            tensors = self._unwritten.pop(run_id, None)
+            tensors = self._unwritten.get(run_id)
         if tensors is not None:
             return tensors
         assert self._store is not None

@@ -27,7 +27,7 @@ from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker import checkpoint
 from farstep_worker.evicted import EvictedRuns
 from farstep_worker.feed import Policy
-from farstep_worker.fusing import Fusing, can_share, run_together
+from farstep_worker.fusing import Fusing, can_share, in_order, run_together
 from farstep_worker.gradients import PassResult, run_pass
 from farstep_worker.phases import Phases
 from farstep_worker.residence import Residence
@@ -134,12 +134,12 @@ class Executor:
 
     def execute_together(self, calls: Sequence[tuple[str, Call]]) -> list[Outcome]:
         """What `execute` gives for calls of different runs, bit for bit, in one batch where that pays."""
-        passes = {
-            run_id: call
+        passes = [
+            (run_id, self.runs[run_id].adapter, call)
             for run_id, call in calls
             if isinstance(call, Pass) and can_share(self.runs[run_id].adapter, call, token_budget=self._token_budget)
-        }
-        shared = self._fused(list(passes.items()))
+        ]
+        shared = self._fused(in_order(passes))
         return [shared[run_id] if run_id in shared else self.execute(run_id, call) for run_id, call in calls]
 
     def _fused(self, passes: Sequence[tuple[str, Pass]]) -> dict[str, Outcome]:

@@ -140,16 +140,15 @@ def _gradients(
     adapters: Sequence[Adapter], found: Sequence[_Loss | ModelError], batches: Sequence[MicroBatch]
 ) -> list[list[Tensor] | ModelError]:
     """Of each loss by its own adapter's parameters, added to zeros as `run_pass` does; or what is wrong with them."""
-    totals: list[list[Tensor] | ModelError] = [
-        [torch.zeros_like(parameter) for parameter in adapter.parameters()] for adapter in adapters
-    ]
+    totals = [[torch.zeros_like(parameter) for parameter in adapter.parameters()] for adapter in adapters]
+    ended: list[list[Tensor] | ModelError] = [*totals]
     going = [
         (index, loss.result.loss_sum)
         for index, loss in enumerate(found)
         if isinstance(loss, _Loss) and loss.result.num_active
     ]
     if not going:
-        return totals
+        return ended
     parameters = [adapters[index].parameters() for index, _ in going]
     flat = torch.autograd.grad(
         [loss for _, loss in going], [one for own in parameters for one in own], materialize_grads=True
@@ -159,10 +158,10 @@ def _gradients(
         try:
             check_finite(flat[start:end], batches[index].indices)
         except ModelError as error:
-            totals[index] = error
+            ended[index] = error
         else:
-            torch._foreach_add_(totals[index], flat[start:end])
-    return totals
+            torch._foreach_add_(totals[index], list(flat[start:end]))
+    return ended
 
 
 def _result(loss: _Loss | ModelError, gradients: list[Tensor] | ModelError | None) -> PassResult | ModelError:
@@ -215,8 +214,17 @@ def _shape(members: Sequence[Member]) -> Shape:
         torch.get_num_threads(),
         first.backward,
         _width(first),
-        *((len(call.examples), adapter.spec.rank, tuple(adapter.weights)) for adapter, call in members),
+        *(_form(adapter, call) for adapter, call in members),
     )
+
+
+def _form(adapter: Adapter, call: Pass) -> tuple[int, int, tuple[int, ...]]:
+    return len(call.examples), adapter.spec.rank, tuple(adapter.weights)
+
+
+def in_order(members: Sequence[tuple[str, Adapter, Pass]]) -> list[tuple[str, Pass]]:
+    """Run ids and passes, those of one form side by side: the fewer shapes, the sooner all are known."""
+    return [(run_id, call) for run_id, adapter, call in sorted(members, key=lambda member: _form(*member[1:]))]
 
 
 def _width(call: Pass) -> int:

@@ -118,8 +118,10 @@ class Run:
 
     def come_back(self, given: Mapping[str, Tensor]) -> None:
         """Takes tensors over that `go_away` gave, or equal ones."""
-        for name, tensor in self.tensors().items():
-            tensor.data = given[name].to(tensor.device)
+        tensors = self.tensors()
+        back = {name: given[name].to(tensor.device) for name, tensor in tensors.items()}  # there may be no room for all
+        for name, tensor in tensors.items():
+            tensor.data = back[name]
         self.away = None
 
     def weights_of(self, choice: str) -> Adapter | None:

@@ -184,6 +184,29 @@ def test_damaged_files_fail_the_operations_of_that_run_alone(executor, evicted, 
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_way_back_that_fails_may_be_tried_again(executor, evicted, make_run, make_pass, monkeypatch, on_disk):
+    run = make_run(warm=True)
+    train(executor, make_pass)
+    before = snapshot(run)
+    disk = threading.Event()
+    evicted._thread.submit(disk.wait, 20)
+    executor.make_room(**NOBODY)
+    if on_disk:
+        disk.set()
+        evicted.settle()
+    with monkeypatch.context() as patch:
+
+        def no_room(run, tensors):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        patch.setattr(executor, "restore", no_room)
+        assert failed(executor.execute("run", make_pass())).error_class == "OutOfMemoryError"
+    succeeded(executor.execute("run", make_pass(backward=False)))
+    assert snapshot(run) == before
+    disk.set()
+
+
 def test_busy_runs_stay(executor, make_run):
     runs = [make_run(f"run-{i}") for i in range(3)]
     executor.make_room(is_busy=lambda run_id: run_id == "run-1")
