@@ -3,8 +3,8 @@
 They lie in the store's directory under `evicted~/`, where no checkpoint can be, one directory for each living process;
 what a dead one left is removed when the next begins. Nothing of them survives a process: that is for checkpoints.
 
-Invariant: tensors that were put are there until they are forgotten, in memory as long as the disk does not have them. What
-comes back is what was put, bit for bit, or an error.
+Invariant: tensors that were put are there until they are forgotten, in memory as long as the disk does not have them.
+What comes back is what was put, bit for bit, or an error.
 """
 
 from __future__ import annotations
