@@ -20,8 +20,8 @@ NUM_SPECIAL_TOKENS = 3
 def draw_batch(kind: Kind, *, seed: int, num_sequences: int, vocab_size: int) -> list[Sequence]:
     """Sequences of length T + 1: a model sees the first T tokens and predicts the last T.
 
-    `mixed` draws T uniformly from 16 to 512 anew for every seed; `tiny` is a single sequence, `small` two; `large` is as
-    many as asked for of the longest.
+    `mixed` draws T uniformly from 16 to 512 anew for every seed; `tiny` is a single sequence, `small` two; `large`
+    is as many as asked for of the longest.
     """
     rng = np.random.default_rng(seed)
     match kind:
