@@ -21,7 +21,7 @@ from pathlib import Path
 from farstep_infra.store.blobs import Blobs, FileBlobs
 from farstep_infra.store.manifest import StoredFile
 from farstep_proto.errors import InvalidInput, NotFound
-from farstep_proto.names import check_name, check_run_id
+from farstep_proto.names import check_name, check_run_id, is_run_id
 
 FOLDER = "policies~"  # of a checkpoint store: no run has this name
 _MANIFEST = "manifest.json"
@@ -133,7 +133,8 @@ class PolicyShelves:
         raise AssertionError("unreachable")
 
     def runs(self) -> list[str]:
-        return self._blobs.list()
+        """The runs that may have a shelf; whatever else lies there is passed over."""
+        return [name for name in self._blobs.list() if is_run_id(name)]
 
     def sweep(self, *, before: float) -> int:
         """Removes the shelves on which nothing was put since `before` (seconds since the epoch); how many."""

@@ -48,7 +48,7 @@ async def replica(
     base: BaseModel, engine: TorchEngine, table: AdapterTable, store: CheckpointStore
 ) -> AsyncIterator[Replica]:
     limits = ModelLimits(base.max_seq_len, base.vocab_size, base.eos_token_ids)
-    made = Replica(base, engine, table, limits=limits, store=store, feed=None)
+    made = Replica(base, engine, table, limits=limits, store=store, policies=None)
     async with made.running():
         yield made
 
@@ -165,7 +165,7 @@ async def test_policies_arrive_by_the_feed(
     await server.start()
     limits = ModelLimits(base.max_seq_len, base.vocab_size, base.eos_token_ids)
     feed = FeedConfig(f"127.0.0.1:{port}", None, "test")
-    replica = Replica(base, engine, table, limits=limits, store=store, feed=feed)
+    replica = Replica(base, engine, table, limits=limits, store=store, policies=feed)
     async with replica.running():
         response = await replica.prepare(request(run_id="r"), AtLeast(4))()
         replica.check_health()

@@ -4,6 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from farstep_sampler.version_table import VersionTable
 from farstep_sampler.versions import (
     BASE,
     AtLeast,
@@ -12,7 +13,6 @@ from farstep_sampler.versions import (
     Load,
     PolicyId,
     Serve,
-    VersionTable,
     Wait,
 )
 
