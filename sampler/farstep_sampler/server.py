@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Protocol, TypeVar
 
 from starlette.applications import Starlette
@@ -58,7 +58,9 @@ class Backend(Protocol):
         ...
 
 
-def make_sampler_app(backend: Backend, submissions: Submissions, *, keys: KeyRing) -> Starlette:
+def make_sampler_app(
+    backend: Backend, submissions: Submissions, *, keys: KeyRing, more_routes: Sequence[Route] = ()
+) -> Starlette:
     handlers = _Handlers(backend, submissions)
     routes = [
         Route(paths.HEALTH, handlers.health, methods=["GET"]),
@@ -70,6 +72,7 @@ def make_sampler_app(backend: Backend, submissions: Submissions, *, keys: KeyRin
         Route(paths.LOAD_POLICY, handlers.load_policy, methods=["POST"]),
         Route(paths.POLICY, handlers.policy, methods=["GET"]),
         Route(paths.DRAIN, handlers.drain, methods=["POST"]),
+        *more_routes,
         *operation_routes(submissions.table, cancel=submissions.cancel),
     ]
     return make_app(routes, keys=keys)
