@@ -20,8 +20,8 @@ from farstep_sampler.version_table import VersionTable
 from farstep_sampler.versions import BASE, AtLeast, Exactly, Load, PolicyId, Serve, VersionGate
 
 KEPT = 3
-RUNS = ("a", "b", "c")
-NUM_SLOTS = 3
+RUNS = ("a", "b")
+NUM_SLOTS = 2
 
 
 @dataclass(eq=False)
@@ -86,6 +86,9 @@ class Fleet(RuleBasedStateMachine):
     def settle(self) -> None:
         for _ in range(4):  # enough for every task that can go on to do so
             self.loop.run_until_complete(asyncio.sleep(0))
+        for request in self.requests:
+            if request.task is not None and request.task.done() and not request.task.cancelled():
+                request.task.result()  # a refusal is in `error`; anything else is a defect
 
     @rule(run_id=runs, seen_by=st.sets(st.sampled_from([0, 1])))
     def publish(self, run_id: str, seen_by: set[int]) -> None:
@@ -110,10 +113,26 @@ class Fleet(RuleBasedStateMachine):
             self.replicas[index].finish_load(is_good=is_good)
         self.settle()
 
+    @rule(run_id=runs)
+    def arrive(self, run_id: str) -> None:
+        """A policy that both hear of and load at once, where there is a slot."""
+        self.publish(run_id, {0, 1})
+        for replica in self.replicas:
+            self._quiesce(replica, rounds=2)
+
     @rule(index=which)
     def fetch_back(self, index: int) -> None:
         self._fetch_back(self.replicas[index])
         self.settle()
+
+    def _quiesce(self, replica: Replica, *, rounds: int) -> None:
+        for _ in range(rounds):
+            self._fetch_back(replica)
+            if replica.loading:
+                replica.finish_load(is_good=True)
+            else:
+                replica.begin_load()
+            self.settle()
 
     def _fetch_back(self, replica: Replica) -> None:
         for policy in list(replica.recalls):
@@ -124,8 +143,18 @@ class Fleet(RuleBasedStateMachine):
                 replica.table.mark_lost(policy)
         replica.gate.notify()
 
-    @rule(run_id=runs, version=st.integers(0, 6), is_exact=st.booleans())
-    def sample(self, run_id: str, version: int, is_exact: bool) -> None:
+    @rule(wants=st.lists(st.tuples(runs, st.integers(-1, 4), st.booleans()), min_size=1, max_size=5))
+    def sample(self, wants: list[tuple[str, int, bool]]) -> None:
+        for run_id, back, is_exact in wants:
+            self._sample(run_id, back, is_exact=is_exact)
+
+    @rule(wants=st.lists(st.tuples(runs, st.integers(0, 3), st.booleans()), min_size=1, max_size=5))
+    def arrive_and_sample(self, wants: list[tuple[str, int, bool]]) -> None:
+        self.arrive(wants[0][0])
+        self.sample(wants)
+
+    def _sample(self, run_id: str, back: int, *, is_exact: bool) -> None:
+        version = max(0, self.published[run_id] - back)
         gate: VersionGate = Exactly(version) if is_exact else AtLeast(version)
         candidates = [self._candidate(index, run_id) for index in range(2)]
         fitting = satisfying(candidates, gate)
@@ -229,15 +258,10 @@ class Fleet(RuleBasedStateMachine):
         """Nothing waits for ever: when all loads and fetches have come to an end, only those wait whose version was
         not published, or never arrived."""
         for replica in self.replicas:
-            for _ in range(200):
-                self._fetch_back(replica)
-                if replica.loading:
-                    replica.finish_load(is_good=True)
-                else:
-                    replica.begin_load()
+            for _ in range(60):
                 for request in replica.requests:
                     request.release.set()
-                self.settle()
+                self._quiesce(replica, rounds=1)
             for request in replica.requests:
                 assert request.task is not None
                 if not request.task.done():
@@ -248,7 +272,7 @@ class Fleet(RuleBasedStateMachine):
 
 
 TestFleet = Fleet.TestCase
-TestFleet.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFleet.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 
 
 async def test_two_who_wait_for_the_same_recall_do_not_wake_each_other_for_ever() -> None:
