@@ -27,7 +27,7 @@ from farstep_serving.keys import KeyRing
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 256 << 10  # one or two of them are held for each subscriber that does not read
 _MOST_READS = 4
 _SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),  # a port that is taken is an error
