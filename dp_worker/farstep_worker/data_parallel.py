@@ -31,8 +31,8 @@ from farstep_proto.v1 import common_pb2, operations_pb2, ranks_pb2
 from farstep_worker.executor import Executor, Outcome
 from farstep_worker.gradients import PassResult
 from farstep_worker.phases import Phases
-from farstep_worker.rank_messages import ReplicatedCall, read_call, to_command, to_creation
 from farstep_worker.publisher import Publisher
+from farstep_worker.rank_messages import ReplicatedCall, read_call, to_command, to_creation
 from farstep_worker.ranks import RankDied, RankGroup
 from farstep_worker.runs import RandomStream, Run, RunConfig, read_config
 from farstep_worker.submission import Call, Limits, Pass

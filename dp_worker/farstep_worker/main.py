@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_infra.store.blobs import open_blobs
+from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_infra.store.policies import PolicyShelves
 from farstep_model.embedded import MODEL_NAME
 from farstep_model.load import load_base_model
@@ -99,7 +99,10 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     parser.add_argument("--token-budget", type=_positive, help="padded tokens of a micro-batch")
     parser.add_argument("--max-request-bytes", type=_positive, default=DEFAULT_MAX_REQUEST_BYTES)
     parser.add_argument(
-        "--keep-policies", type=_positive, default=DEFAULT_KEEP, help="published policies kept of each run, unnamed ones"
+        "--keep-policies",
+        type=_positive,
+        default=DEFAULT_KEEP,
+        help="published policies kept of each run, unnamed ones",
     )
     parser.add_argument(
         "--weight-sync-uri", default="", metavar="URI", help="file:///dir or s3://bucket/prefix that samplers poll"
@@ -177,7 +180,9 @@ def make_publisher(config: WorkerConfig, store: CheckpointStore) -> Publisher:
 async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.socket) -> None:
     """Serves until a signal; then lets the running operation finish within the time there is."""
     publisher = executor.publisher
-    feed = PolicyFeed(config.keys, read=lambda run_id, version, history: publisher.read(run_id, version, history=history))
+    feed = PolicyFeed(
+        config.keys, read=lambda run_id, version, history: publisher.read(run_id, version, history=history)
+    )
     dispatcher = Dispatcher(executor, feed=feed, num_threads=config.num_threads, spans=config.spans)
     api = TrainerApi(executor.base, dispatcher, executor.store, max_request_bytes=config.max_request_bytes)
     app = make_server(api, keys=config.keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)

@@ -61,10 +61,10 @@ class Submissions:
             raise TooManyRequests(f"{len(self._tasks)} samples are in flight already", retry_after_s=1.0)
 
     async def settled(self, timeout_s: float) -> bool:
-        """Waits until every client has heard what became of its samples; whether it came to that in time."""
+        """Waits until every client that listens has heard of its samples; whether it came to that in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while not self.table.is_settled:
+                while not self.table.is_settled:  # noqa: ASYNC110 - time alone may settle it
                     await asyncio.sleep(_SETTLE_S)
         return self.table.is_settled
 

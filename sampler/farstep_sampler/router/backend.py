@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -91,9 +91,7 @@ class Router:
                 into = merged.setdefault(source, pb.PolicyState(run_id=state.run_id, model_path=state.model_path))
                 into.newest_version = max(into.newest_version, state.newest_version)
                 into.resident_versions[:] = sorted({*into.resident_versions, *state.resident_versions})
-        return pb.ListPoliciesResponse(
-            policies=merged.values(), revision=self._revision, draining=self._is_draining
-        )
+        return pb.ListPoliciesResponse(policies=merged.values(), revision=self._revision, draining=self._is_draining)
 
     async def wait_for_policy(self, run_id: str, *, min_version: int, wait_s: float) -> pb.PolicyState:
         """As a replica's: answers as soon as one of them serves the version."""
@@ -153,7 +151,7 @@ class Router:
         deadline = asyncio.get_running_loop().time() + target.gate_wait_s
         return Wanted(target, job.prompt, job.num_samples, request.affinity_key, deadline)
 
-    async def attempts(self, wanted: Wanted) -> AsyncIterator[ReplicaLink]:
+    async def attempts(self, wanted: Wanted) -> AsyncGenerator[ReplicaLink, None]:
         """One replica after another, each waited for at the gate, until the caller is content.
 
         Raises:

@@ -55,6 +55,7 @@ def test_many_at_once_start_one_trainer(up):
 def test_more_sampler_replicas_come_with_a_router_that_knows_all(up):
     one = up.run(up.session(), base_model="fake/grows")
     three = up.run(up.session(), base_model="fake/grows", sampler_replicas=3)
+    assert three["state"] == "ready", three
     assert three["trainer_url"] == one["trainer_url"]
     replicas = up.asked(three["sampler_url"])["replica"]
     assert len(replicas) == 3
