@@ -7,11 +7,11 @@ becomes its outcome; the next call finds the run as it was before.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-import torch
 from google.protobuf.message import Message
 
 from farstep_infra.store.checkpoints import CheckpointStore
@@ -19,50 +19,70 @@ from farstep_infra.store.policy_numbers import Numbered
 from farstep_model.load import BaseModel
 from farstep_model.lora import LoraLayers
 from farstep_model.metrics import mean_loss
+from farstep_model.packed import Layout
 from farstep_proto.errors import ApiError, ModelError, error_from_exception
+from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.tensors import tensor_to_proto
 from farstep_proto.v1 import common_pb2, operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker import checkpoint
+from farstep_worker.device import device_at, is_out_of_memory
 from farstep_worker.feed import Policy
 from farstep_worker.gradients import PassResult, run_pass
 from farstep_worker.phases import Phases
 from farstep_worker.publisher import Publisher
 from farstep_worker.runs import Run, RunConfig
 from farstep_worker.submission import AdamSettings, Call, LoadState, Pass, Publish, Reset, SaveState, Skip
+from farstep_worker.token_budget import TokenBudget
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """An operation's end, the policy to offer to samplers, if it published one, and where its time went."""
+    """An operation's end, the policy to offer to samplers, if it published one, and where its time went.
 
-    operation: operations_pb2.Operation
+    `encode` makes its message. That is for whoever has the time for it, on any thread, but the one that computes.
+    """
+
+    encode: Callable[[], operations_pb2.Operation]
     policy: Policy | None = None
     phases_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def has_failed(self) -> bool:
-        return self.operation.state == operations_pb2.OPERATION_STATE_FAILED
+    def operation(self) -> operations_pb2.Operation:
+        """The message, made anew; never raises."""
+        try:
+            return self.encode()
+        except Exception as error:
+            log.exception("an outcome cannot be encoded")
+            return failed(error).encode()
 
 
 class Executor:
     """All runs on one base model.
 
     Args:
-        token_budget: padded tokens of a micro-batch.
+        token_budget: tokens of a micro-batch, padding included.
+        layout: "packed" only where the model has been prepared for it.
         publisher: where policies go; by default to the store's shelf.
     """
 
     def __init__(
-        self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int, publisher: Publisher | None = None
+        self,
+        layers: LoraLayers,
+        store: CheckpointStore,
+        *,
+        token_budget: int,
+        layout: Layout = "padded",
+        publisher: Publisher | None = None,
     ) -> None:
         self.runs: dict[str, Run] = {}
         self._layers = layers
         self.store = store
         self.publisher = publisher or Publisher(store)
-        self._token_budget = token_budget
+        self._token_budget = TokenBudget(token_budget)
+        self._layout = layout
 
     @property
     def base(self) -> BaseModel:
@@ -75,19 +95,21 @@ class Executor:
 
     def execute(self, run_id: str, call: Call) -> Outcome:
         """Runs one call to its end; never raises."""
-        phases = Phases()
-        return replace(self._outcome(run_id, call, phases), phases_s=phases.seconds)
+        phases = device_at(self.base.device).phases()
+        outcome = self._outcome(run_id, call, phases)
+        phases.finish()
+        return replace(outcome, phases_s=phases.seconds)
 
     def _outcome(self, run_id: str, call: Call, phases: Phases) -> Outcome:
         try:
             return self._execute(self.runs[run_id], call, phases)
-        except torch.OutOfMemoryError as error:
-            return _failed(_out_of_memory(error, self._token_budget))
         except ApiError as error:
-            return _failed(error)
+            return failed(error)
         except Exception as error:  # one operation's failure is its own; the process goes on for the others
+            if is_out_of_memory(error):
+                return failed(_out_of_memory(error))
             log.exception("%s of run %s failed", type(call).__name__, run_id)
-            return _failed(error)
+            return failed(error)
 
     def _execute(self, run: Run, call: Call, phases: Phases) -> Outcome:
         match call:
@@ -116,20 +138,23 @@ class Executor:
         if result.gradients is not None:
             run.random = run.random.advanced()
             run.add_gradients(result.gradients)
-        with phases.measure("encode"):
-            return _succeeded(forward_backward=_to_proto(call, result))
+        return Outcome(partial(_encode_pass, call, replace(result, gradients=None)))  # those are the run's now
 
     def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
         """The whole of a pass; where several processes train together, they share it out here."""
         wanted = run.weights_of(call.adapter)
-        return run_pass(
+        result = run_pass(
             wanted or run.adapter,
             call,
-            token_budget=self._token_budget,
+            token_budget=self._token_budget.current(),
             dropout_seed=dropout_seed,
+            layout=self._layout,
             adapter_off=wanted is None,
             phases=phases,
+            on_out_of_memory=self._token_budget.ran_out,
         )
+        self._token_budget.passed()
+        return result
 
     def _optim_step(self, run: Run, call: AdamSettings) -> Outcome:
         if run.gradients is None:
@@ -185,30 +210,42 @@ class Executor:
         return _succeeded(load_weights=pb.LoadWeightsResponse(path=str(call.path), step=run.step))
 
 
+def failed(error: Exception) -> Outcome:
+    state = operations_pb2.OPERATION_STATE_FAILED
+    operation = operations_pb2.Operation(state=state, error=error_from_exception(error))
+    return Outcome(lambda: operation)
+
+
 def _succeeded(*, policy: Policy | None = None, **outcome: Message) -> Outcome:
+    operation = _success(**outcome)
+    return Outcome(lambda: operation, policy)
+
+
+def _success(**outcome: Message) -> operations_pb2.Operation:
     """`outcome` is the one field of `Operation` that the verb answers with."""
     operation = operations_pb2.Operation(state=operations_pb2.OPERATION_STATE_SUCCEEDED)
     for name, message in outcome.items():
         getattr(operation, name).CopyFrom(message)
-    return Outcome(operation, policy)
+    return operation
 
 
-def _failed(error: Exception) -> Outcome:
-    state = operations_pb2.OPERATION_STATE_FAILED
-    return Outcome(operations_pb2.Operation(state=state, error=error_from_exception(error)))
+def _encode_pass(call: Pass, result: PassResult) -> operations_pb2.Operation:
+    return _success(forward_backward=_to_proto(call, result))
 
 
-def _out_of_memory(error: torch.OutOfMemoryError, token_budget: int) -> ModelError:
+def _out_of_memory(error: Exception) -> ModelError:
+    """Of anything but a pass, which says it itself."""
     return ModelError(
         f"the device has too little memory for this: {error}",
         error_class="OutOfMemoryError",
-        hint=f"send shorter sequences, or start the trainer with a --token-budget below {token_budget}",
+        hint="choose a lower rank, train fewer runs on this trainer, or start it with a lower --token-budget",
     )
 
 
 def _to_proto(call: Pass, result: PassResult) -> pb.ForwardBackwardOutput:
+    output = LOSS_TABLE[call.loss_fn].output
     return pb.ForwardBackwardOutput(
         loss=mean_loss(result.metrics, normalizer=call.config.get("normalizer", 1.0)),
         metrics=result.metrics,
-        loss_fn_outputs=[pb.DatumOutput(fields={"logprobs": tensor_to_proto(array)}) for array in result.logprobs],
+        loss_fn_outputs=[pb.DatumOutput(fields={output: tensor_to_proto(array)}) for array in result.outputs],
     )

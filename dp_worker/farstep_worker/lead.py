@@ -20,9 +20,8 @@ from types import FrameType
 from typing import NoReturn
 
 from farstep_infra.store.checkpoints import CheckpointStore
-from farstep_model.load import load_base_model
-from farstep_model.lora import LoraLayers
 from farstep_proto.v1 import ranks_pb2
+from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.data_parallel import LeadingExecutor
 from farstep_worker.followers import Followers
 from farstep_worker.publisher import Publisher
@@ -41,7 +40,7 @@ class GroupSettings:
     model: str
     store: Path
     device: str
-    token_budget: int
+    compute: ComputeSettings
     num_threads: int
     log_level: str
     publisher: Callable[[CheckpointStore], Publisher] = Publisher  # of rank 0 alone
@@ -67,15 +66,21 @@ def leading(settings: GroupSettings, *, on_loss: Callable[[str], None]) -> Itera
             group = RankGroup.join(rendezvous, rank=0, world=settings.world, device=device)
             if device.type == "cpu":  # NCCL looks at the file again; otherwise nothing is to be left, however we end
                 shutil.rmtree(folder)
-            layers = LoraLayers.install(load_base_model(settings.model, device=device))
+            ready = prepare(settings.model, settings.compute, device=device, num_threads=settings.num_threads)
             for rank in range(1, settings.world):
                 group.receive(rank, ranks_pb2.RankReport)
             log.info("%d processes on %s, %d threads each", settings.world, device.type, settings.num_threads)
             followers.on_death = on_loss
             group.on_lost = lambda reason: _told(on_loss, followers.epitaph(reason))
             store = CheckpointStore(settings.store)
-            publisher = settings.publisher(store)
-            yield LeadingExecutor(layers, store, token_budget=settings.token_budget, group=group, publisher=publisher)
+            yield LeadingExecutor(
+                ready.layers,
+                store,
+                token_budget=ready.token_budget,
+                layout=ready.layout,
+                group=group,
+                publisher=settings.publisher(store),
+            )
         finally:
             followers.close()
             RankGroup.leave()
@@ -114,7 +119,6 @@ def _command(settings: GroupSettings, rank: int, rendezvous: Path) -> list[str]:
         "world": settings.world,
         "rendezvous": rendezvous,
         "num-threads": settings.num_threads,
-        "token-budget": settings.token_budget,
         "model": settings.model,
         "store": settings.store,
         "device": settings.device,
@@ -125,6 +129,7 @@ def _command(settings: GroupSettings, rank: int, rendezvous: Path) -> list[str]:
         "-m",
         "farstep_worker.follow",
         *(text for name, value in flags.items() for text in (f"--{name}", str(value))),
+        *settings.compute.to_flags(),
     ]
 
 

@@ -13,37 +13,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from farstep_infra.store.blobs import open_blobs
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_infra.store.policies import PolicyShelves
 from farstep_model.embedded import MODEL_NAME
-from farstep_model.load import load_base_model
-from farstep_model.lora import LoraLayers
 from farstep_proto.errors import ApiError
 from farstep_serving.keys import KeyRing
 from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
+from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.dispatch import Dispatcher
 from farstep_worker.executor import Executor
 from farstep_worker.feed import FeedServer, PolicyFeed
 from farstep_worker.lead import Ending, GroupSettings, leading
 from farstep_worker.memory import settle_memory
 from farstep_worker.publisher import DEFAULT_KEEP, Publisher, WeightSync
-from farstep_worker.ranks import device_of
 from farstep_worker.server import DEFAULT_MAX_REQUEST_BYTES, TrainerApi, make_server
 from farstep_worker.telemetry import SpanWriter
 
 log = logging.getLogger(__name__)
 
-CPU_TOKEN_BUDGET = 2_048
-GPU_TOKEN_BUDGET = 16_384
 FLUSH_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """Everything that a worker is told; made once. `token_budget` None is by the device.
+    """Everything that a worker is told; made once.
 
     `num_threads` are those of each of its `nproc` processes.
     """
@@ -55,7 +49,7 @@ class WorkerConfig:
     feed_port: int
     device: str
     nproc: int
-    token_budget: int | None
+    compute: ComputeSettings
     max_request_bytes: int
     keep_policies: int
     weight_sync_uri: str
@@ -96,7 +90,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     parser.add_argument("--feed-port", type=_port, default=0, help="of the policy feed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument("--nproc", type=_positive, default=1, help="processes that train together, a GPU each")
-    parser.add_argument("--token-budget", type=_positive, help="padded tokens of a micro-batch")
+    ComputeSettings.add_flags(parser)
     parser.add_argument("--max-request-bytes", type=_positive, default=DEFAULT_MAX_REQUEST_BYTES)
     parser.add_argument(
         "--keep-policies",
@@ -120,7 +114,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         feed_port=flags.feed_port,
         device=flags.device,
         nproc=flags.nproc,
-        token_budget=flags.token_budget,
+        compute=ComputeSettings.of(flags),
         max_request_bytes=flags.max_request_bytes,
         keep_policies=flags.keep_policies,
         weight_sync_uri=flags.weight_sync_uri,
@@ -142,13 +136,12 @@ def open_executor(config: WorkerConfig) -> Iterator[Executor]:
     if config.nproc == 1:
         yield make_executor(config)
         return
-    device = device_of(0, world=config.nproc, device=config.device)
     settings = GroupSettings(
         world=config.nproc,
         model=config.model,
         store=config.store,
         device=config.device,
-        token_budget=config.token_budget or _token_budget(device),
+        compute=config.compute,
         num_threads=config.num_threads,
         log_level=config.log_level,
         publisher=lambda store: make_publisher(config, store),
@@ -160,12 +153,11 @@ def open_executor(config: WorkerConfig) -> Iterator[Executor]:
 
 def make_executor(config: WorkerConfig) -> Executor:
     """One that computes in this process alone; raises as `open_executor`."""
-    base = load_base_model(config.model, device=config.device)
-    log.info("serving %s on %s in %s, %d threads", base.name, base.device, base.dtype, config.num_threads)
-    token_budget = config.token_budget or _token_budget(base.device)
+    ready = prepare(config.model, config.compute, device=config.device, num_threads=config.num_threads)
+    log.info("computing with %d threads", config.num_threads)
     store = CheckpointStore(config.store)
     publisher = make_publisher(config, store)
-    return Executor(LoraLayers.install(base), store, token_budget=token_budget, publisher=publisher)
+    return Executor(ready.layers, store, token_budget=ready.token_budget, layout=ready.layout, publisher=publisher)
 
 
 def make_publisher(config: WorkerConfig, store: CheckpointStore) -> Publisher:
@@ -203,10 +195,6 @@ async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.sock
             log.error("ending in the middle of an operation")
             sys.stderr.flush()
             os._exit(1)
-
-
-def _token_budget(device: torch.device) -> int:
-    return CPU_TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET
 
 
 def _spans(endpoint: str | None) -> SpanWriter | None:

@@ -1,7 +1,7 @@
 """The one place where asyncio and the engine meet: an engine on a thread of its own, called from the event loop.
 
-Commands go in through a queue and are carried out between two steps; outcomes come back through
-`call_soon_threadsafe`, all of a step in one call. Nothing else is shared.
+Commands go in through a queue and are carried out between two steps; outcomes, and the tokens of jobs that are
+watched, come back through `call_soon_threadsafe`, all of a step in one call. Nothing else is shared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 from farstep_model.adapter import Adapter
 from farstep_proto.errors import Internal
-from farstep_sampler.engines.torch_engine import Finished, TorchEngine
+from farstep_sampler.engines.torch_engine import Finished, News, TorchEngine
+from farstep_sampler.in_flight import Sampling
 from farstep_sampler.request import SampleJob
 from farstep_sampler.result import SampleResult
 
@@ -30,7 +31,8 @@ class EngineThread:
     def __init__(self, engine: TorchEngine) -> None:
         self._engine = engine
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._pending: dict[int, asyncio.Future[SampleResult]] = {}
+        self._in_flight: dict[int, Sampling] = {}
+        self._doing: set[asyncio.Future[None]] = set()
         self._tickets = itertools.count(1)
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -47,28 +49,42 @@ class EngineThread:
         """Ends the thread after its present step; jobs that are not finished are cancelled."""
         self._commands.put(self._stop)
         await asyncio.to_thread(self._thread.join)
-        for future in self._pending.values():
-            future.cancel()
+        self._fail_all()
 
-    async def sample(self, job: SampleJob, *, slot: int) -> SampleResult:
+    async def sample(self, job: SampleJob, *, slot: int, version: int = 0) -> SampleResult:
         """Runs a job; cancelling the wait frees what it holds at the next step.
 
         Raises:
             ApiError: the job failed; other exceptions are torch's own.
         """
+        async with self.sampling(job, slot=slot, version=version) as sampling:
+            return await sampling.result()
+
+    def sampling(self, job: SampleJob, *, slot: int, version: int = 0, streams: bool = False) -> Sampling:
+        """Starts a job, to be watched (`streams`), switched or waited for in a block that it does not outlive.
+
+        Args:
+            version: of the policy in the slot: what its tokens are labelled with.
+
+        Raises:
+            Internal: the engine has stopped.
+        """
         if not self.is_alive:
             raise _stopped()
         ticket = next(self._tickets)
-        future: asyncio.Future[SampleResult] = self._loop.create_future()
-        self._pending[ticket] = future
-        self._commands.put(lambda: self._engine.submit(ticket, job, slot=slot))
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self._commands.put(lambda: self._engine.cancel(ticket))
-            raise
-        finally:
-            self._pending.pop(ticket, None)
+
+        def end() -> None:
+            del self._in_flight[ticket]
+            if not sampling.is_done:
+                self._commands.put(lambda: self._engine.cancel(ticket))
+
+        async def switch(slot: int, version: int) -> None:
+            await self._do(lambda: self._engine.switch(ticket, slot=slot, version=version))
+
+        sampling = Sampling(end=end, switch=switch)
+        self._in_flight[ticket] = sampling
+        self._commands.put(lambda: self._engine.submit(ticket, job, slot=slot, version=version, streams=streams))
+        return sampling
 
     async def load(self, slot: int, adapter: Adapter) -> None:
         """Puts an adapter into a slot between two steps.
@@ -76,17 +92,25 @@ class EngineThread:
         Raises:
             InvalidInput: as `TorchEngine.load`.
         """
+        await self._do(lambda: self._engine.load(slot, adapter))
+
+    async def _do(self, command: _Command) -> None:
+        """Has a command carried out between two steps; raises what it raises."""
+        if not self.is_alive:
+            raise _stopped()
         future: asyncio.Future[None] = self._loop.create_future()
 
-        def command() -> None:
+        def carry_out() -> None:
             try:
-                self._engine.load(slot, adapter)
+                command()
             except Exception as error:  # handed to whoever waits
                 self._loop.call_soon_threadsafe(_settle, future, error)
             else:
                 self._loop.call_soon_threadsafe(_settle, future, None)
 
-        self._commands.put(command)
+        self._doing.add(future)
+        future.add_done_callback(self._doing.discard)
+        self._commands.put(carry_out)
         await future
 
     # On the engine's thread from here on.
@@ -97,8 +121,9 @@ class EngineThread:
                 self._carry_out()
                 if self._engine.has_work and not self._is_closing:
                     finished = self._engine.step()
-                    if finished:
-                        self._loop.call_soon_threadsafe(self._deliver, finished)
+                    news = self._engine.take_news()
+                    if finished or news:
+                        self._loop.call_soon_threadsafe(self._deliver, news, finished)
         except Exception:  # our own mistake, since the engine keeps torch's to their requests
             log.exception("the engine has stopped")
             self._loop.call_soon_threadsafe(self._fail_all)
@@ -115,20 +140,19 @@ class EngineThread:
 
     # Back on the event loop.
 
-    def _deliver(self, finished: list[Finished]) -> None:
-        for each in finished:
-            future = self._pending.get(each.ticket)
-            if future is None or future.done():
-                continue  # cancelled meanwhile
-            if isinstance(each.outcome, Exception):
-                future.set_exception(each.outcome)
-            else:
-                future.set_result(each.outcome)
+    def _deliver(self, news: list[News], finished: list[Finished]) -> None:
+        for each in news:
+            if (sampling := self._in_flight.get(each.ticket)) is not None:
+                sampling.push(each.delta)
+        for ended in finished:
+            if (sampling := self._in_flight.get(ended.ticket)) is not None:
+                sampling.settle(ended.outcome)
 
     def _fail_all(self) -> None:
-        for future in self._pending.values():
-            if not future.done():
-                future.set_exception(_stopped())
+        for sampling in self._in_flight.values():
+            sampling.settle(_stopped())
+        for future in self._doing:
+            _settle(future, _stopped())
 
 
 def _stopped() -> Internal:

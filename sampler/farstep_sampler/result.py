@@ -1,7 +1,8 @@
-"""What comes of a sample job, and its form on the wire."""
+"""What comes of a sample job, whole or as it grows, and its form on the wire."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,26 +24,70 @@ class Topk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampleSequence:
-    """One continuation: tokens [N] with log-probabilities [N]; `stop_reason` is "stop" or "length"."""
+    """One continuation: tokens [N] with log-probabilities [N]; `stop_reason` is "stop" or "length".
+
+    `policy_versions` [N] says which version chose each token; empty where all are of the version it began with.
+    """
 
     tokens: list[int]
     logprobs: list[float]
     stop_reason: str
     topk: Topk | None
+    policy_versions: list[int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampleResult:
-    """`prompt_logprobs` [T] are NaN at index 0 and the ids of `prompt_topk` −1 there: no distribution precedes it."""
+    """`prompt_logprobs` [T] are NaN at index 0 and the ids of `prompt_topk` −1 there: no distribution precedes it.
+
+    `num_cached` are the prompt's tokens whose keys and values were there already, from an earlier request.
+    """
 
     sequences: list[SampleSequence]
     prompt_logprobs: FloatArray | None
     prompt_topk: Topk | None
+    num_cached: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampleDelta:
+    """What sample `index` of a job has gained since the last delta: N tokens, with all that is known of each.
+
+    `stop_reason` is None while the sample goes on. `policy_versions` has one version a token.
+    """
+
+    index: int
+    tokens: list[int]
+    logprobs: list[float]
+    policy_versions: list[int]
+    stop_reason: str | None
+    topk: Topk | None
+
+
+def joined(deltas: Seq[SampleDelta]) -> SampleDelta:
+    """Successive deltas of one sample as one."""
+    first, last = deltas[0], deltas[-1]
+    if first is last:
+        return first
+    topk = None
+    if first.topk is not None:
+        topks = [delta.topk for delta in deltas if delta.topk is not None]
+        topk = Topk(np.concatenate([t.ids for t in topks]), np.concatenate([t.logprobs for t in topks]))
+    return SampleDelta(
+        first.index,
+        [token for delta in deltas for token in delta.tokens],
+        [logprob for delta in deltas for logprob in delta.logprobs],
+        [version for delta in deltas for version in delta.policy_versions],
+        last.stop_reason,
+        topk,
+    )
 
 
 def response_of(result: SampleResult, *, policy_version: int) -> pb.SampleResponse:
     response = pb.SampleResponse(
-        sequences=[_sequence(sequence) for sequence in result.sequences], policy_version=policy_version
+        sequences=[_sequence(sequence) for sequence in result.sequences],
+        policy_version=policy_version,
+        prompt_cache_hit_tokens=result.num_cached,
     )
     if result.prompt_logprobs is not None:
         response.prompt_logprobs = result.prompt_logprobs.astype("<f4").tobytes()
@@ -56,6 +101,7 @@ def _sequence(sequence: SampleSequence) -> pb.SampledSequence:
         tokens=ids_to_bytes(sequence.tokens),
         logprobs=np.array(sequence.logprobs, dtype="<f4").tobytes(),
         stop_reason=sequence.stop_reason,
+        policy_versions=np.array(sequence.policy_versions, dtype="<i8").tobytes(),
     )
     if sequence.topk is not None:
         message.topk_logprobs.CopyFrom(_topk(sequence.topk))

@@ -25,14 +25,14 @@ from transformers import DynamicCache
 from farstep_model.adapter import Adapter
 from farstep_model.batching import micro_batches
 from farstep_model.load import BaseModel
-from farstep_proto.errors import InvalidInput, ModelError
+from farstep_proto.errors import ApiError, InvalidInput, ModelError
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.decode_mask import DecodeMask
 from farstep_sampler.engines.kv_rows import KVRows
 from farstep_sampler.engines.prefill import PromptPass, prefill, take_prefix
 from farstep_sampler.engines.row_state import RowState
 from farstep_sampler.request import SampleJob
-from farstep_sampler.result import SampleResult, SampleSequence, Topk
+from farstep_sampler.result import SampleDelta, SampleResult, SampleSequence, Topk
 from farstep_sampler.sampling import sample
 from farstep_sampler.scheduler import Group, Join, Move, Scheduler, Sequence
 from farstep_sampler.stops import StopStrings
@@ -49,6 +49,14 @@ class Finished:
 
     ticket: int
     outcome: SampleResult | Exception
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class News:
+    """What a job that is watched has gained in a step."""
+
+    ticket: int
+    delta: SampleDelta
 
 
 class TorchEngine:
@@ -70,6 +78,7 @@ class TorchEngine:
         self._scheduler = Scheduler(max_rows=max_rows, fits=self._kv.fits, prefill_tokens=_PREFILL_TOKENS)
         self._groups: dict[int, Group] = {}
         self._prompts: dict[int, PromptPass] = {}  # by ticket, once computed
+        self._news: list[News] = []
         self._state: RowState | None = None  # None: who is in which row has changed
         self._check_decoding()
 
@@ -85,9 +94,14 @@ class TorchEngine:
         """
         self._adapters.load(slot, adapter)
 
-    def submit(self, ticket: int, job: SampleJob, *, slot: int) -> None:
-        """Takes a job; a later `step` reports what came of it, under its ticket."""
-        group = Group(ticket, job, slot, self._make_stops)
+    def submit(self, ticket: int, job: SampleJob, *, slot: int, version: int = 0, streams: bool = False) -> None:
+        """Takes a job; a later `step` reports what came of it, under its ticket.
+
+        Args:
+            version: of the weights in the slot; its tokens are labelled with it.
+            streams: whether `take_news` shall tell its tokens as they come.
+        """
+        group = Group(ticket, job, slot, version, streams, self._make_stops)
         self._groups[ticket] = group
         self._scheduler.add(group)
 
@@ -95,6 +109,21 @@ class TorchEngine:
         """Frees whatever a job holds; nothing is reported for it."""
         if ticket in self._groups:
             self._forget(self._groups[ticket])
+
+    def switch(self, ticket: int, *, slot: int, version: int) -> None:
+        """Has a job go on with the weights in another slot: its next tokens, and what has not begun.
+
+        Keys and values that are there stay: those tokens are not read again with the new weights. The old slot is
+        not used for it any more when this returns. A job that is gone is no mistake: it may just have finished.
+        """
+        if ticket in self._groups:
+            self._groups[ticket].slot, self._groups[ticket].version = slot, version
+            self._state = None
+
+    def take_news(self) -> list[News]:
+        """What the watched jobs have gained since the last call."""
+        news, self._news = self._news, []
+        return news
 
     @torch.no_grad()
     def step(self) -> list[Finished]:
@@ -154,6 +183,8 @@ class TorchEngine:
             self._state = RowState.of(scheduler.running, num_rows=num_rows, device=self._base.device)
         state = self._state
         logits_RV = self._forward(state.tokens, state.positions, state.slots, num_tokens=longest)
+        if state.controls is not None:
+            state.controls.apply(logits_RV)
         uniforms_R = state.pad([sequence.draws.next() for sequence in scheduler.running])
         sampled = sample(logits_RV, state.settings, uniforms_R, topk=state.num_topk)
         self._state = state.advanced(sampled.tokens)
@@ -176,16 +207,19 @@ class TorchEngine:
     def _advance(self, tokens: list[int], logprobs: list[float], topk: Topk | None) -> list[Finished]:
         """Gives every running sequence its token; those that end leave their rows."""
         leaving: list[int] = []
-        broken: dict[Group, None] = {}
+        broken: dict[Group, ApiError] = {}
         for row, sequence in enumerate(self._scheduler.running):
             if np.isnan(logprobs[row]):
-                broken[sequence.group] = None
+                failure = sequence.controls.failure if sequence.controls is not None else None
+                broken[sequence.group] = failure or _not_finite()
                 self._kv.clear_row(row)
                 continue
             if topk is not None and (num_topk := sequence.group.job.num_topk):
                 sequence.topk_ids.append(topk.ids[row, :num_topk])
                 sequence.topk_logprobs.append(topk.logprobs[row, :num_topk])
             stop_reason = sequence.push(tokens[row], logprobs[row])
+            if sequence.group.streams:
+                self._news.append(News(sequence.group.ticket, _delta(sequence, stop_reason)))
             if stop_reason is not None:
                 leaving.append(row)
                 sequence.group.finished[sequence.index] = _sample_sequence(sequence, stop_reason)
@@ -194,7 +228,7 @@ class TorchEngine:
         touched = dict.fromkeys(self._scheduler.running[row].group for row in leaving)
         self._rearrange(self._scheduler.remove(leaving))
         done = [group for group in touched if len(group.finished) == group.job.num_samples]
-        return [self._finish(group) for group in done] + [self._fail(group, _not_finite()) for group in broken]
+        return [self._finish(group) for group in done] + [self._fail(group, error) for group, error in broken.items()]
 
     def _rearrange(self, moves: list[Move]) -> None:
         self._kv.move(moves, num_tokens=self._scheduler.longest())
@@ -253,14 +287,26 @@ def _sample_sequence(sequence: Sequence, stop_reason: str) -> SampleSequence:
     topk = None
     if sequence.group.job.num_topk:
         topk = Topk(np.stack(sequence.topk_ids).astype(np.int32), np.stack(sequence.topk_logprobs))
-    return SampleSequence(sequence.tokens, sequence.logprobs, stop_reason, topk)
+    versions = sequence.versions if len(set(sequence.versions)) > 1 else []
+    return SampleSequence(sequence.tokens, sequence.logprobs, stop_reason, topk, versions)
+
+
+def _delta(sequence: Sequence, stop_reason: str | None) -> SampleDelta:
+    """Its last token alone."""
+    topk = None
+    if sequence.group.job.num_topk:
+        topk = Topk(sequence.topk_ids[-1][None].astype(np.int32), sequence.topk_logprobs[-1][None])
+    last = slice(-1, None)
+    return SampleDelta(
+        sequence.index, sequence.tokens[last], sequence.logprobs[last], sequence.versions[last], stop_reason, topk
+    )
 
 
 def _no_tokens(job: SampleJob) -> SampleSequence:
     """The continuation of a job that looks at its prompt only."""
     shape = (0, job.num_topk)
     topk = Topk(np.zeros(shape, np.int32), np.zeros(shape, np.float32)) if job.num_topk else None
-    return SampleSequence([], [], "length", topk)
+    return SampleSequence([], [], "length", topk, [])
 
 
 def _not_finite() -> ModelError:

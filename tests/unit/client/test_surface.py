@@ -76,7 +76,7 @@ CALLS = {
         save_weights_and_get_sampling_client load_state load_state_with_optimizer create_sampling_client
         list_checkpoints get_checkpoint_archive_url reset queue trace
     """,
-    farstep.SamplingClient: "sample compute_logprobs get_base_model",
+    farstep.SamplingClient: "sample compute_logprobs compute_logprobs_batch get_base_model",
 }
 
 
@@ -115,6 +115,9 @@ def test_defaults_are_those_of_the_contract() -> None:
         "train_attn": True,
         "train_mlp": True,
         "train_unembed": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "value_head": False,
         "seed": None,
         "max_seq_len": None,
         "replicas": 1,

@@ -15,7 +15,9 @@ MakeJob = Callable[..., SampleJob]
 @pytest.fixture(scope="module")
 def group(make_job: MakeJob) -> Callable[..., Group]:
     def make(ticket: int, *, num_prompt: int = 3, **changes: object) -> Group:
-        return Group(ticket, make_job([7] * num_prompt, **changes), 0, lambda job: None)
+        return Group(
+            ticket, make_job([7] * num_prompt, **changes), slot=0, version=0, streams=False, make_stops=lambda job: None
+        )
 
     return make
 
