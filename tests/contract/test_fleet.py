@@ -221,3 +221,31 @@ def test_a_trainer_started_anew_from_an_old_checkpoint_never_repeats_a_version(f
     assert client.policy_version == 4
     np.testing.assert_allclose(client.compute_logprobs(probe).result()[1:], trainer_logprobs(again, probe), atol=1e-5)
     assert last.compute_logprobs(probe).result() == third  # version 3 is what it was
+
+
+@pytest.mark.parametrize("options", [(), ("--resident-versions", "1", "--resident-policies", "1")])
+def test_a_directory_instead_of_a_feed(tmp_path, monkeypatch, options):
+    """Trainer and sampler share a weight-sync URI and no store: newest versions, old ones, and what save_state makes."""
+    monkeypatch.setenv("FARSTEP_API_KEY", KEY)
+    uri = f"file://{tmp_path}/sync"
+    model = ("--model", "farstep/tiny")
+    polling = ("--weight-sync-uri", uri, "--weight-sync-interval", "0.1", *options)
+    with (
+        running("farstep_worker", *model, "--store", tmp_path / "a", "--weight-sync-uri", uri) as worker,
+        running("farstep_sampler", *model, "--store", tmp_path / "b", *polling) as sampler,
+        ServiceClient.local(trainer_url=worker.url, sampler_url=sampler.url) as service,
+    ):
+        trainer = service.create_lora_training_client("farstep/tiny", rank=4, seed=5)
+        probe, expected, clients = [1, 40, 50, 60, 2], {}, {}
+        for version in (1, 2, 3):
+            train(trainer, version)
+            clients[version] = trainer.save_weights_and_get_sampling_client(pin="exact")
+            assert clients[version].policy_version == version
+            expected[version] = trainer_logprobs(trainer, probe)
+        for version in (2, 3, 1):
+            logprobs = clients[version].compute_logprobs(probe).result(timeout=60)
+            np.testing.assert_allclose(logprobs[1:], expected[version], atol=1e-5)
+        train(trainer, 4)
+        assert trainer.save_state("also-published").result().policy_version == trainer.policy_version == 4
+        newest = trainer.save_weights_and_get_sampling_client()
+        assert newest.policy_version == 5
