@@ -34,6 +34,7 @@ from farstep_worker.evicted import EvictedRuns
 from farstep_worker.executor import Executor, Outcome, failed
 from farstep_worker.gradients import PassResult
 from farstep_worker.phases import Phases
+from farstep_worker.publisher import Publisher
 from farstep_worker.rank_messages import ReplicatedCall, read_call, to_command, to_creation
 from farstep_worker.ranks import RankDied, RankGroup
 from farstep_worker.runs import RandomStream, Run, RunConfig, read_config
@@ -88,6 +89,7 @@ class LeadingExecutor(Executor):
         layout: Layout = "padded",
         evicted: EvictedRuns | None = None,
         run_memory_bytes: int | None = None,
+        publisher: Publisher | None = None,
     ) -> None:
         super().__init__(
             layers,
@@ -96,6 +98,7 @@ class LeadingExecutor(Executor):
             layout=layout,
             evicted=evicted,
             run_memory_bytes=run_memory_bytes,
+            publisher=publisher,
         )
         self._group = group
         self._followers = range(1, group.world)

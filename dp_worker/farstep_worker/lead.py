@@ -25,6 +25,7 @@ from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.data_parallel import LeadingExecutor
 from farstep_worker.evicted import EvictedRuns
 from farstep_worker.followers import Followers
+from farstep_worker.publisher import Publisher
 from farstep_worker.ranks import RankGroup, device_of
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class GroupSettings:
     num_threads: int
     log_level: str
     run_memory_bytes: int | None = None
+    publisher: Callable[[CheckpointStore], Publisher] = Publisher  # of rank 0 alone
 
 
 @contextmanager
@@ -86,6 +88,7 @@ def leading(
                 group=group,
                 evicted=evicted,
                 run_memory_bytes=settings.run_memory_bytes,
+                publisher=settings.publisher(store),
             )
         finally:
             followers.close()

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
+from farstep_infra.store.blobs import open_blobs
 from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.policies import PolicyShelves
 from farstep_model.embedded import MODEL_NAME
 from farstep_proto.errors import ApiError
 from farstep_serving.keys import KeyRing
@@ -27,12 +29,15 @@ from farstep_worker.executor import Executor
 from farstep_worker.feed import FeedServer, PolicyFeed
 from farstep_worker.lead import Ending, GroupSettings, leading
 from farstep_worker.memory import settle_memory, total_bytes
+from farstep_worker.publisher import DEFAULT_KEEP, Publisher, WeightSync
 from farstep_worker.ranks import device_of
 from farstep_worker.registry import DEFAULT_MAX_RUNS
 from farstep_worker.server import DEFAULT_MAX_REQUEST_BYTES, TrainerApi, make_server
 from farstep_worker.telemetry import SpanWriter
 
 log = logging.getLogger(__name__)
+
+FLUSH_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,8 @@ class WorkerConfig:
     max_runs: int
     run_memory_bytes: int | None
     fuse_runs: bool
+    keep_policies: int
+    weight_sync_uri: str
     num_threads: int
     spans: SpanWriter | None
     ends_with_parent: bool
@@ -106,6 +113,15 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         default="auto",
         help="small passes of several runs in one batch, where the numbers stay the same to the bit",
     )
+    parser.add_argument(
+        "--keep-policies",
+        type=_positive,
+        default=DEFAULT_KEEP,
+        help="published policies kept of each run, unnamed ones",
+    )
+    parser.add_argument(
+        "--weight-sync-uri", default="", metavar="URI", help="file:///dir or s3://bucket/prefix that samplers poll"
+    )
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     flags = parser.parse_args(argv)
@@ -124,6 +140,8 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         max_runs=flags.max_runs,
         run_memory_bytes=flags.run_memory_mib and flags.run_memory_mib << 20,
         fuse_runs=flags.fuse_runs == "auto",
+        keep_policies=flags.keep_policies,
+        weight_sync_uri=flags.weight_sync_uri,
         num_threads=max(1, _num_threads(os.environ.get("OMP_NUM_THREADS")) // flags.nproc),
         spans=_spans(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
         ends_with_parent=flags.exit_with_parent,
@@ -161,6 +179,7 @@ def leading_executor(config: WorkerConfig, evicted: EvictedRuns) -> Iterator[Exe
         num_threads=config.num_threads,
         log_level=config.log_level,
         run_memory_bytes=config.run_memory_bytes or _run_memory_bytes(device),
+        publisher=lambda store: make_publisher(config, store),
     )
     ending = Ending()
     with leading(settings, evicted, on_loss=ending.lose) as executor, ending.on_sigterm():
@@ -171,20 +190,34 @@ def make_executor(config: WorkerConfig, evicted: EvictedRuns) -> Executor:
     """One that computes in this process alone; raises as `open_executor`."""
     ready = prepare(config.model, config.compute, device=config.device, num_threads=config.num_threads)
     log.info("computing with %d threads", config.num_threads)
+    store = CheckpointStore(config.store)
     return Executor(
         ready.layers,
-        CheckpointStore(config.store),
+        store,
         token_budget=ready.token_budget,
         layout=ready.layout,
         evicted=evicted,
         run_memory_bytes=config.run_memory_bytes or _run_memory_bytes(ready.layers.base.device),
         fuse_runs=config.fuse_runs,
+        publisher=make_publisher(config, store),
     )
+
+
+def make_publisher(config: WorkerConfig, store: CheckpointStore) -> Publisher:
+    """Raises InvalidInput for a weight-sync URI that is none."""
+    sync = None
+    if config.weight_sync_uri:
+        blobs = open_blobs(config.weight_sync_uri, field="--weight-sync-uri")
+        sync = WeightSync(config.weight_sync_uri, PolicyShelves(blobs, keep=config.keep_policies))
+    return Publisher(store, keep=config.keep_policies, sync=sync)
 
 
 async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.socket) -> None:
     """Serves until a signal; then lets the running operation finish within the time there is."""
-    feed = PolicyFeed(config.keys)
+    publisher = executor.publisher
+    feed = PolicyFeed(
+        config.keys, read=lambda run_id, version, history: publisher.read(run_id, version, history=history)
+    )
     dispatcher = Dispatcher(
         executor, feed=feed, num_threads=config.num_threads, max_runs=config.max_runs, spans=config.spans
     )
@@ -197,8 +230,11 @@ async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.sock
     def on_stop() -> None:
         dispatcher.drain()
 
+    await asyncio.to_thread(publisher.sweep)
     try:
         await serve(app, sock, on_ready=on_ready, on_stop=on_stop)
+        if not await asyncio.to_thread(publisher.flush, FLUSH_S):
+            log.warning("published policies are still on their way to %s", config.weight_sync_uri or "the store")
     finally:
         if dispatcher.is_computing:  # a pass cannot be interrupted, and must not hold the process
             log.error("ending in the middle of an operation")

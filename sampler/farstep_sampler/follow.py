@@ -10,7 +10,8 @@ import contextlib
 
 from farstep_sampler.gate import Gate
 from farstep_sampler.in_flight import Sampling
-from farstep_sampler.versions import AtLeast, Serve, VersionTable
+from farstep_sampler.version_table import VersionTable
+from farstep_sampler.versions import AtLeast, Serve
 
 
 async def follow(

@@ -25,6 +25,7 @@ from farstep_proto.v1 import operations_pb2 as pb
 
 MAX_POLL_BYTES = 32 << 20
 MAX_POLL_S = 60.0
+_LISTENS_S = 2.0  # a client that has not asked for so long has gone, as far as a server that ends is concerned
 
 
 @dataclass(slots=True)
@@ -44,7 +45,9 @@ class _Entry:
 class _Channel:
     """What one client has yet to hear."""
 
+    heard_at: float  # when it last asked, or submitted
     undelivered: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    unheard: set[str] = field(default_factory=set)  # of these, those that were in no answer yet
     num_pending: int = 0
     num_polls: int = 0  # parked here now: a client that lost its connection asks again before the first has ended
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -97,7 +100,9 @@ class OperationTable:
             raise Draining("the server is shutting down", retry_after_s=5.0)
         self._expire()
         self._entries[operation_id] = _Entry((client_id,), sys.intern(verb), digest, pb.OPERATION_STATE_QUEUED)
-        self._channel(client_id).num_pending += 1
+        channel = self._channel(client_id)
+        channel.num_pending += 1
+        channel.heard_at = self._clock()
         return True
 
     def repeats(self, operation_id: str, digest: bytes, *, client_id: str) -> bool:
@@ -151,6 +156,15 @@ class OperationTable:
         entry = self._entries.get(operation_id)
         return entry is not None and entry.state == pb.OPERATION_STATE_QUEUED
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether every client that still listens has heard of every outcome, and waits for none."""
+        listens_since = self._clock() - _LISTENS_S
+        return not any(
+            (channel.num_pending or channel.unheard) and (channel.num_polls or channel.heard_at > listens_since)
+            for channel in self._channels.values()
+        )
+
     async def poll(self, request: pb.PollRequest) -> pb.PollResponse:
         """Answers as soon as anything of this client's is finished, with all that is (up to MAX_POLL_BYTES)."""
         self._acknowledge(request.client_id, request.ack)
@@ -166,6 +180,7 @@ class OperationTable:
             self._collect(channel, response)
         finally:
             channel.num_polls -= 1
+            channel.heard_at = self._clock()
             self._forget_if_idle(request.client_id, channel)
         return response
 
@@ -200,13 +215,14 @@ class OperationTable:
         return entry
 
     def _channel(self, client_id: str) -> _Channel:
-        return self._channels.setdefault(client_id, _Channel())
+        return self._channels.setdefault(client_id, _Channel(self._clock()))
 
     def _tell(self, client_id: str, operation_id: str, entry: _Entry) -> None:
         """Has a client hear of an outcome, now or when there is one."""
         channel = self._channel(client_id)
         if entry.outcome:
             channel.undelivered[operation_id] = None
+            channel.unheard.add(operation_id)
             channel.changed.set()
         else:
             channel.num_pending += 1
@@ -223,6 +239,7 @@ class OperationTable:
             if response.finished and num_bytes > MAX_POLL_BYTES:
                 return
             response.finished.append(pb.Operation.FromString(outcome))
+            channel.unheard.discard(operation_id)
 
     def _acknowledge(self, client_id: str, operation_ids: Iterable[str]) -> None:
         channel = self._channel(client_id)
@@ -232,6 +249,7 @@ class OperationTable:
             if entry is None or operation_id not in channel.undelivered:
                 continue
             del channel.undelivered[operation_id]
+            channel.unheard.discard(operation_id)
             entry.clients = tuple(each for each in entry.clients if each != client_id)
             if entry.clients or operation_id not in self._unclaimed:
                 continue
@@ -260,7 +278,9 @@ class OperationTable:
 
     def _drop(self, operation_id: str) -> None:
         for client_id in self._entries.pop(operation_id).clients:
-            self._channel(client_id).undelivered.pop(operation_id, None)
+            channel = self._channel(client_id)
+            channel.undelivered.pop(operation_id, None)
+            channel.unheard.discard(operation_id)
 
 
 async def _wait(event: asyncio.Event, wait_s: float) -> None:
