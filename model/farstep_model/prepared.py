@@ -32,13 +32,21 @@ class PreparedWeight:
     """A weight [O, I] and bias [O] that are only ever multiplied with: laid out for oneDNN, and as they were."""
 
     weight: Tensor
-    plain: Tensor
+    plain: Tensor | None
     bias: Tensor | None
-    fewest: int  # numbers in an input for which oneDNN pays
+    fewest: int  # numbers in an input for which oneDNN pays; 0 without `plain`
+
+    @classmethod
+    def of(cls, weight_OI: Tensor, bias_O: Tensor | None) -> PreparedWeight:
+        num_outputs, num_inputs = weight_OI.shape
+        prepared = torch.ops.mkldnn._reorder_linear_weight(weight_OI, _ROWS_HINT)
+        if num_inputs >= _SHORT_INPUTS:
+            return cls(prepared, None, bias_O, 0)
+        return cls(prepared, weight_OI, bias_O, _SMALL_MULTIPLICATIONS // num_outputs)
 
     def product(self, x: Tensor) -> Tensor:
         """x·weightᵀ + bias, […, O] for x […, I]."""
-        if x.numel() < self.fewest:
+        if self.plain is not None and x.numel() < self.fewest:
             return functional.linear(x, self.plain, self.bias)
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], ""))
 
@@ -54,6 +62,4 @@ def prepare(layers: LoraLayers) -> None:
         return
     for linear in layers.linears:
         if linear.prepared is None:
-            weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS_HINT)
-            fewest = _SMALL_MULTIPLICATIONS // linear.out_features if linear.in_features < _SHORT_INPUTS else 0
-            linear.prepared = PreparedWeight(weight, linear.weight.detach(), linear.bias, fewest)
+            linear.prepared = PreparedWeight.of(linear.weight.detach(), linear.bias)

@@ -59,6 +59,7 @@ class AdapterSlots:
         self._stretches: dict[int, Tensor] = {}
         self._occupants: dict[int, _Occupant] = {}
         self._scaling_n = torch.zeros(num_slots, device=layers.base.device, dtype=layers.base.dtype)
+        self._last: tuple[Tensor, SlotRows] | None = None
 
     @torch.no_grad()
     def load(self, slot: int, adapter: Adapter) -> None:
@@ -89,6 +90,7 @@ class AdapterSlots:
     def free(self, slot: int) -> None:
         """Empties a slot: it is the base again."""
         self._check_slot(slot)
+        self._last = None
         if self._occupants.pop(slot, None) is None:
             return
         # B may keep what it had: it is multiplied by A's zeros, up to where the next adapter writes both.
@@ -102,16 +104,20 @@ class AdapterSlots:
         """Computes each batch row with the slot that `rows_B` names, without gradients.
 
         Best given on the CPU: it is looked at before anything runs. When all rows name one slot, the shape of what
-        passes through a layer does not matter; otherwise its first dimension must be that of `rows_B`.
+        passes through a layer does not matter; otherwise its first dimension must be that of `rows_B`. A tensor
+        is not to be changed after it was given here.
 
         Raises:
             InvalidInput: inside the block, where a layer sees tokens without their rows (experts).
         """
-        source = self._source(torch.as_tensor(rows_B, dtype=torch.long))
+        rows_B = torch.as_tensor(rows_B, dtype=torch.long)
+        if self._last is None or self._last[0] is not rows_B:  # decoding asks for the same rows step by step
+            self._last = rows_B, self._source(rows_B)
+        source = self._last[1]
         with self._layers.switch.using(source if source.stacks else None, training=False), torch.no_grad():
             yield
 
-    def _source(self, rows_B: Tensor) -> _SlotRows:
+    def _source(self, rows_B: Tensor) -> SlotRows:
         rows_B = rows_B.cpu()
         distinct = sorted(set(rows_B.tolist()))
         if distinct and not 0 <= distinct[0] <= distinct[-1] < self.num_slots:
@@ -122,7 +128,7 @@ class AdapterSlots:
         adapted = frozenset[int]().union(*(occupant.layers for occupant in present))
         with_dora = frozenset[int]().union(*(occupant.layers for occupant in present if occupant.use_dora))
         device = self._layers.base.device
-        return _SlotRows(
+        return SlotRows(
             remake=self._source,
             stacks={layer: stack for layer, stack in self._stacks.items() if layer in adapted},
             stretches={layer: self._stretches[layer] for layer in with_dora},
@@ -155,7 +161,7 @@ class AdapterSlots:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _SlotRows:
+class SlotRows:
     """The slots of one batch: `present` [p] are those with an adapter, `own` [B, p] says which is whose.
 
     `stacks` has the layers that any of them adapts, `stretches` [n, O] those that any of them adapts with DoRA.
@@ -168,16 +174,19 @@ class _SlotRows:
     present: Tensor
     own: Tensor
     scaling: Tensor
-    remake: Callable[[Tensor], _SlotRows]
+    remake: Callable[[Tensor], SlotRows]
 
-    def with_rows(self, rows: Tensor) -> _SlotRows:
+    def with_rows(self, rows: Tensor) -> SlotRows:
         return self.remake(rows)
 
     def is_mixed(self, layer: int) -> bool:
         return self.single is None and layer in self.stacks
 
     def apply(self, linear: LoraLinear, x: Tensor) -> Tensor:
-        out = linear.base_output(x)
+        return self.add(linear, x, linear.base_output(x))
+
+    def add(self, linear: LoraLinear, x: Tensor, out: Tensor) -> Tensor:
+        """The layer's output with its update, for what it gives without; mostly in place."""
         stack = self.stacks.get(linear.layer)
         if stack is None:
             return out

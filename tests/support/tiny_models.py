@@ -13,8 +13,10 @@ from transformers import (
     GptOssConfig,
     GraniteConfig,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
     PretrainedConfig,
+    Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
@@ -40,9 +42,23 @@ _SHAPE = {
 
 _WIDE = {**_SHAPE, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "initializer_range": 0.05}
 
+_SCALED_FAR_AWAY = {
+    "rope_type": "default",
+    "rope_theta": 1e4,
+    "llama_4_scaling_beta": 0.1,
+    "original_max_position_embeddings": 32,
+}
+
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen3": lambda: Qwen3Config(**_SHAPE, head_dim=8, tie_word_embeddings=True),
     "llama": lambda: LlamaConfig(**_SHAPE, tie_word_embeddings=False),
+    "qwen2": lambda: Qwen2Config(**_SHAPE),
+    # built like Llama, but that they multiply where it does not: the one everywhere, the other far from the start
+    "granite_multiplied": lambda: GraniteConfig(**_SHAPE, residual_multiplier=0.5),
+    "ministral3": lambda: Ministral3Config(**_SHAPE, head_dim=8, rope_parameters=_SCALED_FAR_AWAY),
+    "dynamic_llama": lambda: LlamaConfig(
+        **_SHAPE, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    ),
     "gemma2": lambda: Gemma2Config(**_SHAPE, head_dim=8, final_logit_softcapping=2.0, query_pre_attn_scalar=8),
     "cohere": lambda: CohereConfig(**_SHAPE, logit_scale=0.25),
     "granite": lambda: GraniteConfig(**_SHAPE, logits_scaling=4.0),

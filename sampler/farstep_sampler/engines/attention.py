@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol, cast
 
 import torch
@@ -69,39 +70,38 @@ class Pass(Cache):  # type: ignore[misc]  # transformers has no types
 
     def __init__(self, parts: Sequence[Part], windows: Sequence[int | None]) -> None:
         super().__init__(layers=[])
-        self._parts = parts
         self._windows = windows
+        ends = list(accumulate(part.num_tokens for part in parts))
+        self._num_tokens = ends[-1]
+        self._slices = [(part, slice(end - part.num_tokens, end)) for part, end in zip(parts, ends, strict=True)]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Called by the model in each layer with [N, H, 1, D]."""
-        for part, tokens in self._slices():
-            part.write(layer_idx, key_states[tokens, :, 0], value_states[tokens, :, 0])
+        """Called by a transformers model in each layer with [N, H, 1, D]."""
+        self.write(layer_idx, key_states[:, :, 0], value_states[:, :, 0])
         return key_states, value_states
 
-    def attend(
-        self, layer: int, query_NQ1D: Tensor, value_size: int, *, scaling: float, softcap: float | None
-    ) -> Tensor:
-        """[N, 1, Q, D], as a transformers model wants it."""
-        rule = Rule(scaling, softcap, self._windows[layer])
-        outs = [part.attend(layer, query_NQ1D[tokens, :, 0], rule) for part, tokens in self._slices()]
-        padding = len(query_NQ1D) - sum(part.num_tokens for part in self._parts)
+    def rule(self, layer: int, *, scaling: float, softcap: float | None) -> Rule:
+        return Rule(scaling, softcap, self._windows[layer])
+
+    def write(self, layer: int, key_NHD: Tensor, value_NHD: Tensor) -> None:
+        for part, tokens in self._slices:
+            part.write(layer, key_NHD[tokens], value_NHD[tokens])
+
+    def attend(self, layer: int, query_NQD: Tensor, value_size: int, rule: Rule) -> Tensor:
+        """[N, Q, D] for the tokens whose keys and values were written before."""
+        outs = [part.attend(layer, query_NQD[tokens], rule) for part, tokens in self._slices]
+        padding = query_NQD.shape[0] - self._num_tokens
         if padding:
-            outs.append(query_NQ1D.new_zeros(padding, query_NQ1D.shape[1], value_size))
-        return (torch.cat(outs) if len(outs) > 1 else outs[0])[:, None]
+            outs.append(query_NQD.new_zeros(padding, query_NQD.shape[1], value_size))
+        return torch.cat(outs) if len(outs) > 1 else outs[0]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         return query_length, 0
-
-    def _slices(self) -> Iterator[tuple[Part, slice]]:
-        start = 0
-        for part in self._parts:
-            yield part, slice(start, start + part.num_tokens)
-            start += part.num_tokens
 
 
 @contextmanager
@@ -145,7 +145,8 @@ def _attention(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer = cast(int, module.layer_idx)
-    return farstep_pass.attend(layer, query, value.shape[-1], scaling=scale, softcap=softcap), None
+    rule = farstep_pass.rule(layer, scaling=scale, softcap=softcap)
+    return farstep_pass.attend(layer, query[:, :, 0], value.shape[-1], rule)[:, None], None
 
 
 AttentionInterface.register(_NAME, _attention)

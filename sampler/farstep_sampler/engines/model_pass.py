@@ -5,44 +5,63 @@ Shapes: N tokens of a pass, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from farstep_model.load import BaseModel
+from farstep_model.prepared import prepare
 from farstep_proto.errors import InvalidInput
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.attention import Part, Pass, own_attention
 from farstep_sampler.engines.attention_kinds import windows_of
 from farstep_sampler.engines.kv_rows import Slab
 from farstep_sampler.engines.kv_shape import KVShape
+from farstep_sampler.engines.lean_model import LeanModel
 from farstep_sampler.engines.parts import ChunkPart, RowsPart
 
+log = logging.getLogger(__name__)
+
 _CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+_LEAN_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoder:
-    """How a model is run: `windows` says how far back each layer looks."""
+    """How a model is run: `windows` says how far back each layer looks, `lean` runs it where it can."""
 
     base: BaseModel
     adapters: AdapterTable
     windows: tuple[int | None, ...]
+    lean: LeanModel | None = None
 
     @classmethod
     def of(cls, base: BaseModel, adapters: AdapterTable, shape: KVShape) -> Decoder:
         """Raises InvalidInput where the model cannot be run this way; found by trying."""
-        decoder = cls(base, adapters, windows_of(base.model.config.get_text_config(), shape.num_layers))
-        decoder._check(shape)
-        return decoder
+        plain = cls(base, adapters, windows_of(base.model.config.get_text_config(), shape.num_layers))
+        plain._check(shape)
+        if not LeanModel.fits(base):
+            return plain
+        expected_ND = plain._probe(shape)
+        lean = replace(plain, lean=LeanModel.of(base, plain.windows))
+        difference = (lean._probe(shape) - expected_ND).abs().max() / expected_ND.abs().max().clamp_min(1e-6)
+        if not difference <= _LEAN_TOLERANCE[base.dtype]:
+            log.info("%s is run by its own modules (they differ by %.2g)", type(base.model).__name__, difference)
+            prepare(adapters.layers)  # what was merged
+            return plain
+        lean._check(shape)
+        return lean
 
     def hidden_states(self, tokens_N: Tensor, positions_N: Tensor, parts: Sequence[Part]) -> Tensor:
         """Hidden states [N, D] of the parts' tokens, whose keys and values are kept; inside `active`."""
+        passed = Pass(parts, self.windows)
+        if self.lean is not None:
+            return self.lean.hidden_states(tokens_N, positions_N, passed)
         with own_attention(self.base.model):
-            passed = Pass(parts, self.windows)
             hidden_N1D = self.base.hidden_states(
                 tokens_N[:, None],
                 position_ids=positions_N[:, None],
@@ -57,6 +76,16 @@ class Decoder:
         """Computes token n with the adapter in slot `slots_N[n]` inside the block; the slots are best on the CPU."""
         with torch.no_grad(), self.adapters.active(slots_N):
             yield
+
+    def _probe(self, shape: KVShape) -> Tensor:
+        """Hidden states [N, D] of tokens at the first positions, in the middle and at the last ones."""
+        last, num_tokens = self.base.max_seq_len - 1, 16
+        positions_N = torch.arange(num_tokens, device=self.base.device) * last // (num_tokens - 1)
+        positions_N[:4] = torch.arange(4).clamp_max(last)
+        tokens_N = torch.arange(num_tokens, device=self.base.device) * 7 % self.base.vocab_size
+        arrays = [array[0] for array in shape.zeros(1, 64)]
+        with self.active(torch.zeros(num_tokens, dtype=torch.long)):
+            return self.hidden_states(tokens_N, positions_N, [ChunkPart(arrays, 0, num_tokens)])
 
     def _check(self, shape: KVShape) -> None:
         """Compares a prompt in two chunks, and then a token by itself, with the model's own forward pass."""

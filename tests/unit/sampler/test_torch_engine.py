@@ -210,7 +210,7 @@ def test_candidates_of_sampled_tokens(
     with torch.no_grad():
         logits_TV = base.logits(base.hidden_states(torch.tensor([prompt + tokens]))[0])
     expected_NV = torch.log_softmax(logits_TV / 0.5, -1)[len(prompt) - 1 : -1]
-    np.testing.assert_allclose(topk.logprobs, expected_NV.topk(3).values, atol=1e-5)
+    np.testing.assert_allclose(topk.logprobs, expected_NV.topk(3).values, rtol=1e-6, atol=1e-5)
     assert results[1].sequences[0].topk is None
     assert results[2].sequences[0].topk is not None
     assert results[2].sequences[0].topk.ids.shape == (12, 1)
