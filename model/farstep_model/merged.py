@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from farstep_model.lora import LoraLinear
+from farstep_model.lora import LoraLinear, Switch
 from farstep_model.prepared import PreparedWeight
 from farstep_model.slots import SlotRows
 
@@ -28,21 +28,23 @@ class MergedLinear:
     sizes: tuple[int, ...]
     weight: Tensor | PreparedWeight
     bias: Tensor | None
+    switch: Switch | None
 
     @classmethod
     @torch.no_grad()
     def of(cls, *linears: nn.Linear) -> MergedLinear:
-        """Layers of one model with the same number of inputs; those prepared before are so only together from now on."""
+        """Layers of one model with the same inputs; those that are prepared are so only together from now on."""
         sizes = tuple(linear.out_features for linear in linears)
         weight_OI = torch.cat([linear.weight for linear in linears])
         bias_O = _merged_bias(linears)
+        switch = next((linear.switch for linear in linears if isinstance(linear, LoraLinear)), None)
         if all(isinstance(linear, LoraLinear) and linear.prepared is not None for linear in linears):
             for linear in linears:
                 linear.prepared = None
-            return cls(linears, sizes, PreparedWeight.of(weight_OI, bias_O), bias_O)
+            return cls(linears, sizes, PreparedWeight.of(weight_OI, bias_O), bias_O, switch)
         for linear, part_OI in zip(linears, weight_OI.split(sizes), strict=True):
             linear.weight.data = part_OI
-        return cls(linears, sizes, weight_OI, bias_O)
+        return cls(linears, sizes, weight_OI, bias_O, switch)
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """[N, O] with what is active; without gradients."""
@@ -50,12 +52,13 @@ class MergedLinear:
             out_NO = self.weight.product(x_NI)
         else:
             out_NO = functional.linear(x_NI, self.weight, self.bias)
-        for linear, part in zip(self.linears, out_NO.split(self.sizes, dim=-1), strict=True):
-            if isinstance(linear, LoraLinear) and (source := linear.switch.source) is not None:
-                assert isinstance(source, SlotRows)
-                changed = source.add(linear, x_NI, part)
-                if changed is not part:
-                    part.copy_(changed)
+        source = self.switch.source if self.switch is not None else None
+        if source is None:
+            return out_NO
+        assert isinstance(source, SlotRows)
+        for linear, part in zip(self.linears, out_NO.split_with_sizes(self.sizes, dim=-1), strict=True):
+            if isinstance(linear, LoraLinear) and (changed := source.add(linear, x_NI, part)) is not part:
+                part.copy_(changed)
         return out_NO
 
 

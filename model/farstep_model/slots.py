@@ -34,14 +34,29 @@ class _Stack:
     b: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class _Occupant:
-    """What is remembered of a loaded adapter; its weights are in the stacks."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Update:
+    """What an adapter does in one layer; views of the stacks: `a` [r, I], `b` [r, O], and with DoRA `stretch` [O]."""
 
-    slot: int
-    rank: int
+    a: Tensor
+    b: Tensor
+    stretch: Tensor | None
     scaling: float
-    layers: frozenset[int]
+
+    def add(self, x: Tensor, out: Tensor, bias: Tensor | None) -> Tensor:
+        h = functional.linear(x, self.a)
+        if x.dim() == 2:  # decoding: each call counts
+            out = out.addmm_(h, self.b, alpha=self.scaling)
+        else:
+            out = out.flatten(0, -2).addmm_(h.flatten(0, -2), self.b, alpha=self.scaling).view_as(out)
+        return out if self.stretch is None else stretched(out, bias, self.stretch)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Occupant:
+    """A loaded adapter, by layer."""
+
+    updates: Mapping[int, _Update]
     use_dora: bool
 
 
@@ -83,8 +98,8 @@ class AdapterSlots:
             if adapter.spec.use_dora:
                 self._stretch_of(layer)[slot] = adapter.stretch_of(layer)
         self._scaling_n[slot] = adapter.spec.scaling
-        layers, use_dora = frozenset(adapter.weights), adapter.spec.use_dora
-        self._occupants[slot] = _Occupant(slot, rank, adapter.spec.scaling, layers, use_dora)
+        updates = {layer: self._update(slot, layer, adapter) for layer in adapter.weights}
+        self._occupants[slot] = _Occupant(updates, adapter.spec.use_dora)
 
     @torch.no_grad()
     def free(self, slot: int) -> None:
@@ -125,8 +140,8 @@ class AdapterSlots:
         present_p = torch.tensor([slot for slot in distinct if slot in self._occupants], dtype=torch.long)
         own_Bp = rows_B[:, None] == present_p
         present = [self._occupants[slot] for slot in present_p.tolist()]
-        adapted = frozenset[int]().union(*(occupant.layers for occupant in present))
-        with_dora = frozenset[int]().union(*(occupant.layers for occupant in present if occupant.use_dora))
+        adapted = frozenset[int]().union(*(occupant.updates for occupant in present))
+        with_dora = frozenset[int]().union(*(occupant.updates for occupant in present if occupant.use_dora))
         device = self._layers.base.device
         return SlotRows(
             remake=self._source,
@@ -138,6 +153,11 @@ class AdapterSlots:
             own=own_Bp.to(device),
             scaling=self._scaling_n[present_p.to(device)],
         )
+
+    def _update(self, slot: int, layer: int, adapter: Adapter) -> _Update:
+        stack, rank = self._stacks[layer], adapter.spec.rank
+        stretch_O = self._stretches[layer][slot] if adapter.spec.use_dora else None
+        return _Update(stack.a[slot, :rank], stack.b[slot, :rank], stretch_O, adapter.spec.scaling)
 
     def _check_slot(self, slot: int) -> None:
         if not 0 < slot < self.num_slots:
@@ -187,13 +207,12 @@ class SlotRows:
 
     def add(self, linear: LoraLinear, x: Tensor, out: Tensor) -> Tensor:
         """The layer's output with its update, for what it gives without; mostly in place."""
+        if self.single is not None:
+            update = self.single.updates.get(linear.layer)
+            return out if update is None else update.add(x, out, linear.bias)
         stack = self.stacks.get(linear.layer)
         if stack is None:
             return out
-        if self.single is not None:
-            out = self._add_one(self.single, stack, x, out)
-            stretch_nO = self.stretches.get(linear.layer)
-            return out if stretch_nO is None else stretched(out, linear.bias, stretch_nO[self.single.slot])
         check_rows(self.rows, x)
         a_pI, b_pO = stack.a[self.present].flatten(0, 1), stack.b[self.present].flatten(0, 1)
         h = functional.linear(x, a_pI).unflatten(-1, (len(self.present), -1))
@@ -205,8 +224,3 @@ class SlotRows:
             return out
         by_row = stretch_nO[self.rows.to(x.device)]
         return stretched(out, linear.bias, by_row.view(x.shape[0], *[1] * (x.dim() - 2), -1))
-
-    def _add_one(self, occupant: _Occupant, stack: _Stack, x: Tensor, out: Tensor) -> Tensor:
-        slot, rank = occupant.slot, occupant.rank
-        h_Nr = functional.linear(x, stack.a[slot, :rank]).flatten(0, -2)
-        return out.flatten(0, -2).addmm_(h_Nr, stack.b[slot, :rank], alpha=occupant.scaling).view_as(out)

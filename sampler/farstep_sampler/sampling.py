@@ -89,9 +89,14 @@ def sample(logits_RV: Tensor, settings: RowSettings, uniforms_R: Tensor, *, topk
         limits = (settings.top_k[rows], settings.top_p[rows], settings.min_p[rows])
         weights_RV[rows] = truncate(weights_RV[rows], *limits)
     tokens_R = torch.where(is_greedy_R, logits_RV.argmax(dim=-1), choose(weights_RV, uniforms_R))
+    logprobs_R = logprobs_RV.gather(1, tokens_R[:, None])[:, 0]
+    if not topk:
+        return Sampled(
+            tokens_R, logprobs_R, tokens_R.new_empty(len(tokens_R), 0), logprobs_R.new_empty(len(tokens_R), 0)
+        )
     best = torch.topk(logprobs_RV, topk, dim=-1)
     best_ids = best.indices.masked_fill(best.values == -torch.inf, -1)
-    return Sampled(tokens_R, logprobs_RV.gather(1, tokens_R[:, None])[:, 0], best_ids, best.values)
+    return Sampled(tokens_R, logprobs_R, best_ids, best.values)
 
 
 def choose(weights_RV: Tensor, uniforms_R: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class _Norm:
     epsilon: float
 
     def __call__(self, x_ND: Tensor) -> Tensor:
-        return functional.rms_norm(x_ND, self.weight.shape, self.weight, self.epsilon)
+        return torch.rms_norm(x_ND, self.weight.shape, self.weight, self.epsilon)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +57,7 @@ class _Layer:
         num_keys = self.query_key_value.sizes[1] // size
         pairs = heads[:, :-num_keys]
         if self.head_norm is not None:
-            pairs = functional.rms_norm(pairs, (size,), None, self.head_norm.epsilon).mul_(self.head_norm.weight)
+            pairs = torch.rms_norm(pairs, (size,), None, self.head_norm.epsilon).mul_(self.head_norm.weight)
         pairs = torch.addcmul(pairs * cos_N1S, pairs.roll(size // 2, -1), sin_N1S)
         passed.write(layer, pairs[:, -num_keys:], heads[:, -num_keys:])
         attended_NQS = passed.attend(layer, pairs[:, :-num_keys], size, self.rule)
@@ -108,7 +108,7 @@ class LeanModel:
             rotations_N2S = _rotations(self.rotary, positions_N, x_ND.dtype)
         else:
             rotations_N2S = self.rotations.index_select(0, positions_N)
-        cos_N1S, sin_N1S = rotations_N2S.split(1, dim=1)
+        cos_N1S, sin_N1S = rotations_N2S[:, :1], rotations_N2S[:, 1:]
         for number, layer in enumerate(self.layers):
             x_ND = layer.attend(number, x_ND, cos_N1S, sin_N1S, passed).add_(x_ND)
             x_ND = layer.transform(x_ND).add_(x_ND)

@@ -20,7 +20,8 @@ from farstep_sampler.scheduler import Sequence
 class RowState:
     """`tokens` [R] stand at `positions` [R] and go in next; `slots` [R] are on the CPU, the rest on the device.
 
-    Empty rows start with token 0 at position 0 and decode the base model greedily; nobody reads them.
+    Empty rows start with token 0 at position 0 and decode greedily; nobody reads them. They have the slot of the last
+    row that is not empty: a batch with one slot alone costs less.
     """
 
     tokens: Tensor
@@ -33,6 +34,7 @@ class RowState:
     @classmethod
     def of(cls, running: list[Sequence], *, num_rows: int, device: torch.device) -> RowState:
         jobs = [sequence.group.job for sequence in running]
+        slots = [sequence.group.slot for sequence in running]
         num_empty = num_rows - len(running)
 
         def whole(values: list[int]) -> Tensor:
@@ -45,7 +47,7 @@ class RowState:
         return cls(
             tokens=whole([sequence.last_token for sequence in running]),
             positions=whole([sequence.position for sequence in running]),
-            slots=torch.tensor([sequence.group.slot for sequence in running] + [0] * num_empty),
+            slots=torch.tensor(slots + slots[-1:] * num_empty, dtype=torch.long),
             settings=RowSettings(
                 temperature=real([job.temperature for job in jobs], 0.0).float(),
                 top_k=whole([job.top_k for job in jobs]),

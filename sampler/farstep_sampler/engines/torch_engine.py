@@ -204,7 +204,8 @@ class TorchEngine:
         padding = [0] * (batch_size(num_tokens) - num_tokens)
         tokens_N = torch.tensor([token for chunk in chunks for token in chunk.tokens] + padding)
         positions_N = torch.tensor([place for chunk in chunks for place in chunk.positions] + padding)
-        slots_N = torch.tensor([c.context.join.group.slot for c in chunks for _ in c.tokens] + padding)
+        slots = [chunk.context.join.group.slot for chunk in chunks for _ in chunk.tokens]
+        slots_N = torch.tensor(slots + slots[-1:] * len(padding))
         device = self._base.device
         with self._decoder.active(slots_N):
             parts = [chunk.part for chunk in chunks]
