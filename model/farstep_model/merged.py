@@ -37,9 +37,10 @@ class MergedLinear:
         sizes = tuple(linear.out_features for linear in linears)
         weight_OI = torch.cat([linear.weight for linear in linears])
         bias_O = _merged_bias(linears)
-        switch = next((linear.switch for linear in linears if isinstance(linear, LoraLinear)), None)
-        if all(isinstance(linear, LoraLinear) and linear.prepared is not None for linear in linears):
-            for linear in linears:
+        adaptable = [linear for linear in linears if isinstance(linear, LoraLinear)]
+        switch = adaptable[0].switch if adaptable else None
+        if len(adaptable) == len(linears) and all(linear.prepared is not None for linear in adaptable):
+            for linear in adaptable:
                 linear.prepared = None
             return cls(linears, sizes, PreparedWeight.of(weight_OI, bias_O), bias_O, switch)
         for linear, part_OI in zip(linears, weight_OI.split(sizes), strict=True):

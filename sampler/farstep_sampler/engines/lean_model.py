@@ -52,8 +52,8 @@ class _Layer:
     down: nn.Linear
 
     def attend(self, layer: int, x_ND: Tensor, cos_N1S: Tensor, sin_N1S: Tensor, passed: Pass) -> Tensor:
-        size = self.size
-        heads = self.query_key_value.forward(self.before_attention(x_ND)).unflatten(-1, (-1, size))
+        size, num_tokens = self.size, x_ND.shape[0]
+        heads = self.query_key_value.forward(self.before_attention(x_ND)).view(num_tokens, -1, size)
         num_keys = self.query_key_value.sizes[1] // size
         pairs = heads[:, :-num_keys]
         if self.head_norm is not None:

@@ -22,15 +22,14 @@ class RowsPart:
     slab: Slab
     positions_n: Tensor
     longest: int
+    num_tokens: int = field(init=False)
+    _num_columns: int = field(init=False)
     _rows_n: Tensor = field(init=False)
     _biases: dict[int | None, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.num_tokens, self._num_columns = len(self.positions_n), columns_for(self.longest + 1)
         self._rows_n = torch.arange(self.num_tokens, device=self.positions_n.device)
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.positions_n)
 
     def write(self, layer: int, key_nHD: Tensor, value_nHD: Tensor) -> None:
         arrays = self.slab.arrays
@@ -38,15 +37,14 @@ class RowsPart:
         arrays[layer + len(arrays) // 2][self._rows_n, :, self.positions_n] = value_nHD
 
     def attend(self, layer: int, query_nQD: Tensor, rule: Rule) -> Tensor:
-        arrays, num_columns = self.slab.arrays, columns_for(self.longest + 1)
+        arrays, num_columns = self.slab.arrays, self._num_columns
         keys_nHSD = arrays[layer][: self.num_tokens, :, :num_columns]
         values_nHSD = arrays[layer + len(arrays) // 2][: self.num_tokens, :, :num_columns]
-        query_nHMD = query_nQD.unflatten(1, (keys_nHSD.shape[1], -1))
-        if rule.window not in self._biases:
-            self._biases[rule.window] = visible(self.positions_n, num_columns, rule.window, dtype=query_nQD.dtype)[
-                :, None, None
-            ]
-        return rule.attend(query_nHMD, keys_nHSD, values_nHSD, self._biases[rule.window]).flatten(1, 2)
+        query_nHMD = query_nQD.reshape(self.num_tokens, keys_nHSD.shape[1], -1, query_nQD.shape[-1])
+        if (bias := self._biases.get(rule.window)) is None:
+            bias = visible(self.positions_n, num_columns, rule.window, dtype=query_nQD.dtype)[:, None, None]
+            self._biases[rule.window] = bias
+        return rule.attend(query_nHMD, keys_nHSD, values_nHSD, bias).flatten(1, 2)
 
 
 @dataclass(slots=True, eq=False)
