@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.checkpoints import open_store
 from farstep_proto.v1 import ranks_pb2
 from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.data_parallel import LeadingExecutor
@@ -37,7 +37,7 @@ class GroupSettings:
 
     world: int
     model: str
-    store: Path
+    store: str
     device: str
     compute: ComputeSettings
     num_threads: int
@@ -70,7 +70,7 @@ def leading(settings: GroupSettings, *, on_loss: Callable[[str], None]) -> Itera
             log.info("%d processes on %s, %d threads each", settings.world, device.type, settings.num_threads)
             followers.on_death = on_loss
             group.on_lost = lambda reason: _told(on_loss, followers.epitaph(reason))
-            store = CheckpointStore(settings.store)
+            store = open_store(settings.store)
             yield LeadingExecutor(
                 ready.layers, store, token_budget=ready.token_budget, layout=ready.layout, group=group
             )

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.checkpoints import open_store
 from farstep_model.embedded import MODEL_NAME
 from farstep_proto.errors import ApiError
 from farstep_serving.keys import KeyRing
@@ -38,7 +37,7 @@ class WorkerConfig:
     """
 
     model: str
-    store: Path
+    store: str
     host: str
     port: int
     feed_port: int
@@ -77,7 +76,9 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     """
     parser = argparse.ArgumentParser(prog="python -m farstep_worker", description="Trains LoRA adapters on one model.")
     parser.add_argument("--model", default=MODEL_NAME, help="embedded model, local directory, or hub id")
-    parser.add_argument("--store", type=Path, required=True, help="directory of checkpoints")
+    parser.add_argument(
+        "--store", required=True, metavar="PLACE", help="of checkpoints: directory or s3://bucket/prefix"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=_port, default=0, help="0 takes a free one")
     parser.add_argument("--feed-port", type=_port, default=0, help="of the policy feed")
@@ -136,7 +137,7 @@ def make_executor(config: WorkerConfig) -> Executor:
     """One that computes in this process alone; raises as `open_executor`."""
     ready = prepare(config.model, config.compute, device=config.device, num_threads=config.num_threads)
     log.info("computing with %d threads", config.num_threads)
-    store = CheckpointStore(config.store)
+    store = open_store(config.store)
     return Executor(ready.layers, store, token_budget=ready.token_budget, layout=ready.layout)
 
 

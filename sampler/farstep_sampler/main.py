@@ -9,11 +9,10 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.checkpoints import open_store
 from farstep_model.embedded import MODEL_NAME
 from farstep_model.load import BaseModel, load_base_model
 from farstep_model.lora import LoraLayers
@@ -37,7 +36,7 @@ class SamplerConfig:
     """Everything that a replica is told. `num_threads` and `cache_tokens` are 0 where the machine decides."""
 
     model: str
-    store: Path
+    store: str
     host: str
     port: int
     device: str
@@ -57,7 +56,9 @@ def parse_config(arguments: Sequence[str] | None, environment: dict[str, str]) -
     """Reads the command line; FARSTEP_API_KEY and OMP_NUM_THREADS come from the environment."""
     parser = argparse.ArgumentParser(prog="farstep_sampler", description="One sampler replica.")
     parser.add_argument("--model", default=MODEL_NAME, help="embedded model, hub id or directory")
-    parser.add_argument("--store", type=Path, required=True, help="directory of the checkpoint store")
+    parser.add_argument(
+        "--store", required=True, metavar="PLACE", help="of checkpoints: directory or s3://bucket/prefix"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--device", default="auto")
@@ -91,7 +92,7 @@ def make_replica(config: SamplerConfig) -> Replica:
     if config.feed:
         feed = FeedConfig(config.feed, config.api_key, subscriber=f"{socket.gethostname()}:{os.getpid()}")
     limits = _limits(base, budget)
-    return Replica(base, engine, adapters, limits=limits, store=CheckpointStore(config.store), feed=feed)
+    return Replica(base, engine, adapters, limits=limits, store=open_store(config.store), feed=feed)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
