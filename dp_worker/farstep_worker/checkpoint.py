@@ -28,8 +28,12 @@ START_VALUE_HEAD_FILE = "start_value_head.safetensors"
 _TARGETS: Mapping[Kind, str] = {"weights": "trainer", "sampler_weights": "sampler"}
 
 
-def save_state(store: CheckpointStore, run: Run, call: SaveState) -> CheckpointPath:
+def save_state(
+    store: CheckpointStore, run: Run, call: SaveState, *, policy_version: int | None = None
+) -> CheckpointPath:
     """Writes all that `load_state` with the optimizer needs to go on, bit for bit.
+
+    `policy_version` is the version that these weights are about to become, where they are published with it.
 
     Raises:
         Conflict: the name is taken, and `overwrite` is not set.
@@ -42,20 +46,23 @@ def save_state(store: CheckpointStore, run: Run, call: SaveState) -> CheckpointP
         files[START_FILE] = run.start_adapter.to_bytes()
         if run.start_adapter.value_head is not None:
             files[START_VALUE_HEAD_FILE] = run.start_adapter.value_head.to_bytes()
-    meta = _meta(run, path, spec=run.adapter.spec, policy_version=run.policy_version, metadata=call.metadata)
+    version = run.policy_version if policy_version is None else policy_version
+    meta = _meta(run, path, spec=run.adapter.spec, policy_version=version, metadata=call.metadata)
     store.write(path, files, meta, overwrite=call.overwrite, ttl_seconds=call.ttl_seconds)
     return path
 
 
-def save_policy(store: CheckpointStore, run: Run, call: Publish, *, policy_version: int) -> CheckpointPath:
-    """Writes the adapter as the policy that it is about to become.
+def save_policy(
+    store: CheckpointStore, run: Run, call: Publish, *, policy_version: int, history: str = ""
+) -> CheckpointPath:
+    """Writes the adapter as the policy that it is about to become; `history` is that of its number.
 
     Raises:
         Conflict: the name is taken.
     """
     path = CheckpointPath(run.config.run_id, "sampler_weights", call.name)
     spec = dataclasses.replace(run.adapter.spec, value_head=False)
-    meta = _meta(run, path, spec=spec, policy_version=policy_version, metadata={})
+    meta = _meta(run, path, spec=spec, policy_version=policy_version, metadata={}) | {"history": history}
     store.write(path, run.adapter.files(_base_model(run)), meta, ttl_seconds=call.ttl_seconds)
     return path
 

@@ -32,6 +32,7 @@ from farstep_proto.v1 import common_pb2, operations_pb2, ranks_pb2
 from farstep_worker.executor import Executor, Outcome, failed
 from farstep_worker.gradients import PassResult
 from farstep_worker.phases import Phases
+from farstep_worker.publisher import Publisher
 from farstep_worker.rank_messages import ReplicatedCall, read_call, to_command, to_creation
 from farstep_worker.ranks import RankDied, RankGroup
 from farstep_worker.runs import RandomStream, Run, RunConfig, read_config
@@ -84,8 +85,9 @@ class LeadingExecutor(Executor):
         token_budget: int,
         group: RankGroup,
         layout: Layout = "padded",
+        publisher: Publisher | None = None,
     ) -> None:
-        super().__init__(layers, store, token_budget=token_budget, layout=layout)
+        super().__init__(layers, store, token_budget=token_budget, layout=layout, publisher=publisher)
         self._group = group
         self._followers = range(1, group.world)
 

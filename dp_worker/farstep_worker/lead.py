@@ -24,6 +24,7 @@ from farstep_proto.v1 import ranks_pb2
 from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.data_parallel import LeadingExecutor
 from farstep_worker.followers import Followers
+from farstep_worker.publisher import Publisher
 from farstep_worker.ranks import RankGroup, device_of
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class GroupSettings:
     compute: ComputeSettings
     num_threads: int
     log_level: str
+    publisher: Callable[[CheckpointStore], Publisher] = Publisher  # of rank 0 alone
 
 
 @contextmanager
@@ -72,7 +74,12 @@ def leading(settings: GroupSettings, *, on_loss: Callable[[str], None]) -> Itera
             group.on_lost = lambda reason: _told(on_loss, followers.epitaph(reason))
             store = open_store(settings.store)
             yield LeadingExecutor(
-                ready.layers, store, token_budget=ready.token_budget, layout=ready.layout, group=group
+                ready.layers,
+                store,
+                token_budget=ready.token_budget,
+                layout=ready.layout,
+                group=group,
+                publisher=settings.publisher(store),
             )
         finally:
             followers.close()

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from farstep_infra.store.checkpoints import open_store
+from farstep_infra.store.blobs import open_blobs
+from farstep_infra.store.checkpoints import CheckpointStore, open_store
+from farstep_infra.store.policies import PolicyShelves
 from farstep_model.embedded import MODEL_NAME
 from farstep_proto.errors import ApiError
 from farstep_serving.keys import KeyRing
@@ -23,10 +25,13 @@ from farstep_worker.executor import Executor
 from farstep_worker.feed import FeedServer, PolicyFeed
 from farstep_worker.lead import Ending, GroupSettings, leading
 from farstep_worker.memory import settle_memory
+from farstep_worker.publisher import DEFAULT_KEEP, Publisher, WeightSync
 from farstep_worker.server import DEFAULT_MAX_REQUEST_BYTES, TrainerApi, make_server
 from farstep_worker.telemetry import SpanWriter
 
 log = logging.getLogger(__name__)
+
+FLUSH_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,8 @@ class WorkerConfig:
     nproc: int
     compute: ComputeSettings
     max_request_bytes: int
+    keep_policies: int
+    weight_sync_uri: str
     num_threads: int
     spans: SpanWriter | None
     ends_with_parent: bool
@@ -86,6 +93,15 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     parser.add_argument("--nproc", type=_positive, default=1, help="processes that train together, a GPU each")
     ComputeSettings.add_flags(parser)
     parser.add_argument("--max-request-bytes", type=_positive, default=DEFAULT_MAX_REQUEST_BYTES)
+    parser.add_argument(
+        "--keep-policies",
+        type=_positive,
+        default=DEFAULT_KEEP,
+        help="published policies kept of each run, unnamed ones",
+    )
+    parser.add_argument(
+        "--weight-sync-uri", default="", metavar="URI", help="file:///dir or s3://bucket/prefix that samplers poll"
+    )
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     flags = parser.parse_args(argv)
@@ -101,6 +117,8 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         nproc=flags.nproc,
         compute=ComputeSettings.of(flags),
         max_request_bytes=flags.max_request_bytes,
+        keep_policies=flags.keep_policies,
+        weight_sync_uri=flags.weight_sync_uri,
         num_threads=max(1, _num_threads(os.environ.get("OMP_NUM_THREADS")) // flags.nproc),
         spans=_spans(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
         ends_with_parent=flags.exit_with_parent,
@@ -127,6 +145,7 @@ def open_executor(config: WorkerConfig) -> Iterator[Executor]:
         compute=config.compute,
         num_threads=config.num_threads,
         log_level=config.log_level,
+        publisher=lambda store: make_publisher(config, store),
     )
     ending = Ending()
     with leading(settings, on_loss=ending.lose) as executor, ending.on_sigterm():
@@ -138,12 +157,25 @@ def make_executor(config: WorkerConfig) -> Executor:
     ready = prepare(config.model, config.compute, device=config.device, num_threads=config.num_threads)
     log.info("computing with %d threads", config.num_threads)
     store = open_store(config.store)
-    return Executor(ready.layers, store, token_budget=ready.token_budget, layout=ready.layout)
+    publisher = make_publisher(config, store)
+    return Executor(ready.layers, store, token_budget=ready.token_budget, layout=ready.layout, publisher=publisher)
+
+
+def make_publisher(config: WorkerConfig, store: CheckpointStore) -> Publisher:
+    """Raises InvalidInput for a weight-sync URI that is none."""
+    sync = None
+    if config.weight_sync_uri:
+        blobs = open_blobs(config.weight_sync_uri, field="--weight-sync-uri")
+        sync = WeightSync(config.weight_sync_uri, PolicyShelves(blobs, keep=config.keep_policies))
+    return Publisher(store, keep=config.keep_policies, sync=sync)
 
 
 async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.socket) -> None:
     """Serves until a signal; then lets the running operation finish within the time there is."""
-    feed = PolicyFeed(config.keys)
+    publisher = executor.publisher
+    feed = PolicyFeed(
+        config.keys, read=lambda run_id, version, history: publisher.read(run_id, version, history=history)
+    )
     dispatcher = Dispatcher(executor, feed=feed, num_threads=config.num_threads, spans=config.spans)
     api = TrainerApi(executor.base, dispatcher, executor.store, max_request_bytes=config.max_request_bytes)
     app = make_server(api, keys=config.keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
@@ -154,8 +186,11 @@ async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.sock
     def on_stop() -> None:
         dispatcher.drain()
 
+    await asyncio.to_thread(publisher.sweep)
     try:
         await serve(app, sock, on_ready=on_ready, on_stop=on_stop)
+        if not await asyncio.to_thread(publisher.flush, FLUSH_S):
+            log.warning("published policies are still on their way to %s", config.weight_sync_uri or "the store")
     finally:
         if dispatcher.is_computing:  # a pass cannot be interrupted, and must not hold the process
             log.error("ending in the middle of an operation")

@@ -25,6 +25,7 @@ from farstep_proto.v1 import operations_pb2 as pb
 
 MAX_POLL_BYTES = 32 << 20
 MAX_POLL_S = 60.0
+_LISTENS_S = 2.0  # a client that has not asked for so long has gone, as far as a server that ends is concerned
 
 
 @dataclass(slots=True)
@@ -44,7 +45,9 @@ class _Entry:
 class _Channel:
     """What one client has yet to hear."""
 
+    heard_at: float  # when it last asked, or submitted
     undelivered: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    unheard: set[str] = field(default_factory=set)  # of these, those that were in no answer yet
     num_pending: int = 0
     num_polls: int = 0  # parked here now: a client that lost its connection asks again before the first has ended
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -97,7 +100,9 @@ class OperationTable:
             raise Draining("the server is shutting down", retry_after_s=5.0)
         self._expire()
         self._entries[operation_id] = _Entry(client_id, sys.intern(verb), digest, pb.OPERATION_STATE_QUEUED)
-        self._channel(client_id).num_pending += 1
+        channel = self._channel(client_id)
+        channel.num_pending += 1
+        channel.heard_at = self._clock()
         return True
 
     def knows(self, operation_id: str, digest: bytes) -> bool:
@@ -129,6 +134,7 @@ class OperationTable:
         channel = self._channel(entry.client_id)
         channel.num_pending -= 1
         channel.undelivered[operation_id] = None
+        channel.unheard.add(operation_id)
         channel.changed.set()
 
     def fail(self, operation_id: str, error: common_pb2.Error) -> None:
@@ -147,6 +153,15 @@ class OperationTable:
         entry = self._entries.get(operation_id)
         return entry is not None and entry.state == pb.OPERATION_STATE_QUEUED
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether every client that still listens has heard of every outcome, and waits for none."""
+        listens_since = self._clock() - _LISTENS_S
+        return not any(
+            (channel.num_pending or channel.unheard) and (channel.num_polls or channel.heard_at > listens_since)
+            for channel in self._channels.values()
+        )
+
     async def poll(self, request: pb.PollRequest) -> pb.PollResponse:
         """Answers as soon as anything of this client's is finished, with all that is (up to MAX_POLL_BYTES)."""
         self._acknowledge(request.client_id, request.ack)
@@ -162,6 +177,7 @@ class OperationTable:
             self._collect(channel, response)
         finally:
             channel.num_polls -= 1
+            channel.heard_at = self._clock()
             self._forget_if_idle(request.client_id, channel)
         return response
 
@@ -196,7 +212,7 @@ class OperationTable:
         return entry
 
     def _channel(self, client_id: str) -> _Channel:
-        return self._channels.setdefault(client_id, _Channel())
+        return self._channels.setdefault(client_id, _Channel(self._clock()))
 
     def _forget_if_idle(self, client_id: str, channel: _Channel) -> None:
         if not (channel.num_pending or channel.undelivered or channel.num_polls):
@@ -210,6 +226,7 @@ class OperationTable:
             if response.finished and num_bytes > MAX_POLL_BYTES:
                 return
             response.finished.append(pb.Operation.FromString(outcome))
+            channel.unheard.discard(operation_id)
 
     def _acknowledge(self, client_id: str, operation_ids: Iterable[str]) -> None:
         channel = self._channel(client_id)
@@ -219,6 +236,7 @@ class OperationTable:
             if entry is None or entry.client_id != client_id or operation_id not in channel.undelivered:
                 continue
             del channel.undelivered[operation_id]
+            channel.unheard.discard(operation_id)
             self._unclaimed.pop(operation_id)
             entry.expires_at, entry.client_id, entry.done = expires_at, "", None
             self._acked.append(operation_id)
@@ -240,7 +258,9 @@ class OperationTable:
             if entry.expires_at > now:
                 break
             del self._unclaimed[operation_id]
-            self._channel(entry.client_id).undelivered.pop(operation_id, None)
+            channel = self._channel(entry.client_id)
+            channel.undelivered.pop(operation_id, None)
+            channel.unheard.discard(operation_id)
             del self._entries[operation_id]
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from farstep_infra.store.blobs import Blobs
 from farstep_infra.store.manifest import Manifest
 from farstep_proto.names import CheckpointPath, Kind
 
@@ -77,6 +78,10 @@ class Backing(Protocol):
 
     def sweep_abandoned(self, run_id: str, *, before: float) -> int:
         """Removes what writers left unfinished before then (seconds since the epoch); how much."""
+        ...
+
+    def private(self, folder: str) -> Blobs:
+        """What lies in a folder that is no run's."""
         ...
 
     def file_path(self, found: Found, name: str) -> Path | None:

@@ -9,9 +9,10 @@ Invariant: a key holds all of what one `put` was given, or what was there before
 from __future__ import annotations
 
 import builtins
+import fcntl
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from botocore.client import BaseClient
 
 _SINGLE_PUT_BYTES = 64 << 20
+_ATTEMPTS = 20
+_LOCK = "lock~"
 
 
 class Blobs(Protocol):
@@ -43,6 +46,13 @@ class Blobs(Protocol):
 
     def list(self) -> list[str]:
         """The first parts of all keys, sorted."""
+        ...
+
+    def change(self, key: str, changed: Callable[[bytes | None], bytes]) -> None:
+        """Puts what `changed` makes of the content (None: there is none), one writer at a time.
+
+        It may be asked more than once. Raises as `put`, and whatever `changed` raises.
+        """
         ...
 
 
@@ -78,6 +88,15 @@ class FileBlobs:
             return sorted(name for name in os.listdir(self.root) if "~" not in name)
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def change(self, key: str, changed: Callable[[bytes | None], bytes]) -> None:
+        path = self.root / key
+        with clear_disk_errors(key):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path.with_name(_LOCK), "wb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                before = path.read_bytes() if path.exists() else None
+                replace_file(path, changed(before))
 
 
 class Changed(Exception):
@@ -125,6 +144,22 @@ class S3Blobs:
     def delete(self, key: str) -> None:
         with self._clear_errors(key):
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+
+    def change(self, key: str, changed: Callable[[bytes | None], bytes]) -> None:
+        for _ in range(_ATTEMPTS):
+            before: tuple[bytes, str] | None = None
+            with suppress(NotFound):
+                before = self.get_tagged(key)
+            try:
+                self.put_if(key, changed(before and before[0]), tag=before and before[1])
+            except Changed:
+                continue
+            return
+        raise Internal(f"{key} is being changed again and again by others")
+
+    def within(self, folder: str) -> S3Blobs:
+        """Those whose keys begin with a folder, without it."""
+        return S3Blobs(self._client, bucket=self._bucket, prefix=self._prefix + folder)
 
     def delete_if(self, key: str, *, tag: str) -> None:
         """Raises Changed where the key has not that tag any more."""

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from farstep_infra.store.backing import ABANDONED_S, KINDS, Backing, Found, all_paths
-from farstep_infra.store.blobs import open_s3
+from farstep_infra.store.blobs import Blobs, open_s3
 from farstep_infra.store.directories import Directories
 from farstep_infra.store.manifest import FILE_NAME, JSON, Manifest, StoredFile
 from farstep_infra.store.objects import Objects
@@ -58,6 +58,11 @@ class CheckpointStore:
     def __init__(self, place: Backing | Path, *, clock: Callable[[], float] = time.time) -> None:
         self._backing: Backing = Directories(place) if isinstance(place, Path) else place
         self._clock = clock
+
+    def private(self, folder: str) -> Blobs:
+        """Blobs beside the checkpoints, in a folder whose name has a `~`, as no run's has."""
+        assert "~" in folder
+        return self._backing.private(folder)
 
     def write(
         self,

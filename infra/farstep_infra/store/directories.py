@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from farstep_infra.store.backing import KINDS, Found
+from farstep_infra.store.blobs import Blobs, FileBlobs
 from farstep_infra.store.durable import clear_disk_errors, replace_file, sync_directory, write_file
 from farstep_infra.store.manifest import FILE_NAME, Manifest
 from farstep_proto.names import CheckpointPath, Kind
@@ -99,6 +100,9 @@ class Directories:
                     shutil.rmtree(directory, ignore_errors=True)
                     num_removed += 1
         return num_removed
+
+    def private(self, folder: str) -> Blobs:
+        return FileBlobs(self.root / folder)
 
     def file_path(self, found: Found, name: str) -> Path | None:
         return Path(found.place) / name

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from farstep_infra.store.backing import KINDS, Found
-from farstep_infra.store.blobs import Changed, S3Blobs
+from farstep_infra.store.blobs import Blobs, Changed, S3Blobs
 from farstep_infra.store.manifest import FILE_NAME, Manifest
 from farstep_proto.errors import Conflict, NotFound
 from farstep_proto.names import CheckpointPath, Kind
@@ -106,6 +106,9 @@ class Objects:
                     self._blobs.delete(key)
                 num_removed += bool(left)
         return num_removed
+
+    def private(self, folder: str) -> Blobs:
+        return self._blobs.within(folder)
 
     def file_path(self, found: Found, name: str) -> Path | None:
         return None

@@ -207,3 +207,23 @@ async def test_two_polls_of_one_client_are_both_answered():
     table.open("a", client_id="c", verb="forward", digest=b"d")
     table.finish("a", pb.Operation(state=DONE))
     assert await asyncio.wait_for(second, 1) == (["a"], [])
+
+
+async def test_a_table_is_settled_once_those_who_listen_have_heard():
+    now = [100.0]
+    table = OperationTable(clock=lambda: now[0])
+    assert table.is_settled
+    table.open("a", client_id="me", verb="sample", digest=b"")
+    assert not table.is_settled
+    parked = asyncio.create_task(table.poll(pb.PollRequest(client_id="me", wait_s=5)))
+    await asyncio.sleep(0)
+    now[0] += 3600
+    assert not table.is_settled  # it listens, however long
+    table.finish("a", pb.Operation(state=pb.OPERATION_STATE_SUCCEEDED))
+    assert not table.is_settled
+    assert [operation.operation_id for operation in (await parked).finished] == ["a"]
+    assert table.is_settled  # heard, if not acknowledged
+    table.open("b", client_id="gone", verb="sample", digest=b"")
+    assert not table.is_settled
+    now[0] += 3
+    assert table.is_settled  # it never asked
