@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from farstep_infra.store.checkpoints import open_store
+from farstep_infra.store.checkpoints import CheckpointStore, open_store
 from farstep_proto.v1 import ranks_pb2
 from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.data_parallel import LeadingExecutor

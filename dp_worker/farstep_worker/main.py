@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from farstep_infra.store.archive import Checkpoints
 from farstep_infra.store.blobs import open_blobs
 from farstep_infra.store.checkpoints import CheckpointStore, open_store
 from farstep_infra.store.policies import PolicyShelves
@@ -177,7 +178,8 @@ async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.sock
         config.keys, read=lambda run_id, version, history: publisher.read(run_id, version, history=history)
     )
     dispatcher = Dispatcher(executor, feed=feed, num_threads=config.num_threads, spans=config.spans)
-    api = TrainerApi(executor.base, dispatcher, executor.store, max_request_bytes=config.max_request_bytes)
+    checkpoints = Checkpoints(executor.store, secret=config.keys.secret())
+    api = TrainerApi(executor.base, dispatcher, checkpoints, max_request_bytes=config.max_request_bytes)
     app = make_server(api, keys=config.keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
 
     def on_ready() -> None:

@@ -22,7 +22,6 @@ from starlette.applications import Starlette
 
 from farstep_infra.control import requests
 from farstep_infra.control.app import Control, make_control_app
-from farstep_infra.control.checkpoints import Checkpoints
 from farstep_infra.control.db import Database
 from farstep_infra.control.fleet import Fleet
 from farstep_infra.control.provisioning import Provisioning
@@ -31,6 +30,7 @@ from farstep_infra.control.samplers import FreshSamplers
 from farstep_infra.control.sessions import Sessions
 from farstep_infra.home import Home
 from farstep_infra.launchers.local import LaunchFailed, torch_environment
+from farstep_infra.store.archive import Checkpoints
 from farstep_infra.store.checkpoints import CheckpointStore, open_store
 from farstep_proto.errors import ApiError, InvalidInput
 from farstep_serving.keys import KeyRing

@@ -89,7 +89,7 @@ def load_base_model(
         InvalidInput: a device that is not there, or files that are no causal language model in safetensors.
     """
     place = _device(device)
-    path = _local_path(name)
+    path = local_path(name)
     if not any(path.glob("*.safetensors")):
         raise InvalidInput(f"{name!r} has no *.safetensors file", field="base_model", hint="no other format is loaded")
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
@@ -142,7 +142,7 @@ def _device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _local_path(name: str) -> Path:
+def local_path(name: str) -> Path:
     if name == MODEL_NAME:
         return model_dir()
     folder = Path(name).expanduser()
