@@ -37,6 +37,18 @@ class CheckpointCalls(Closing):
     list_checkpoints = blocking(_list_checkpoints)
     list_checkpoints_async = awaiting(_list_checkpoints)
 
+    def _get_checkpoint(self, checkpoint: str) -> Coroutine[Any, Any, Checkpoint]:
+        """One checkpoint, by its path or id.
+
+        Raises:
+            NotFoundError: there is none, or it has expired.
+        """
+        self._refuse_closed()
+        return self._checkpoints.get(checked_path(checkpoint))
+
+    get_checkpoint = blocking(_get_checkpoint)
+    get_checkpoint_async = awaiting(_get_checkpoint)
+
     def _get_checkpoint_archive_url(self, checkpoint_id: str) -> Coroutine[Any, Any, CheckpointArchive]:
         """Addresses of every file of a checkpoint, by its id or path. They need no key, and are good for an hour."""
         self._refuse_closed()
@@ -77,6 +89,7 @@ class CheckpointCalls(Closing):
         out_dir: str | Path | None = None,
         *,
         base_model: str | None = None,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> Coroutine[Any, Any, Path]:
         """Writes a checkpoint, given by path or id, to a folder of this machine, whole or not at all.
 
@@ -86,6 +99,7 @@ class CheckpointCalls(Closing):
                 the extra [worker], and the base model on this machine or from the hub.
             out_dir: must not exist yet, or be empty; None: the checkpoint's name, in the working directory.
             base_model: for "merged", where the base model is on this machine, if not under its name.
+            dtype: of the merged model; "auto": what the base model is stored in. Merging rounds to it.
 
         Returns:
             The folder.
@@ -99,8 +113,11 @@ class CheckpointCalls(Closing):
         checkpoint = checked_path(path)
         if format not in ("peft", "merged"):
             raise InvalidInputError(f"{format!r} is neither 'peft' nor 'merged'", field="format")
+        if dtype not in ("auto", "float32", "bfloat16"):
+            raise InvalidInputError(f"{dtype!r} is neither 'auto' nor 'float32' nor 'bfloat16'", field="dtype")
         place = Path(out_dir if out_dir is not None else checkpoint.name).expanduser().absolute()
-        return export(self._checkpoints, Export(checkpoint, place, is_merged=format == "merged", base_model=base_model))
+        wanted = Export(checkpoint, place, is_merged=format == "merged", base_model=base_model, dtype=dtype)
+        return export(self._checkpoints, wanted)
 
     def _push_to_hub(
         self, path: str, repo_id: str, *, private: bool = True, token: str | None = None

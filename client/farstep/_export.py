@@ -31,7 +31,8 @@ class Export:
     checkpoint: CheckpointPath
     out_dir: Path
     is_merged: bool
-    base_model: str | None
+    base_model: str | None = None
+    dtype: str = "auto"
 
 
 async def export(requests: CheckpointRequests, wanted: Export) -> Path:
@@ -52,7 +53,7 @@ async def export(requests: CheckpointRequests, wanted: Export) -> Path:
         adapter.mkdir(parents=True)
         await download(files, adapter)
         if wanted.is_merged:
-            await _merge(adapter, filling / "model", wanted.base_model or described.base_model)
+            await _merge(adapter, filling / "model", wanted, wanted.base_model or described.base_model)
         _put_in_place(filling / "model" if wanted.is_merged else filling, wanted.out_dir)
     except OSError as error:
         raise FarstepError(f"{wanted.out_dir} cannot be written: {error.strerror}") from error
@@ -61,8 +62,8 @@ async def export(requests: CheckpointRequests, wanted: Export) -> Path:
     return wanted.out_dir
 
 
-async def _merge(adapter: Path, out: Path, base_model: str) -> None:
-    arguments = [f"--adapter={adapter}", f"--base={base_model}", f"--out={out}"]
+async def _merge(adapter: Path, out: Path, wanted: Export, base_model: str) -> None:
+    arguments = [f"--adapter={adapter}", f"--base={base_model}", f"--out={out}", f"--dtype={wanted.dtype}"]
     # -P: a file in the user's directory must not shadow a module of the child.
     process = await asyncio.create_subprocess_exec(
         sys.executable,

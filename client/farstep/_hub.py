@@ -19,7 +19,7 @@ async def push(
     """Raises as `ServiceClient.push_to_hub` does."""
     api = _api(token)
     with tempfile.TemporaryDirectory(prefix="farstep-push-") as folder:
-        adapter = await export(requests, Export(checkpoint, Path(folder) / "adapter", is_merged=False, base_model=None))
+        adapter = await export(requests, Export(checkpoint, Path(folder) / "adapter", is_merged=False))
         return await asyncio.to_thread(_upload, api, adapter, checkpoint, repo_id, private)
 
 

@@ -19,15 +19,17 @@ from farstep_model.load import local_path
 from farstep_proto.errors import ApiError, InvalidInput
 
 
-def merge(adapter: Path, base_model: str, out: Path) -> None:
-    """Writes the merged model, in the base's number format, and its tokenizer.
+def merge(adapter: Path, base_model: str, out: Path, *, dtype: str = "auto") -> None:
+    """Writes the merged model and its tokenizer.
+
+    It is merged and written in `dtype`: "auto" is the number format that the base model is stored in.
 
     Raises:
         NotFound: no such base model.
         InvalidInput: the adapter is not for it, or holds what is not a number.
     """
     path = local_path(base_model)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     _untie(model)
     try:
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
@@ -63,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--adapter", type=Path, required=True, help="folder of an adapter in PEFT's format")
     parser.add_argument("--base", required=True, help="embedded model, local directory, or hub id")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     flags = parser.parse_args(argv)
     try:
-        merge(flags.adapter, flags.base, flags.out)
+        merge(flags.adapter, flags.base, flags.out, dtype=flags.dtype)
     except ApiError as error:
         sys.exit(error.message)
 

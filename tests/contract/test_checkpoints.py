@@ -91,13 +91,14 @@ def test_an_exported_adapter_is_what_plain_peft_loads(service, train, tmp_path, 
     assert changed.abs().max() > 0.01
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # peft, of what the merge takes care of
 @pytest.mark.parametrize(
     "options", [{}, {"use_rslora": True, "use_dora": True}, {"train_unembed": True}], ids=["lora", "dora", "unembed"]
 )
 def test_a_merged_model_is_base_and_adapter_to_plain_transformers(service, train, tmp_path, options):
     path = train(**options).save_state("x").result().path
     peft = service.export_checkpoint(path, out_dir=tmp_path / "peft")
-    merged = service.export_checkpoint(path, "merged", tmp_path / "merged")
+    merged = service.export_checkpoint(path, "merged", tmp_path / "merged", dtype="float32")
     assert os.listdir(tmp_path) in (["peft", "merged"], ["merged", "peft"])
     assert not [name for name in os.listdir(merged) if name.startswith("adapter")]
     wanted = logits(PeftModel.from_pretrained(plain(model_dir()), peft))
@@ -105,6 +106,12 @@ def test_a_merged_model_is_base_and_adapter_to_plain_transformers(service, train
     assert (wanted - logits(plain(model_dir()))).abs().max() > 0.01
     text = "Once upon a time"
     assert AutoTokenizer.from_pretrained(merged)(text) == AutoTokenizer.from_pretrained(model_dir())(text)
+
+
+def test_a_merged_model_is_stored_as_its_base_is(service, train, tmp_path):
+    folder = service.export_checkpoint(train().save_state("x").result().path, "merged", tmp_path / "out")
+    stored = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype
+    assert stored == AutoModelForCausalLM.from_pretrained(model_dir(), dtype="auto").dtype
 
 
 def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(service, train, tmp_path):

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from farstep_infra.store.backing import ABANDONED_S, KINDS, Backing, Found, all_paths
@@ -169,7 +170,7 @@ class CheckpointStore:
         for run_id in self._backing.runs():
             num_removed += self._backing.sweep_abandoned(run_id, before=self._clock() - ABANDONED_S)
             for path in all_paths(self._backing, run_id):
-                num_removed += self._backing.remove(path, only_if=lambda found, path=path: self._is_over(path, found))
+                num_removed += self._backing.remove(path, only_if=partial(self._is_over, path))
         return num_removed
 
     def _plan(

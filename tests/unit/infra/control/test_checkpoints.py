@@ -134,7 +134,8 @@ async def test_of_a_bucket_the_urls_are_its_own(tmp_path):
         store.write(PATH, FILES, META)
         archive = await Checkpoints(store, secret="key").archive(PATH, base_url="http://here/", page="")
         assert all(file.url.startswith(url) for file in archive.files)
-        fetched = {file.name: httpx.get(file.url).content for file in archive.files}
+        async with httpx.AsyncClient() as client:
+            fetched = {file.name: (await client.get(file.url)).content for file in archive.files}
     assert fetched == FILES
 
 
