@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from farstep._checkpoint_requests import CheckpointRequests
-from farstep._connection import Connection
+from farstep._connection import Connection, path_of
 from farstep._control import ControlPlane
 from farstep._convert import lora_to_proto
 from farstep._settings import ApiKey
 from farstep._wanted import WantedRun, WantedSampler
 from farstep.errors import FarstepError, InvalidInputError, NotFoundError
 from farstep.results import ServerCapabilities, SupportedModel
-from farstep_proto.v1 import control_pb2
+from farstep_proto import paths
+from farstep_proto.v1 import common_pb2, control_pb2
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class Provisioner(Protocol):
         ...
 
     async def find_run(self, run_id: str) -> Place: ...
+
+    async def delete_run(self, run_id: str) -> None: ...
 
     async def get_capabilities(self) -> ServerCapabilities: ...
 
@@ -98,6 +101,9 @@ class ManagedServers:
             raise NotFoundError(f"run {run_id} has no trainer; it is {run.state}")
         return Place(run.run_id, run.trainer_url, run.sampler_url)
 
+    async def delete_run(self, run_id: str) -> None:
+        await self.control.delete_run(run_id)
+
     async def get_capabilities(self) -> ServerCapabilities:
         return await self.control.get_capabilities()
 
@@ -137,6 +143,9 @@ class LocalPair:
 
     async def find_run(self, run_id: str) -> Place:
         return self._place(run_id)
+
+    async def delete_run(self, run_id: str) -> None:
+        await self._trainer.call("DELETE", path_of(paths.RUN, run_id=run_id), common_pb2.Empty)
 
     async def get_capabilities(self) -> ServerCapabilities:
         trainer = await self._trainer.load_info()

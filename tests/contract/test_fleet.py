@@ -225,7 +225,7 @@ def test_a_trainer_started_anew_from_an_old_checkpoint_never_repeats_a_version(f
 
 @pytest.mark.parametrize("options", [(), ("--resident-versions", "1", "--resident-policies", "1")])
 def test_a_directory_instead_of_a_feed(tmp_path, monkeypatch, options):
-    """Trainer and sampler share a weight-sync URI and no store: newest versions, old ones, and what save_state makes."""
+    """Trainer and sampler share a weight-sync URI and no store: new versions, old ones, what save_state publishes."""
     monkeypatch.setenv("FARSTEP_API_KEY", KEY)
     uri = f"file://{tmp_path}/sync"
     model = ("--model", "farstep/tiny")
