@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import farstep
 from farstep_model.embedded import model_dir
+from tests.support.processes import KEY, running, trainer_and_sampler
+from tests.support.s3 import new_bucket, s3_server
 
 IDS = torch.arange(3, 40)[None]
 # Merging adds B·A to the weights once instead of to each output: fp32 sums in another order, on logits of about 10.
@@ -138,7 +140,7 @@ def adapter(service, train, tmp_path):
     trainer = train(alpha=16.0, train_mlp=False)
     folder = service.export_checkpoint(trainer.save_state("x").result().path, "peft", tmp_path / "adapter")
     plain_peft = PeftModel.from_pretrained(plain(model_dir()), folder)
-    plain_peft.save_pretrained(tmp_path / "from-peft")
+    plain_peft.save_pretrained(tmp_path / "from-peft", save_embedding_layers=False)  # else it asks the hub
     return tmp_path / "from-peft"
 
 
@@ -222,3 +224,40 @@ def test_an_adapter_goes_to_the_hub_as_peft_s_files(service, train, monkeypatch)
     files = ["adapter_config.json", "adapter_model.safetensors"]
     told = f"Upload {trainer.run_id}/sampler_weights/x"
     assert calls == [("token", "t"), ("me/mine", True, True), ("me/mine", files, told)]
+
+
+def test_trainer_and_sampler_share_a_bucket(monkeypatch, tmp_path):
+    """Saved by one trainer, sampled from by its sampler, gone on with by another trainer; published policies, too."""
+    monkeypatch.setenv("FARSTEP_API_KEY", KEY)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    datum = farstep.Datum.from_prompt_completion([5, 6, 7, 8], [9, 10, 11])
+    prompt = farstep.ModelInput.from_ints([5, 6, 7, 8])
+    with s3_server() as url:
+        place = f"s3://{new_bucket()}/checkpoints"
+        with trainer_and_sampler(place) as (trainer, sampler):
+            with farstep.ServiceClient.local(trainer_url=trainer.url, sampler_url=sampler.url) as service:
+                run = service.create_lora_training_client("farstep/tiny", rank=4, seed=1)
+                run.forward_backward([datum])
+                run.optim_step(farstep.AdamParams(learning_rate=1e-2)).result()
+                path = run.save_state("half").result().path
+                with pytest.raises(farstep.RemoteOpError, match="half exists"):
+                    run.save_state("half").result()
+                policy = run.save_weights_for_sampler("policy").result()
+                with service.create_sampling_client(model_path=policy.path) as client:
+                    named = client.compute_logprobs(prompt).result()
+                client = run.save_weights_and_get_sampling_client()
+                assert client.compute_logprobs(prompt).result() == named
+                assert client.policy_version == policy.policy_version + 1
+                archive = service.get_checkpoint_archive_url(path)
+                assert all(file.url.startswith(url) for file in archive.files)
+                exported = service.export_checkpoint(path, "peft", tmp_path / "out")
+                assert sorted(os.listdir(exported)) == ["adapter_config.json", "adapter_model.safetensors"]
+                run.forward_backward([datum])
+                straight = run.forward([datum]).result().loss_fn_outputs[0]["logprobs"].tolist()
+        with running("farstep_worker", "--model", "farstep/tiny", "--store", place) as other:
+            with farstep.ServiceClient.local(trainer_url=other.url, sampler_url=sampler.url) as service:
+                again = service.create_training_client_from_state_with_optimizer(path)
+                assert again.forward([datum]).result().loss_fn_outputs[0]["logprobs"].tolist() == straight
+                service.delete_checkpoint(path)
+                kept = [found.path for found in service.list_checkpoints(run.run_id)]
+                assert kept == [policy.path]

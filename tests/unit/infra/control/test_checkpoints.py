@@ -1,6 +1,7 @@
 """Checkpoints over HTTP: listed from the store, fetched by URLs that cannot be forged or bent."""
 
 import hashlib
+import json
 import subprocess
 import time
 from urllib.parse import parse_qs, urlsplit
@@ -8,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
+from farstep.cli.main import main
 from farstep_infra.store.archive import PAGE_SIZE, URL_TTL_S, Checkpoints
 from farstep_infra.store.checkpoints import CheckpointStore, open_store
 from farstep_proto.errors import Forbidden, InvalidInput, NotFound
@@ -176,3 +178,50 @@ async def test_urls_expire_and_are_paged(tmp_path):
     store.delete(PATH)
     with pytest.raises(NotFound):
         await checkpoints.file(PATH, "file-000", **query)
+
+
+@pytest.fixture
+def command(up, monkeypatch, capsys):
+    """`farstep checkpoints …` against the running control plane: exit code and output."""
+    monkeypatch.setenv("FARSTEP_BASE_URL", up.url)
+    monkeypatch.setenv("FARSTEP_API_KEY", up.key)
+
+    def run(*arguments):
+        code = main(["checkpoints", *arguments])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+def test_the_command_lists_keeps_and_removes(command, stored):
+    path = CheckpointPath("run:cli", "weights", "one")
+    stored.write(path, FILES, META)
+    code, out, _ = command("list", path.run_id, "--json")
+    (listed,) = json.loads(out)
+    assert (code, listed["path"], listed["step"], listed["expires_at"]) == (0, str(path), 10, None)
+    assert "bt://loops" in command("list", path.run_id)[1]
+    assert json.loads(command("get", str(path), "--json")[1]) == listed
+    code, out, _ = command("ttl", path.checkpoint_id, "60", "--json")
+    assert code == 0
+    assert json.loads(out)[0]["expires_at"]
+    assert json.loads(command("ttl", str(path), "never", "--json")[1])[0]["expires_at"] is None
+    assert command("delete", str(path))[0] == 0
+    code, _, said = command("delete", str(path))
+    assert (code, "no checkpoint bt://loops:run:cli/weights/one" in said) == (1, True)
+    assert command("get", "nonsense")[0] == 1
+
+
+def test_the_command_exports(command, stored, tmp_path):
+    code, out, _ = command("export", str(PATH), "--out", str(tmp_path / "out"))
+    assert (code, out.strip()) == (0, str(tmp_path / "out"))
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == FILES
+    code, _, said = command("export", str(PATH), "--out", str(tmp_path / "out"))
+    assert (code, "is there already" in said) == (1, True)
+    (stored.file_path(PATH, "adapter_config.json")).write_bytes(b"[]")
+    try:
+        code, _, said = command("export", str(PATH), "--out", str(tmp_path / "other"))
+    finally:
+        stored.file_path(PATH, "adapter_config.json").write_bytes(b"{}")
+    assert (code, "another sha256" in said) == (1, True)
+    assert not (tmp_path / "other").exists()
