@@ -311,7 +311,7 @@ class ServiceClient(CheckpointCalls):
         if not base_model:
             raise InvalidInputError("the adapter's config names none", field="base_model")
         # Its own form comes with the adapter; the run that lends it an id is as small as can be.
-        wanted = wanted_run(base_model, LoraConfig(1), name=f"import of {name}", with_sampler=False)
+        wanted = wanted_run(base_model, LoraConfig(1), name=f"import-{name}"[:128], with_sampler=False)
         client = await self._start_run(wanted, None)
         try:
             path = (await (await client._import(files, name))).path

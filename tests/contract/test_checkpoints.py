@@ -234,30 +234,34 @@ def test_trainer_and_sampler_share_a_bucket(monkeypatch, tmp_path):
     prompt = farstep.ModelInput.from_ints([5, 6, 7, 8])
     with s3_server() as url:
         place = f"s3://{new_bucket()}/checkpoints"
-        with trainer_and_sampler(place) as (trainer, sampler):
-            with farstep.ServiceClient.local(trainer_url=trainer.url, sampler_url=sampler.url) as service:
-                run = service.create_lora_training_client("farstep/tiny", rank=4, seed=1)
-                run.forward_backward([datum])
-                run.optim_step(farstep.AdamParams(learning_rate=1e-2)).result()
-                path = run.save_state("half").result().path
-                with pytest.raises(farstep.RemoteOpError, match="half exists"):
-                    run.save_state("half").result()
-                policy = run.save_weights_for_sampler("policy").result()
-                with service.create_sampling_client(model_path=policy.path) as client:
-                    named = client.compute_logprobs(prompt).result()
-                client = run.save_weights_and_get_sampling_client()
-                assert client.compute_logprobs(prompt).result() == named
-                assert client.policy_version == policy.policy_version + 1
-                archive = service.get_checkpoint_archive_url(path)
-                assert all(file.url.startswith(url) for file in archive.files)
-                exported = service.export_checkpoint(path, "peft", tmp_path / "out")
-                assert sorted(os.listdir(exported)) == ["adapter_config.json", "adapter_model.safetensors"]
-                run.forward_backward([datum])
-                straight = run.forward([datum]).result().loss_fn_outputs[0]["logprobs"].tolist()
-        with running("farstep_worker", "--model", "farstep/tiny", "--store", place) as other:
-            with farstep.ServiceClient.local(trainer_url=other.url, sampler_url=sampler.url) as service:
-                again = service.create_training_client_from_state_with_optimizer(path)
-                assert again.forward([datum]).result().loss_fn_outputs[0]["logprobs"].tolist() == straight
-                service.delete_checkpoint(path)
-                kept = [found.path for found in service.list_checkpoints(run.run_id)]
-                assert kept == [policy.path]
+        with (
+            trainer_and_sampler(place) as (trainer, sampler),
+            farstep.ServiceClient.local(trainer_url=trainer.url, sampler_url=sampler.url) as service,
+        ):
+            run = service.create_lora_training_client("farstep/tiny", rank=4, seed=1)
+            run.forward_backward([datum])
+            run.optim_step(farstep.AdamParams(learning_rate=1e-2)).result()
+            path = run.save_state("half").result().path
+            with pytest.raises(farstep.RemoteOpError, match="half exists"):
+                run.save_state("half").result()
+            policy = run.save_weights_for_sampler("policy").result()
+            with service.create_sampling_client(model_path=policy.path) as client:
+                named = client.compute_logprobs(prompt).result()
+            client = run.save_weights_and_get_sampling_client()
+            assert client.compute_logprobs(prompt).result() == named
+            assert client.policy_version == policy.policy_version + 1
+            archive = service.get_checkpoint_archive_url(path)
+            assert all(file.url.startswith(url) for file in archive.files)
+            exported = service.export_checkpoint(path, "peft", tmp_path / "out")
+            assert sorted(os.listdir(exported)) == ["adapter_config.json", "adapter_model.safetensors"]
+            run.forward_backward([datum])
+            straight = run.forward([datum]).result().loss_fn_outputs[0]["logprobs"].tolist()
+        with (
+            running("farstep_worker", "--model", "farstep/tiny", "--store", place) as other,
+            farstep.ServiceClient.local(trainer_url=other.url, sampler_url=sampler.url) as service,
+        ):
+            again = service.create_training_client_from_state_with_optimizer(path)
+            assert again.forward([datum]).result().loss_fn_outputs[0]["logprobs"].tolist() == straight
+            service.delete_checkpoint(path)
+            kept = [found.path for found in service.list_checkpoints(run.run_id)]
+            assert kept == [policy.path]
