@@ -251,6 +251,13 @@ def _s3_client(field: str) -> BaseClient:
         raise InvalidInput(
             f"s3:// needs boto3, which is not installed ({error})", field=field, hint="pip install 'farstep[s3]'"
         ) from error
-    retries = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 3})
-    client: BaseClient = boto3.client("s3", config=retries)
+    config = Config(
+        connect_timeout=5,
+        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": 3},
+        signature_version="s3v4",  # the older one is not taken everywhere, and is still the default of signed URLs
+        request_checksum_calculation="when_required",  # many servers do not know the newer ones; ours are in manifests
+        response_checksum_validation="when_required",
+    )
+    client: BaseClient = boto3.client("s3", config=config)
     return client
