@@ -30,6 +30,9 @@ bench-gpu: $(VENV)/.installed-all  ## utilisation of a GPU in LoRA training; ARG
 bench-train: $(VENV)/.installed-all  ## how fast the dp_worker trains here; ARGS="--threads 2 --model random-100m"
 	$(BIN)/python -m bench.train $(ARGS)
 
+bench-sample: $(VENV)/.installed-all  ## how fast a sampler samples here; ARGS="--model random-30m --seconds 10"
+	$(BIN)/python -m bench.sample $(ARGS)
+
 # What a change must pass --------------------------------------------------------
 
 check: lint types imports proto-check

@@ -30,6 +30,7 @@ from farstep_proto.errors import InvalidInput
 
 if TYPE_CHECKING:
     from farstep_model.adapter import Adapter, LayerWeights
+    from farstep_model.prepared import PreparedWeight
 
 
 class DeltaSource(Protocol):
@@ -73,6 +74,7 @@ class LoraLinear(nn.Linear):
         self.in_features, self.out_features = replaced.in_features, replaced.out_features
         self.weight, self.bias = replaced.weight, replaced.bias
         self.layer, self.is_routed, self.switch = layer, is_routed, switch
+        self.prepared: PreparedWeight | None = None
         self.train(replaced.training)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name
@@ -85,6 +87,8 @@ class LoraLinear(nn.Linear):
 
     def base_output(self, x: Tensor) -> Tensor:
         """What the layer gives without an adapter, for samplers and for the bare model."""
+        if self.prepared is not None and not torch.is_grad_enabled():
+            return self.prepared.product(x)
         return functional.linear(x, self.weight, self.bias)
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 # torch multiplies fp32 through MKL, which uses half the width of the vector units on processors that are not Intel's;
 # oneDNN, which torch carries too, uses all of it. Preparing a new shape costs it some 0.5 ms, so small products stay.
-_HAS_ONEDNN = (
+HAS_ONEDNN = (
     torch.backends.mkldnn.is_available()
     and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # no public name promises it
@@ -63,7 +63,7 @@ def adapted_linear(
 
 def _is_for_onednn(x_NI: Tensor, weight_OI: Tensor) -> bool:
     return (
-        _HAS_ONEDNN
+        HAS_ONEDNN
         and x_NI.device.type == "cpu"
         and x_NI.dtype == torch.float32
         and x_NI.numel() * weight_OI.shape[0] >= MIN_ONEDNN_MULTIPLICATIONS

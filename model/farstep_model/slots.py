@@ -108,15 +108,15 @@ class AdapterSlots:
             InvalidInput: inside the block, where a layer sees tokens without their rows (experts).
         """
         source = self._source(torch.as_tensor(rows_B, dtype=torch.long))
-        with self._layers.switch.using(source, training=False), torch.no_grad():
+        with self._layers.switch.using(source if source.stacks else None, training=False), torch.no_grad():
             yield
 
     def _source(self, rows_B: Tensor) -> _SlotRows:
         rows_B = rows_B.cpu()
-        distinct = rows_B.unique()
-        if len(distinct) and not 0 <= int(distinct[0]) <= int(distinct[-1]) < self.num_slots:
+        distinct = sorted(set(rows_B.tolist()))
+        if distinct and not 0 <= distinct[0] <= distinct[-1] < self.num_slots:
             raise ValueError(f"rows_B points outside the {self.num_slots} slots")
-        present_p = torch.tensor([slot for slot in distinct.tolist() if slot in self._occupants], dtype=torch.long)
+        present_p = torch.tensor([slot for slot in distinct if slot in self._occupants], dtype=torch.long)
         own_Bp = rows_B[:, None] == present_p
         present = [self._occupants[slot] for slot in present_p.tolist()]
         adapted = frozenset[int]().union(*(occupant.layers for occupant in present))
@@ -127,7 +127,7 @@ class AdapterSlots:
             stacks={layer: stack for layer, stack in self._stacks.items() if layer in adapted},
             stretches={layer: self._stretches[layer] for layer in with_dora},
             rows=rows_B,
-            single=self._occupants.get(int(distinct[0])) if len(distinct) == 1 else None,
+            single=self._occupants.get(distinct[0]) if len(distinct) == 1 else None,
             present=present_p.to(device),
             own=own_Bp.to(device),
             scaling=self._scaling_n[present_p.to(device)],

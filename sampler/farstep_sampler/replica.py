@@ -21,6 +21,7 @@ from farstep_sampler.engine_thread import EngineThread
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.feed import FeedClient, FeedConfig, FeedSource
+from farstep_sampler.follow import follow
 from farstep_sampler.gate import Gate
 from farstep_sampler.grammars import Grammars
 from farstep_sampler.recall import PolicySource, ShelfSource, StoreSource
@@ -81,7 +82,7 @@ class Replica:
         self._engine.start()
         self._tasks = [asyncio.create_task(self._swapper.run(), name="swapper")]
         if self._policies is not None:
-            self._tasks.append(asyncio.create_task(self._follow(self._policies), name="feed"))
+            self._tasks.append(asyncio.create_task(self._bring_policies(self._policies), name="feed"))
         for task in self._tasks:
             task.add_done_callback(_log_end)
         try:
@@ -100,7 +101,7 @@ class Replica:
         self._check_draining()
         job = job_of(request, limits=self._limits)
         target = target_of(request, gate=gate, default_wait_s=DEFAULT_GATE_WAIT_S)
-        return partial(self._sample, job, target)
+        return partial(self._sample, job, target, request.client_id or request.affinity_key)
 
     async def list_policies(self, *, after: int, wait_s: float) -> pb.ListPoliciesResponse:
         with contextlib.suppress(TimeoutError):
@@ -145,15 +146,21 @@ class Replica:
         if ended:
             raise Internal(f"the {ended[0]} has stopped", hint="restart the sampler; its log has the reason")
 
-    async def _sample(self, job: SampleJob, target: Target) -> pb.SampleResponse:
+    async def _sample(self, job: SampleJob, target: Target, client: str) -> pb.SampleResponse:
         if job.constraint is not None:
             job = replace(job, grammar=await self._grammars.compiled(job.constraint))
         if target.is_checkpoint:
             serve = await self._swapper.bring(target.source)
         else:
             serve = await self._gate.admit(target)
-        with self._gate.pinned(serve.policy):
-            result = await self._engine.sample(job, slot=serve.slot)
+        with contextlib.ExitStack() as pins:
+            pins.enter_context(self._gate.pinned(serve.policy))
+            async with self._engine.sampling(
+                job, slot=serve.slot, version=serve.policy.version, client=client
+            ) as sampling:
+                if target.follows:
+                    await follow(sampling, target.source, serve, self._table, self._gate, pins)
+                result = await sampling.result()
         return response_of(result, policy_version=serve.policy.version)
 
     def _state(self, source: str) -> pb.PolicyState:
@@ -169,7 +176,7 @@ class Replica:
         if self._gate.is_draining:
             raise Draining("this sampler takes nothing new", retry_after_s=1.0)
 
-    async def _follow(self, policies: FeedConfig | SyncConfig) -> None:
+    async def _bring_policies(self, policies: FeedConfig | SyncConfig) -> None:
         """Brings policies for ever."""
         match policies:
             case FeedConfig():

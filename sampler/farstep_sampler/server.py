@@ -98,7 +98,8 @@ class _Handlers:
 
     async def submit(self, request: Request) -> Response:
         body = await read_body(request)
-        work = self._backend.prepare(decode(request, body, sampling_pb2.SampleRequest), _gate(request))
+        message = _named(decode(request, body, sampling_pb2.SampleRequest), request)
+        work = self._backend.prepare(message, _gate(request))
         accepted = self._submissions.submit(
             request.query_params.get("key", ""),
             client_id=request.headers.get(paths.CLIENT_ID, ""),
@@ -108,7 +109,7 @@ class _Handlers:
         return respond(request, accepted, status=202)
 
     async def sample(self, request: Request) -> Response:
-        message = await read_message(request, sampling_pb2.SampleRequest)
+        message = _named(await read_message(request, sampling_pb2.SampleRequest), request)
         self._submissions.check_room()
         work = self._backend.prepare(message, _gate(request))
         return respond(request, await _while_connected(request, work()))
@@ -131,6 +132,12 @@ class _Handlers:
     async def load_policy(self, request: Request) -> Response:
         message = await read_message(request, sampling_pb2.LoadPolicyRequest)
         return respond(request, await self._backend.load_policy(message.model_path))
+
+
+def _named(message: sampling_pb2.SampleRequest, request: Request) -> sampling_pb2.SampleRequest:
+    """The message with the name of who asks, which a router passes on."""
+    message.client_id = message.client_id or request.headers.get(paths.CLIENT_ID, "")
+    return message
 
 
 def _gate(request: Request) -> VersionGate:
