@@ -22,7 +22,7 @@ async def follow(
     try:
         while not done.done():
             match table.decide(source, AtLeast(serve.policy.version + 1)):
-                case Serve() as newer:
+                case Serve() as newer if newer.policy.history == serve.policy.history:
                     old = pins.pop_all()
                     pins.enter_context(gate.pinned(newer.policy))
                     with old:  # until the engine has switched

@@ -82,7 +82,7 @@ class Replica:
         self._engine.start()
         self._tasks = [asyncio.create_task(self._swapper.run(), name="swapper")]
         if self._policies is not None:
-            self._tasks.append(asyncio.create_task(self._follow(self._policies), name="feed"))
+            self._tasks.append(asyncio.create_task(self._bring_policies(self._policies), name="feed"))
         for task in self._tasks:
             task.add_done_callback(_log_end)
         try:
@@ -176,7 +176,7 @@ class Replica:
         if self._gate.is_draining:
             raise Draining("this sampler takes nothing new", retry_after_s=1.0)
 
-    async def _follow(self, policies: FeedConfig | SyncConfig) -> None:
+    async def _bring_policies(self, policies: FeedConfig | SyncConfig) -> None:
         """Brings policies for ever."""
         match policies:
             case FeedConfig():
