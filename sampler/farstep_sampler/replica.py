@@ -15,9 +15,7 @@ from farstep_proto.errors import Internal
 from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_proto.v1 import training_pb2
-from farstep_sampler.engine_thread import EngineThread
-from farstep_sampler.engines.adapter_table import AdapterTable
-from farstep_sampler.engines.torch_engine import TorchEngine
+from farstep_sampler.engines.base import Engine
 from farstep_sampler.feed import FeedClient, FeedConfig
 from farstep_sampler.gate import Gate
 from farstep_sampler.request import ModelLimits, SampleJob, Target, job_of, target_of
@@ -35,7 +33,7 @@ class Replica:
     """The backend of a sampler process.
 
     Args:
-        adapters: of the base model's layers; as many slots as policies stay resident.
+        engine: has as many slots as policies stay resident.
         limits: of requests; the context may be shorter than the model's where memory is.
         feed: whose policies to follow, if anyone's.
     """
@@ -43,8 +41,7 @@ class Replica:
     def __init__(
         self,
         base: BaseModel,
-        engine: TorchEngine,
-        adapters: AdapterTable,
+        engine: Engine,
         *,
         limits: ModelLimits,
         store: CheckpointStore,
@@ -52,10 +49,10 @@ class Replica:
     ) -> None:
         self._base = base
         self._limits = limits
-        self._engine = EngineThread(engine)
-        self._table = VersionTable(num_slots=adapters.num_slots)
+        self._engine = engine
+        self._table = VersionTable(num_slots=engine.num_slots)
         self._gate = Gate(self._table)
-        self._swapper = Swapper(self._table, self._gate, layers=adapters.layers, load=self._engine.load, store=store)
+        self._swapper = Swapper(self._table, self._gate, layers=engine.layers, load=engine.load, store=store)
         self._feed = FeedClient(feed, have=self._have, deliver=self._swapper.offer) if feed is not None else None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -101,10 +98,10 @@ class Replica:
         return training_pb2.ServerInfo(
             role="sampler",
             base_model=self._base.name,
-            device=str(self._base.device),
+            device=self._engine.device,
             max_seq_len=self._limits.max_seq_len,
             vocab_size=self._limits.vocab_size,
-            engine="torch",
+            engine=self._engine.name,
             version=version("farstep"),
             dtype=str(self._base.dtype).removeprefix("torch."),
         )

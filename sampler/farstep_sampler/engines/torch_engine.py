@@ -14,7 +14,6 @@ Shapes: T positions, R rows, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +24,9 @@ from transformers import DynamicCache
 from farstep_model.adapter import Adapter
 from farstep_model.batching import micro_batches
 from farstep_model.load import BaseModel
-from farstep_proto.errors import InvalidInput, ModelError
+from farstep_proto.errors import InvalidInput
 from farstep_sampler.engines.adapter_table import AdapterTable
+from farstep_sampler.engines.base import no_tokens, not_finite
 from farstep_sampler.engines.decode_mask import DecodeMask
 from farstep_sampler.engines.kv_rows import KVRows
 from farstep_sampler.engines.prefill import PromptPass, prefill, take_prefix
@@ -85,6 +85,10 @@ class TorchEngine:
     @property
     def has_work(self) -> bool:
         return self._scheduler.has_work
+
+    @property
+    def adapters(self) -> AdapterTable:
+        return self._adapters
 
     def load(self, slot: int, adapter: Adapter) -> None:
         """Puts an adapter into a slot that no job uses.
@@ -225,7 +229,7 @@ class TorchEngine:
         touched = dict.fromkeys(self._scheduler.running[row].group for row in leaving)
         self._rearrange(self._scheduler.remove(leaving))
         done = [group for group in touched if len(group.finished) == group.job.num_samples]
-        return [self._finish(group) for group in done] + [self._fail(group, _not_finite()) for group in broken]
+        return [self._finish(group) for group in done] + [self._fail(group, not_finite()) for group in broken]
 
     def _rearrange(self, moves: list[Move]) -> None:
         self._kv.move(moves, num_tokens=self._scheduler.longest())
@@ -234,7 +238,7 @@ class TorchEngine:
     def _finish(self, group: Group) -> Finished:
         prompt = self._prompts[group.ticket]
         self._forget(group)
-        sequences = [group.finished.get(i) or _no_tokens(group.job) for i in range(group.job.num_samples)]
+        sequences = [group.finished.get(i) or no_tokens(group.job) for i in range(group.job.num_samples)]
         return Finished(group.ticket, SampleResult(sequences, prompt.logprobs, prompt.topk))
 
     def _fail(self, group: Group, error: Exception) -> Finished:
@@ -249,12 +253,7 @@ class TorchEngine:
     def _make_stops(self, job: SampleJob) -> StopStrings | None:
         if not job.stop_strings:
             return None
-        return StopStrings(job.stop_strings, prompt=job.prompt[-16:].tolist(), decode=self._text)
-
-    def _text(self, ids: Seq[int]) -> str:
-        text = self._base.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
+        return StopStrings(job.stop_strings, prompt=job.prompt[-16:].tolist(), decode=self._base.text)
 
     @torch.no_grad()
     def _check_decoding(self) -> None:
@@ -296,19 +295,4 @@ def _delta(sequence: Sequence, stop_reason: str | None) -> SampleDelta:
     last = slice(-1, None)
     return SampleDelta(
         sequence.index, sequence.tokens[last], sequence.logprobs[last], sequence.versions[last], stop_reason, topk
-    )
-
-
-def _no_tokens(job: SampleJob) -> SampleSequence:
-    """The continuation of a job that looks at its prompt only."""
-    shape = (0, job.num_topk)
-    topk = Topk(np.zeros(shape, np.int32), np.zeros(shape, np.float32)) if job.num_topk else None
-    return SampleSequence([], [], "length", topk, [])
-
-
-def _not_finite() -> ModelError:
-    return ModelError(
-        "the model's logits are not finite with these weights",
-        error_class="FloatingPointError",
-        hint="training has probably diverged: sample an earlier policy, or lower the learning rate",
     )

@@ -22,7 +22,7 @@ from farstep_proto.tensors import ids_from_bytes, model_input_to_proto
 from farstep_proto.v1 import common_pb2, feed_pb2, operations_pb2, training_pb2
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_proto.v1.feed_pb2_grpc import PolicyFeedServicer, add_PolicyFeedServicer_to_server
-from farstep_sampler.engines.adapter_table import AdapterTable
+from farstep_sampler.engine_thread import EngineThread
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.feed import FeedConfig
 from farstep_sampler.replica import Replica
@@ -44,11 +44,9 @@ def store(tmp_path: Path) -> CheckpointStore:
 
 
 @pytest_asyncio.fixture
-async def replica(
-    base: BaseModel, engine: TorchEngine, table: AdapterTable, store: CheckpointStore
-) -> AsyncIterator[Replica]:
+async def replica(base: BaseModel, engine: TorchEngine, store: CheckpointStore) -> AsyncIterator[Replica]:
     limits = ModelLimits(base.max_seq_len, base.vocab_size, base.eos_token_ids)
-    made = Replica(base, engine, table, limits=limits, store=store, feed=None)
+    made = Replica(base, EngineThread(engine), limits=limits, store=store, feed=None)
     async with made.running():
         yield made
 
@@ -145,7 +143,6 @@ async def test_a_published_policy_answers_its_run(
 async def test_policies_arrive_by_the_feed(
     base: BaseModel,
     engine: TorchEngine,
-    table: AdapterTable,
     store: CheckpointStore,
     make_adapter: MakeAdapter,
     until: Until,
@@ -165,7 +162,7 @@ async def test_policies_arrive_by_the_feed(
     await server.start()
     limits = ModelLimits(base.max_seq_len, base.vocab_size, base.eos_token_ids)
     feed = FeedConfig(f"127.0.0.1:{port}", None, "test")
-    replica = Replica(base, engine, table, limits=limits, store=store, feed=feed)
+    replica = Replica(base, EngineThread(engine), limits=limits, store=store, feed=feed)
     async with replica.running():
         response = await replica.prepare(request(run_id="r"), AtLeast(4))()
         replica.check_health()
