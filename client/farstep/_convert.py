@@ -269,6 +269,7 @@ def operation_trace(message: training_pb2.OperationTrace) -> OperationTrace:
         phases_s=dict(message.phases_s),
         total_s=message.total_s,
         num_tokens=message.num_tokens,
+        computed_s=message.computed_s,
     )
 
 

@@ -117,6 +117,7 @@ class OperationTrace:
         queued_s: from the arrival of its last part to its start.
         phases_s: of "decode", "forward", "backward", "optimizer", "checkpoint" and "encode" those it had.
         total_s: from arrival to outcome.
+        computed_s: from its start until the trainer could start the next one; decoding and encoding are not in it.
     """
 
     operation_id: str
@@ -127,6 +128,7 @@ class OperationTrace:
     phases_s: Mapping[str, float]
     total_s: float
     num_tokens: int
+    computed_s: float
 
 
 @dataclass(frozen=True, slots=True)

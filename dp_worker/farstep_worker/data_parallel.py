@@ -28,7 +28,7 @@ from farstep_proto.errors import ApiError
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.tensors import tensor_from_proto
 from farstep_proto.v1 import common_pb2, operations_pb2, ranks_pb2
-from farstep_worker.executor import Executor, Outcome
+from farstep_worker.executor import Executor, Outcome, failed
 from farstep_worker.gradients import PassResult
 from farstep_worker.phases import Phases
 from farstep_worker.rank_messages import ReplicatedCall, read_call, to_command, to_creation
@@ -99,8 +99,7 @@ class LeadingExecutor(Executor):
             outcome = super()._outcome(run_id, call, phases)
             self._check_equal(_report(self.runs[run_id], outcome))
         except RankDied as error:
-            state = operations_pb2.OPERATION_STATE_FAILED
-            return Outcome(operations_pb2.Operation(state=state, error=error.to_proto()))
+            return failed(error)
         return outcome
 
     def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:

@@ -1,8 +1,7 @@
-"""Where the event loop and the torch thread meet, and the only place where they do.
+"""Where what comes in over the wire meets the thread that computes.
 
-The loop's side takes submissions, queues them and hands outcomes on; the torch thread's side is the
-executor. A call crosses by `_on_torch`, one at a time; nothing else is shared but the runs' counters, which
-the loop only reads.
+The loop's side takes submissions, queues them and delivers outcomes; the torch thread's side takes from the
+queue and executes. They share the queue and, to read, the runs' counters; the rest crosses by `torch_thread`.
 
 Invariant: every operation that was accepted gets exactly one outcome, also when the server stops.
 """
@@ -15,41 +14,28 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
-from typing import TypeVar
-
-import torch
 
 from farstep_proto.errors import Conflict, Draining, ModelError, NotFound
 from farstep_proto.paths import Verb
 from farstep_proto.v1 import operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_serving.operations import OperationTable
+from farstep_worker.arrivals import Arrivals
 from farstep_worker.assembly import Address, Assembler, digest_of
-from farstep_worker.executor import Executor, Outcome
+from farstep_worker.executor import Executor
 from farstep_worker.feed import PolicyFeed
 from farstep_worker.operations import GAP_WAIT_S, OperationQueue, QueueLimits, Work, operation_id
 from farstep_worker.runs import Run, RunConfig, read_config
 from farstep_worker.submission import Call, Limits
 from farstep_worker.telemetry import SpanWriter, Telemetry
+from farstep_worker.torch_thread import Ended, TorchThread
 
 log = logging.getLogger(__name__)
 
 DRAIN_S = 8.0
-PARSE_INLINE_BYTES = 64 << 10
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrival:
-    """Of an operation that has not ended: when its last part was entered (monotonic), and what decoding took."""
-
-    verb: str
-    entered: float
-    decode_s: float
+INLINE_BYTES = 64 << 10  # what is decoded and encoded on the loop: another thread would cost more than it saves
 
 
 class Dispatcher:
@@ -67,67 +53,46 @@ class Dispatcher:
         self._feed = feed
         self._queue = OperationQueue(limits=limits, gap_wait_s=gap_wait_s)
         self._assembler = Assembler()
-        self._changed = asyncio.Event()
+        self._torch = TorchThread(executor, self._queue, num_threads=num_threads, on_start=self._on_start)
+        self._gap_timer: asyncio.TimerHandle | None = None
         self._creating = asyncio.Lock()
-        self._running: Work | None = None
         self._left: list[Work] = []
         self._drained: asyncio.Task[None] | None = None
-        # torch's number of threads belongs to the thread that computes
-        self._thread = ThreadPoolExecutor(
-            1, thread_name_prefix="torch", initializer=torch.set_num_threads, initargs=(num_threads,)
-        )
-        self._arrivals: dict[str, _Arrival] = {}
         self.table = OperationTable(queue_place=self._queue.place)
         self.telemetry = Telemetry(gauges=self._gauges, spans=spans)
+        self._arrivals = Arrivals(self.telemetry)
 
     def start(self) -> None:
+        self._torch.start()
         self._loop_task = asyncio.create_task(self._run(), name="operations")
         self._loop_task.add_done_callback(_end_if_failed)
 
     async def _run(self) -> None:
-        """The main loop: the next operation, its outcome, and so on until the queue is closed."""
-        while not self._queue.is_closed:
-            self._fail_overdue()
-            work = self._queue.take(now=time.monotonic())
-            if work is None:
-                await self._wait_for_change()
-                continue
-            self._running = work
-            self.table.set_running(work.operation_id)
+        """The main loop: the outcome of each operation that ran, in that order, until the torch thread ends."""
+        while (ended := await self._torch.next_ended()) is not None:
             started = time.monotonic()
-            outcome = await self._on_torch(partial(self._executor.execute, work.run_id, work.call))
-            self._running = None
-            self._finish(work, outcome)
-            self._record(work, outcome, started=started)
-        self._fail_left()  # in the same breath, so that one poll brings all
+            operation = await self._encode(ended)
+            encode_s = time.monotonic() - started
+            self._finish(ended, operation)
+            if self._queue.is_closed and not self._torch.has_more:
+                self._fail_left()  # in the same breath, so that one poll brings all
+            self._arrivals.ran(ended, operation, encode_s=encode_s)
+        self._fail_left()
 
-    async def _on_torch(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+    async def _encode(self, ended: Ended) -> operations_pb2.Operation:
+        if ended.work.num_bytes <= INLINE_BYTES:
+            return ended.outcome.operation
+        return await asyncio.to_thread(lambda: ended.outcome.operation)
 
-    def _finish(self, work: Work, outcome: Outcome) -> None:
-        if outcome.policy is not None:
-            self._feed.offer(outcome.policy)
-        if self.table.is_pending(work.operation_id):  # else the drain gave it up
-            self.table.finish(work.operation_id, outcome.operation)
+    def _finish(self, ended: Ended, operation: operations_pb2.Operation) -> None:
+        if ended.outcome.policy is not None:
+            self._feed.offer(ended.outcome.policy)
+        if self.table.is_pending(ended.work.operation_id):  # else the drain gave it up
+            self.table.finish(ended.work.operation_id, operation)
 
-    def _record(self, work: Work, outcome: Outcome, *, started: float) -> None:
-        arrival = self._arrivals.pop(work.operation_id)
-        total_s = time.monotonic() - arrival.entered
-        trace = pb.OperationTrace(
-            operation_id=work.operation_id,
-            verb=arrival.verb,
-            failed=outcome.has_failed,
-            submitted_at=time.time() - total_s,
-            queued_s=started - arrival.entered,
-            phases_s={"decode": arrival.decode_s, **outcome.phases_s},
-            total_s=total_s,
-            num_tokens=work.call.num_tokens,
-        )
-        self.telemetry.record(work.run_id, trace)
-
-    def _drop(self, operation_id: str, outcome: str) -> None:
-        """Counts an operation that will not run."""
-        self.telemetry.count(self._arrivals.pop(operation_id).verb, outcome)
+    def _on_start(self, work: Work) -> None:
+        self.table.set_running(work.operation_id)
+        self._watch_gaps()
 
     def _gauges(self) -> dict[str, float]:
         return {
@@ -137,14 +102,16 @@ class Dispatcher:
             "farstep_running_operations": int(self.is_computing),
         }
 
-    async def _wait_for_change(self) -> None:
+    def _watch_gaps(self) -> None:
+        """Fails what has waited too long for an earlier operation, and comes back when something else will have."""
+        self._fail_overdue()
+        if self._gap_timer is not None:
+            self._gap_timer.cancel()
+            self._gap_timer = None
         deadline = self._queue.next_deadline()
-        wait_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-        try:
-            await asyncio.wait_for(self._changed.wait(), wait_s)
-        except TimeoutError:
-            return
-        self._changed.clear()
+        if deadline is not None:
+            delay_s = max(0.0, deadline - time.monotonic())
+            self._gap_timer = asyncio.get_running_loop().call_later(delay_s, self._watch_gaps)
 
     def _fail_overdue(self) -> None:
         for work, missing in self._queue.give_up_gaps(now=time.monotonic()):
@@ -154,7 +121,7 @@ class Dispatcher:
                 hint="submit it again, after finding out what became of the missing one",
             )
             self.table.fail(work.operation_id, error.to_proto())
-            self._drop(work.operation_id, "given_up")
+            self._arrivals.dropped(work.operation_id, "given_up")
             self._forget_parts(operation_id(work.run_id, missing))
 
     # Runs
@@ -197,7 +164,7 @@ class Dispatcher:
                 return self.describe(known)
             if self._queue.is_closed:
                 raise Draining("the server is shutting down", retry_after_s=5.0)
-            return self.describe(await self._on_torch(partial(self._executor.create_run, config)))
+            return self.describe(await self._torch.call(partial(self._executor.create_run, config)))
 
     def limits(self, run: Run) -> Limits:
         return Limits(self._executor.base.vocab_size, run.config.max_seq_len)
@@ -225,26 +192,21 @@ class Dispatcher:
         digest = digest_of(verb, body, address)
         if not self._is_known(address, verb, digest):
             started = time.monotonic()
-            call = parse() if len(body) <= PARSE_INLINE_BYTES else await asyncio.to_thread(parse)
-            decode_s = time.monotonic() - started
+            call = parse() if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse)
+            entered = time.monotonic()
             if not self._is_known(address, verb, digest):  # it may have come twice meanwhile
-                self._enter(address, verb, call, digest=digest, num_bytes=len(body), client_id=client_id)
-                self._arrive(address.operation_id, verb, decode_s)
-        place = self._queue.place(address.operation_id) + (self._running is not None)
+                self._enter(address, verb, call, digest=digest, num_bytes=len(body), client_id=client_id, now=entered)
+                self._arrivals.note(address.operation_id, verb, entered=entered, decode_s=entered - started)
+        place = self._queue.place(address.operation_id) + self.is_computing
         return operations_pb2.Accepted(operation_id=address.operation_id, queue_place=place)
 
     def cancel(self, operation_id: str) -> bool:
         """Drops an operation that has not started; says whether it did."""
         dropped = self._queue.cancel(operation_id, now=time.monotonic())
         if dropped:
-            self._drop(operation_id, "cancelled")
+            self._arrivals.dropped(operation_id, "cancelled")
+            self._watch_gaps()
         return dropped
-
-    def _arrive(self, operation_id: str, verb: str, decode_s: float) -> None:
-        """Notes when an operation, or a further part of it, came in."""
-        earlier = self._arrivals.get(operation_id)
-        before_s = 0.0 if earlier is None else earlier.decode_s
-        self._arrivals[operation_id] = _Arrival(verb, time.monotonic(), before_s + decode_s)
 
     def _is_known(self, address: Address, verb: str, digest: bytes) -> bool:
         if verb == Verb.SKIP:
@@ -255,20 +217,22 @@ class Dispatcher:
 
     def _forget_parts(self, operation_id: str) -> None:
         if self._assembler.forget(operation_id):
-            del self._arrivals[operation_id]
+            self._arrivals.forget(operation_id)
 
-    def _enter(self, address: Address, verb: str, call: Call, *, digest: bytes, num_bytes: int, client_id: str) -> None:
+    def _enter(
+        self, address: Address, verb: str, call: Call, *, digest: bytes, num_bytes: int, client_id: str, now: float
+    ) -> None:
         """All or nothing: whatever can refuse comes first, and nothing here waits."""
-        now = time.monotonic()
         self._queue.check_seq(address.run_id, address.seq)
         self.check_room(address, num_bytes=num_bytes)
         assembled = self._assembler.add(address, call, digest=digest, num_bytes=num_bytes, now=now)
         if assembled is None:
             self._queue.touch_gap(address.run_id, address.seq, now=now)
-            return
-        self._queue.put(Work(address.run_id, address.seq, assembled.call, assembled.num_bytes), now=now)
-        self.table.open(address.operation_id, client_id=client_id, verb=verb, digest=assembled.digest)
-        self._changed.set()
+        else:
+            self._queue.put(Work(address.run_id, address.seq, assembled.call, assembled.num_bytes), now=now)
+            self._torch.wake()
+            self.table.open(address.operation_id, client_id=client_id, verb=verb, digest=assembled.digest)
+        self._watch_gaps()
 
     # The end
 
@@ -278,7 +242,7 @@ class Dispatcher:
 
     @property
     def is_computing(self) -> bool:
-        return self._running is not None
+        return self._torch.running is not None
 
     def drain(self) -> asyncio.Task[None]:
         """Takes nothing new, lets the running operation finish if it does so in time, and fails the rest."""
@@ -288,14 +252,14 @@ class Dispatcher:
 
     async def _drain(self) -> None:
         self._left = self._queue.close()
-        self._changed.set()
+        self._torch.wake()
         await asyncio.wait([self._loop_task], timeout=DRAIN_S)
-        if self._running is not None:
-            log.warning("%s did not finish within %s s", self._running.operation_id, DRAIN_S)
-            self._left.insert(0, self._running)
+        running = self._torch.running
+        if running is not None:
+            log.warning("%s did not finish within %s s", running.operation_id, DRAIN_S)
+            self._left.insert(0, running)
         self._fail_left()
         self.table.drain()
-        self._thread.shutdown(wait=False)
 
     def _fail_left(self) -> None:
         for work in self._left:

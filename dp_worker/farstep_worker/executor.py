@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from google.protobuf.message import Message
@@ -34,15 +35,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """An operation's end, the policy to offer to samplers, if it published one, and where its time went."""
+    """An operation's end, the policy to offer to samplers, if it published one, and where its time went.
 
-    operation: operations_pb2.Operation
+    `encode` makes its message. That is for whoever has the time for it, on any thread, but the one that computes.
+    """
+
+    encode: Callable[[], operations_pb2.Operation]
     policy: Policy | None = None
     phases_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def has_failed(self) -> bool:
-        return self.operation.state == operations_pb2.OPERATION_STATE_FAILED
+    def operation(self) -> operations_pb2.Operation:
+        """The message, made anew; never raises."""
+        try:
+            return self.encode()
+        except Exception as error:
+            log.exception("an outcome cannot be encoded")
+            return failed(error).encode()
 
 
 class Executor:
@@ -76,12 +85,12 @@ class Executor:
         try:
             return self._execute(self.runs[run_id], call, phases)
         except torch.OutOfMemoryError as error:
-            return _failed(_out_of_memory(error, self._token_budget))
+            return failed(_out_of_memory(error, self._token_budget))
         except ApiError as error:
-            return _failed(error)
+            return failed(error)
         except Exception as error:  # one operation's failure is its own; the process goes on for the others
             log.exception("%s of run %s failed", type(call).__name__, run_id)
-            return _failed(error)
+            return failed(error)
 
     def _execute(self, run: Run, call: Call, phases: Phases) -> Outcome:
         match call:
@@ -110,8 +119,7 @@ class Executor:
         if result.gradients is not None:
             run.random = run.random.advanced()
             run.add_gradients(result.gradients)
-        with phases.measure("encode"):
-            return _succeeded(forward_backward=_to_proto(call, result))
+        return Outcome(partial(_encode_pass, call, replace(result, gradients=None)))  # those are the run's now
 
     def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
         """The whole of a pass; where several processes train together, they share it out here."""
@@ -158,17 +166,27 @@ class Executor:
         return _succeeded(load_weights=pb.LoadWeightsResponse(path=str(call.path), step=run.step))
 
 
+def failed(error: Exception) -> Outcome:
+    state = operations_pb2.OPERATION_STATE_FAILED
+    operation = operations_pb2.Operation(state=state, error=error_from_exception(error))
+    return Outcome(lambda: operation)
+
+
 def _succeeded(*, policy: Policy | None = None, **outcome: Message) -> Outcome:
+    operation = _success(**outcome)
+    return Outcome(lambda: operation, policy)
+
+
+def _success(**outcome: Message) -> operations_pb2.Operation:
     """`outcome` is the one field of `Operation` that the verb answers with."""
     operation = operations_pb2.Operation(state=operations_pb2.OPERATION_STATE_SUCCEEDED)
     for name, message in outcome.items():
         getattr(operation, name).CopyFrom(message)
-    return Outcome(operation, policy)
+    return operation
 
 
-def _failed(error: Exception) -> Outcome:
-    state = operations_pb2.OPERATION_STATE_FAILED
-    return Outcome(operations_pb2.Operation(state=state, error=error_from_exception(error)))
+def _encode_pass(call: Pass, result: PassResult) -> operations_pb2.Operation:
+    return _success(forward_backward=_to_proto(call, result))
 
 
 def _out_of_memory(error: torch.OutOfMemoryError, token_budget: int) -> ModelError:

@@ -1,9 +1,9 @@
 """The queue: which submitted operation runs next.
 
-Pure bookkeeping without threads, sockets or torch; the clock is handed in. Within a run operations leave
-in seq order, whatever order they came in. Across runs the one whose operations have cost the fewest
-tokens goes first (start-time fair queueing: a run that was idle starts at the present level, so that it
-can neither save up nor owe).
+Pure bookkeeping without sockets or torch; the clock is handed in. Any thread may call, and each call is one step.
+Within a run operations leave in seq order, whatever order they came in. Across runs the one whose operations
+have cost the fewest tokens goes first (start-time fair queueing: a run that was idle starts at the present
+level, so that it can neither save up nor owe).
 
 Invariant: a seq of a run is passed once, by running, by having been cancelled, or by being given up
 after a gap before it stayed open too long; what was passed never comes back.
@@ -11,14 +11,20 @@ after a gap before it stayed open too long; what was passed never comes back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 from farstep_proto.errors import Conflict, Draining, PayloadTooLarge, TooManyRequests
 from farstep_worker.submission import Call
 
 GAP_WAIT_S = 120.0
 RETRY_AFTER_S = 1.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +75,21 @@ class _Line:
         return (work for _, work in sorted(self.waiting.items()) if work is not None)
 
 
+Method = Callable[Concatenate["OperationQueue", P], T]
+
+
+def _one_step(method: Method[P, T]) -> Method[P, T]:
+    @wraps(method)
+    def locked(self: OperationQueue, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return locked
+
+
 class OperationQueue:
     def __init__(self, *, limits: QueueLimits | None = None, gap_wait_s: float = GAP_WAIT_S) -> None:
+        self._lock = threading.RLock()
         self._limits = limits or QueueLimits()
         self._gap_wait_s = gap_wait_s
         self._lines: dict[str, _Line] = {}
@@ -79,6 +98,7 @@ class OperationQueue:
         self._num_bytes = 0
         self._closed = False
 
+    @_one_step
     def check_room(self, run_id: str, seq: int, *, num_bytes: int, held_bytes: int = 0) -> None:
         """Refuses an operation that does not fit beside `held_bytes` of others that are still coming in.
 
@@ -102,6 +122,7 @@ class OperationQueue:
                 retry_after_s=RETRY_AFTER_S,
             )
 
+    @_one_step
     def check_seq(self, run_id: str, seq: int) -> None:
         """Refuses a seq that cannot come any more.
 
@@ -116,6 +137,7 @@ class OperationQueue:
                 hint="it ran and its outcome is no longer kept, or later operations failed for want of it",
             )
 
+    @_one_step
     def put(self, work: Work, *, now: float) -> None:
         """Enters an operation; raises as `check_seq` and `check_room` do."""
         self.check_seq(work.run_id, work.seq)
@@ -126,6 +148,7 @@ class OperationQueue:
         self._count(line, work, 1)
         self._settle(line, now=now)
 
+    @_one_step
     def take(self, *, now: float) -> Work | None:
         """Removes and returns the operation that runs next; None where nothing can run."""
         ready = [line for line in self._lines.values() if line.is_ready]
@@ -141,6 +164,7 @@ class OperationQueue:
         self._settle(line, now=now)
         return work
 
+    @_one_step
     def cancel(self, wanted: str, *, now: float) -> bool:
         """Drops a waiting operation; its seq stays taken. False where it does not wait."""
         run_id, seq = split_operation_id(wanted)
@@ -153,17 +177,20 @@ class OperationQueue:
         self._settle(line, now=now)
         return True
 
+    @_one_step
     def touch_gap(self, run_id: str, seq: int, *, now: float) -> None:
         """A part of the missing operation came: the wait for it begins anew."""
         line = self._lines.get(run_id)
         if line is not None and seq == line.next_seq and line.gap_since is not None:
             line.gap_since = now
 
+    @_one_step
     def next_deadline(self) -> float | None:
         """When the gap that has been open longest will be given up."""
         since = [line.gap_since for line in self._lines.values() if line.gap_since is not None]
         return min(since) + self._gap_wait_s if since else None
 
+    @_one_step
     def give_up_gaps(self, *, now: float) -> list[tuple[Work, int]]:
         """Removes operations that waited too long for an earlier one: each with the seq that is missing."""
         overdue: list[tuple[Work, int]] = []
@@ -178,11 +205,13 @@ class OperationQueue:
             line.gap_since = None
         return overdue
 
+    @_one_step
     def first_free_seq(self, run_id: str) -> int:
         """The first seq after every one that was received."""
         line = self._lines.get(run_id)
         return 1 if line is None else max(line.next_seq, line.last_seq + 1)
 
+    @_one_step
     def place(self, wanted: str) -> int:
         """About how many operations run before a waiting one: its run's earlier ones, and as many of each other run."""
         run_id, seq = split_operation_id(wanted)
@@ -192,6 +221,7 @@ class OperationQueue:
         earlier = max(0, min(seq - own.next_seq, own.num_live - 1))
         return earlier + sum(min(earlier + 1, line.num_live) for line in self._lines.values() if line is not own)
 
+    @_one_step
     def close(self) -> list[Work]:
         """Takes nothing from now on, and returns what will not run."""
         self._closed = True

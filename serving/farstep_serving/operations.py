@@ -3,15 +3,19 @@
 The table decides nothing about when work runs; it remembers what was submitted and what came of it. It
 lives on the event loop: other threads hand their outcomes over with `loop.call_soon_threadsafe`.
 
+What is acknowledged is kept a little longer, for a submission whose answer was lost and which is repeated only then,
+and for people who look; so little of it that a server's memory does not grow with the operations it has done.
+
 Invariant: an id that was opened is either pending, or holds exactly one outcome, until it expires.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import uuid
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -25,13 +29,15 @@ MAX_POLL_S = 60.0
 
 @dataclass(slots=True)
 class _Entry:
+    """There may be thousands: an entry that nobody waits for costs its outcome and some 400 bytes."""
+
     client_id: str
     verb: str
     digest: bytes
     state: pb.OperationState
     outcome: bytes = b""  # a serialized Operation, once there is one
     expires_at: float = float("inf")
-    done: asyncio.Event = field(default_factory=asyncio.Event)
+    done: asyncio.Event | None = None  # once somebody waits for this one alone
 
 
 @dataclass(slots=True)
@@ -48,8 +54,8 @@ class OperationTable:
     """All operations of one server.
 
     Args:
-        retention_s: how long an acknowledged outcome can still be asked for.
-        max_retained_bytes: acknowledged outcomes beyond this size are dropped, oldest first.
+        retention_s: how long an acknowledged outcome can still be asked for, if there are not too many:
+        max_retained, max_retained_bytes: acknowledged outcomes beyond these are dropped, oldest first.
         unclaimed_s: how long an outcome is kept that nobody ever acknowledges.
         queue_place: tells how many operations are before a queued one.
     """
@@ -59,19 +65,21 @@ class OperationTable:
         *,
         retention_s: float = 3600.0,
         unclaimed_s: float = 86_400.0,
-        max_retained_bytes: int = 64 << 20,
+        max_retained: int = 4096,
+        max_retained_bytes: int = 32 << 20,
         queue_place: Callable[[str], int] = lambda operation_id: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.instance_id = uuid.uuid4().hex
         self._retention_s = retention_s
         self._unclaimed_s = unclaimed_s
+        self._max_retained = max_retained
         self._max_retained_bytes = max_retained_bytes
         self._queue_place = queue_place
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
         self._channels: dict[str, _Channel] = {}
-        self._acked: OrderedDict[str, None] = OrderedDict()
+        self._acked: deque[str] = deque()
         self._acked_bytes = 0
         self._unclaimed: OrderedDict[str, None] = OrderedDict()
         self._draining = False
@@ -88,7 +96,7 @@ class OperationTable:
         if self._draining:
             raise Draining("the server is shutting down", retry_after_s=5.0)
         self._expire()
-        self._entries[operation_id] = _Entry(client_id, verb, digest, pb.OPERATION_STATE_QUEUED)
+        self._entries[operation_id] = _Entry(client_id, sys.intern(verb), digest, pb.OPERATION_STATE_QUEUED)
         self._channel(client_id).num_pending += 1
         return True
 
@@ -115,7 +123,8 @@ class OperationTable:
         entry.state = outcome.state
         entry.outcome = outcome.SerializeToString()
         entry.expires_at = self._clock() + self._unclaimed_s
-        entry.done.set()
+        if entry.done is not None:
+            entry.done.set()
         self._unclaimed[operation_id] = None
         channel = self._channel(entry.client_id)
         channel.num_pending -= 1
@@ -164,6 +173,7 @@ class OperationTable:
         """
         entry = self._entry(operation_id)
         if not entry.outcome and not self._draining:
+            entry.done = entry.done or asyncio.Event()
             await _wait(entry.done, min(wait_s, MAX_POLL_S))
         if entry.outcome:
             return pb.Operation.FromString(entry.outcome)
@@ -176,7 +186,8 @@ class OperationTable:
         for channel in self._channels.values():
             channel.changed.set()
         for entry in self._entries.values():
-            entry.done.set()
+            if entry.done is not None:
+                entry.done.set()
 
     def _entry(self, operation_id: str) -> _Entry:
         entry = self._entries.get(operation_id)
@@ -209,21 +220,20 @@ class OperationTable:
                 continue
             del channel.undelivered[operation_id]
             self._unclaimed.pop(operation_id)
-            entry.expires_at = expires_at
-            self._acked[operation_id] = None
+            entry.expires_at, entry.client_id, entry.done = expires_at, "", None
+            self._acked.append(operation_id)
             self._acked_bytes += len(entry.outcome)
 
     def _expire(self) -> None:
         """Drops what has been kept long enough; amortized constant work a call."""
         now = self._clock()
         while self._acked:
-            operation_id = next(iter(self._acked))
-            entry = self._entries[operation_id]
-            if entry.expires_at > now and self._acked_bytes <= self._max_retained_bytes:
+            entry = self._entries[self._acked[0]]
+            is_too_much = len(self._acked) > self._max_retained or self._acked_bytes > self._max_retained_bytes
+            if entry.expires_at > now and not is_too_much:
                 break
-            del self._acked[operation_id]
             self._acked_bytes -= len(entry.outcome)
-            del self._entries[operation_id]
+            del self._entries[self._acked.popleft()]
         while self._unclaimed:
             operation_id = next(iter(self._unclaimed))
             entry = self._entries[operation_id]

@@ -1,6 +1,7 @@
 """The operations table: opened once, finished once, delivered until acknowledged."""
 
 import asyncio
+import tracemalloc
 
 import pytest
 
@@ -108,6 +109,52 @@ async def test_acknowledged_outcomes_are_dropped_beyond_their_budget():
     known = [index for index in range(50) if await poll(table, check=[str(index)]) == ([], [])]
     assert 0 < len(known) < 15
     assert known[-1] == 49
+
+
+async def test_acknowledged_outcomes_are_dropped_beyond_their_number():
+    table = OperationTable(max_retained=10)
+    ids = [str(index) for index in range(50)]
+    for operation_id in ids:
+        table.open(operation_id, client_id="c", verb="forward", digest=b"")
+        table.finish(operation_id, pb.Operation(state=DONE))
+    assert await poll(table, check=ids) == (ids, [])  # not one of those that nobody has acknowledged
+    assert await poll(table, ack=ids[:30], check=ids) == (ids[30:], ids[:20])
+    await poll(table, ack=ids[30:])
+    assert await poll(table, check=ids) == ([], ids[:40])
+
+
+async def test_several_who_wait_for_one_operation_all_hear_of_it():
+    table = opened("a")
+    waiting = [asyncio.create_task(table.wait("a", 30)) for _ in range(3)]
+    await asyncio.sleep(0)
+    table.finish("a", pb.Operation(state=DONE))
+    assert [operation.state for operation in await asyncio.gather(*waiting)] == [DONE] * 3
+
+
+async def test_a_kept_outcome_costs_little_more_than_its_bytes():
+    outcome = pb.Operation(state=DONE, error={"message": "x" * 300})
+    num_entries = 4000
+
+    async def one(table, index):
+        table.open(f"run-0123456789ab:{index}", client_id=f"client-{index}", verb="forward", digest=bytes(32))
+        table.finish(f"run-0123456789ab:{index}", pb.Operation(state=DONE, error=outcome.error))
+        await poll(table, ack=[f"run-0123456789ab:{index}"], client=f"client-{index}")
+
+    table = OperationTable(max_retained=num_entries)
+    await one(table, -1)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for index in range(num_entries):
+            await one(table, index)
+        each = (tracemalloc.get_traced_memory()[0] - before) / num_entries
+        for index in range(num_entries, 2 * num_entries):  # as many again, which take the place of the first
+            await one(table, index)
+        later = (tracemalloc.get_traced_memory()[0] - before) / num_entries
+    finally:
+        tracemalloc.stop()
+    assert each < outcome.ByteSize() + 500
+    assert later < each + 50
 
 
 async def test_unclaimed_outcomes_expire_much_later():

@@ -1,0 +1,138 @@
+"""The thread that computes, and how work crosses from the event loop to it and back.
+
+It takes the next operation from the queue by itself as soon as it has ended the last one, so that it never waits for
+the loop while something is due; what comes before (reading, checking) and after (encoding, delivering) an operation
+happens elsewhere meanwhile. It decides nothing about order: the queue does.
+
+Invariant: each operation that was taken is reported to the loop as started, and then, unless the process ends first, as
+ended; operations end in the order in which they were taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from farstep_worker.executor import Executor, Outcome
+from farstep_worker.operations import OperationQueue, Work
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An operation that ran; both times are monotonic."""
+
+    work: Work
+    outcome: Outcome
+    started: float
+    ended: float
+
+
+class TorchThread:
+    """Args: `on_start` hears on the event loop of each operation that starts."""
+
+    def __init__(
+        self, executor: Executor, queue: OperationQueue, *, num_threads: int, on_start: Callable[[Work], None]
+    ) -> None:
+        self._executor = executor
+        self._queue = queue
+        self._num_threads = num_threads
+        self._on_start = on_start
+        self._calls: deque[Callable[[], None]] = deque()
+        self._woken = threading.Event()
+        self._running: Work | None = None
+        self._ended: asyncio.Queue[Ended | BaseException | None] = asyncio.Queue()
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        threading.Thread(target=self._run, name="torch").start()
+
+    def wake(self) -> None:
+        """Something was put into the queue, or the queue was closed: the thread ends when it has nothing left to do."""
+        self._woken.set()
+
+    @property
+    def running(self) -> Work | None:
+        """The operation that is being computed now."""
+        return self._running
+
+    async def next_ended(self) -> Ended | None:
+        """The next operation that ended, in order; None once the thread itself has.
+
+        Raises:
+            BaseException: whatever ended the thread. Operations that fail do not.
+        """
+        match await self._ended.get():
+            case BaseException() as error:
+                raise error
+            case ended:
+                return ended
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `next_ended` has, or will have, an answer without anything more being taken from the queue."""
+        return self._running is not None or not self._ended.empty()
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Calls a function on the thread, between two operations. Nobody may ask once the queue is closed."""
+        future: Future[T] = Future()
+        self._calls.append(partial(_resolve, future, function))
+        self._woken.set()
+        return await asyncio.wrap_future(future)
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._num_threads)  # it belongs to the thread that computes
+        try:
+            while self._turn():
+                pass
+        except BaseException as error:
+            self._post(self._ended.put_nowait, error)
+        else:
+            self._post(self._ended.put_nowait, None)
+
+    def _turn(self) -> bool:
+        """Does the next thing there is to do, waiting for it; False when there will be none."""
+        self._woken.clear()
+        if self._calls:
+            self._calls.popleft()()
+        elif (work := self._queue.take(now=time.monotonic())) is not None:
+            self._execute(work)
+        elif self._queue.is_closed and not self._calls:  # in this order: the last call came before the closing
+            return False
+        else:
+            self._woken.wait()
+        return True
+
+    def _execute(self, work: Work) -> None:
+        started = time.monotonic()
+        self._running = work
+        self._post(self._on_start, work)
+        outcome = self._executor.execute(work.run_id, work.call)
+        self._running = None
+        self._post(self._ended.put_nowait, Ended(work, outcome, started, time.monotonic()))
+
+    def _post(self, report: Callable[[T], None], what: T) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(report, what)
+
+
+def _resolve(future: Future[T], function: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = function()
+    except Exception as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
