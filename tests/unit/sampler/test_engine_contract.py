@@ -46,7 +46,7 @@ class Subject:
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENGINES)
 async def subject(request: pytest.FixtureRequest, layers: LoraLayers) -> AsyncIterator[Subject]:
     if request.param == "vllm":
-        from tests.vllm.starting import vllm_engine
+        from tests.support.vllm_starting import vllm_engine
 
         engine = vllm_engine(num_slots=NUM_SLOTS)
         made = Subject(engine, lambda: not engine._in_flight)

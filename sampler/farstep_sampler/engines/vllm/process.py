@@ -137,6 +137,7 @@ class VllmProcess:
     def __init__(self, llm: AsyncLLM, processes: list[psutil.Process]) -> None:
         self.llm = llm
         self._processes = processes
+        self._is_killed = False
 
     @classmethod
     def start(cls, settings: VllmSettings) -> VllmProcess:
@@ -157,7 +158,7 @@ class VllmProcess:
 
     @property
     def is_alive(self) -> bool:
-        return not self.llm.errored and all(process.is_running() for process in self._processes)
+        return not self._is_killed and not self.llm.errored
 
     async def watch(self, *, patience_s: float) -> None:
         """Returns, with vLLM ended, as soon as it has died or has answered nothing for `patience_s` seconds."""
@@ -180,6 +181,7 @@ class VllmProcess:
 
     def kill(self) -> None:
         """Ends its processes at once; the requests in them fail."""
+        self._is_killed = True
         for process in self._processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
