@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Kind = Literal["equal", "mixed", "tiny"]
+Kind = Literal["equal", "mixed", "tiny", "large"]
 Sequence = npt.NDArray[np.int64]
 
 EQUAL_LENGTH = 128
@@ -19,7 +19,8 @@ NUM_SPECIAL_TOKENS = 3
 def draw_batch(kind: Kind, *, seed: int, num_sequences: int, vocab_size: int) -> list[Sequence]:
     """Sequences of length T + 1: a model sees the first T tokens and predicts the last T.
 
-    `mixed` draws T uniformly from 16 to 512 anew for every seed; `tiny` is a single sequence.
+    `mixed` draws T uniformly from 16 to 512 anew for every seed; `tiny` is a single sequence; `large` is as many as
+    asked for of the longest.
     """
     rng = np.random.default_rng(seed)
     match kind:
@@ -29,6 +30,8 @@ def draw_batch(kind: Kind, *, seed: int, num_sequences: int, vocab_size: int) ->
             lengths = rng.integers(SHORTEST, LONGEST + 1, num_sequences)
         case "tiny":
             lengths = np.full(1, TINY_LENGTH)
+        case "large":
+            lengths = np.full(num_sequences, LONGEST)
     return [rng.integers(NUM_SPECIAL_TOKENS, vocab_size, length + 1) for length in lengths]
 
 

@@ -40,8 +40,7 @@ class Child:
 
     @property
     def resident_bytes(self) -> int:
-        pages = Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+        return resident_bytes(self._process.pid)
 
     def ask(self, **question: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -67,6 +66,11 @@ class Child:
             raise SystemExit(f"a process of the benchmark ended:\n{self._log.read_text()[-4000:]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def resident_bytes(pid: int) -> int:
+    pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def answer(**facts: Any) -> None:

@@ -22,7 +22,8 @@ from farstep_model.load import load_base_model
 from farstep_model.lora import LoraLayers
 from farstep_model.spec import LoraSpec
 from farstep_worker.executor import Executor
-from farstep_worker.main import CPU_TOKEN_BUDGET
+from farstep_worker.main import default_token_budget
+from farstep_worker.memory import settle_memory
 from farstep_worker.runs import RunConfig
 from farstep_worker.submission import Example, Pass
 
@@ -31,22 +32,28 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     flags = parser.parse_args()
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    settle_memory()
+    num_threads = int(os.environ["OMP_NUM_THREADS"])
+    torch.set_num_threads(num_threads)
     base = load_base_model(flags.model, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
-        executor = Executor(LoraLayers.install(base), CheckpointStore(Path(folder)), token_budget=CPU_TOKEN_BUDGET)
+        token_budget = default_token_budget(base.device, num_threads=num_threads)
+        executor = Executor(LoraLayers.install(base), CheckpointStore(Path(folder)), token_budget=token_budget)
         executor.create_run(RunConfig("run", LoraSpec(RANK), 1, base.max_seq_len))
-        (sequence,) = draw_batch("tiny", seed=0, num_sequences=1, vocab_size=base.vocab_size)
-        example = Example(sequence[:-1].astype(np.int32), {"target_tokens": sequence[1:]})
-        call = Pass("cross_entropy", {}, (example,), backward=True)
         answer(ready=True)
         for line in sys.stdin:
-            seconds = []
-            for _ in range(json.loads(line)["repeats"]):
-                started = time.perf_counter()
-                executor.execute("run", call)
-                seconds.append(time.perf_counter() - started)
-            answer(median_s=statistics.median(seconds))
+            question = json.loads(line)
+            repeats = question.pop("repeats")
+            batch = draw_batch(**question, vocab_size=base.vocab_size)
+            data = (Example(tokens[:-1].astype(np.int32), {"target_tokens": tokens[1:]}) for tokens in batch)
+            call = Pass("cross_entropy", {}, tuple(data), backward=True)
+            answer(median_s=statistics.median(_seconds(executor, call) for _ in range(repeats)))
+
+
+def _seconds(executor: Executor, call: Pass) -> float:
+    started = time.perf_counter()
+    executor.execute("run", call)
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

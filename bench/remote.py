@@ -29,14 +29,14 @@ def train_step(clients: Sequence[TrainingClient], data: Sequence[Datum]) -> Step
     return Step(time.perf_counter() - started, [output.metrics["loss:sum"] for output, _ in outputs])
 
 
-def tiny_latencies(client: TrainingClient, data: Sequence[Datum], *, repeats: int) -> list[float]:
+def latencies(client: TrainingClient, data: Sequence[Datum], *, repeats: int) -> list[float]:
     """Seconds from submission to outcome, one operation at a time."""
-    latencies = []
+    found = []
     for _ in range(repeats):
         started = time.perf_counter()
         client.forward_backward(data).result()
-        latencies.append(time.perf_counter() - started)
-    return latencies
+        found.append(time.perf_counter() - started)
+    return found
 
 
 def many_tiny_steps(client: TrainingClient, data: Sequence[Datum], *, num_operations: int, at_once: int = 50) -> None:

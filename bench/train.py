@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from transformers import AutoConfig
@@ -23,10 +24,11 @@ from transformers import AutoConfig
 from bench import remote
 from bench.batches import Kind, draw_batch, num_tokens
 from bench.batches import Sequence as Tokens
-from bench.child import Child
+from bench.child import Child, resident_bytes
 from bench.models import RANDOM_100M, model_folder
 from bench.settings import RANK
 from farstep import ServiceClient, TrainingClient
+from farstep_model.embedded import MODEL_NAME
 
 LOSS_TOLERANCE = 1e-3  # relative, after as many steps as are taken: both sides round differently
 TINY_TURN = 20  # tiny operations of one side before it is the other's turn
@@ -42,8 +44,36 @@ class Plan:
     num_sequences: int
     warm_up: int
     steps: int
+    large_sequences: int
+    large_repeats: int
     tiny_repeats: int
+    tiny_warm_up: int
     tiny_operations: int
+
+
+EMBEDDED = Plan(
+    model=MODEL_NAME,
+    threads=1,
+    num_sequences=32,
+    warm_up=3,
+    steps=15,
+    large_sequences=64,
+    large_repeats=9,
+    tiny_repeats=400,
+    tiny_warm_up=6_000,  # more than a server keeps outcomes of
+    tiny_operations=10_000,
+)
+LARGER = replace(  # a hundred times the compute: fewer of everything, so that a run ends within ten minutes
+    EMBEDDED,
+    num_sequences=8,
+    warm_up=1,
+    steps=4,
+    large_sequences=4,
+    large_repeats=3,
+    tiny_repeats=60,
+    tiny_warm_up=200,
+    tiny_operations=400,
+)
 
 
 @dataclass(slots=True)
@@ -91,34 +121,64 @@ class Bench:
         one, four = statistics.median(one_s), statistics.median(four_s)
         return {"four_runs_over_one": len(self.clients[1:5]) * one / four, "one_run_s": one, "four_runs_s": four}
 
-    def tiny_operations(self) -> dict[str, float]:
-        """Latency of a tiny operation beyond its compute, and what many of them leave in the worker's memory."""
+    def large_operation(self) -> dict[str, float]:
+        """Seconds from submission to outcome of a large pass, over those of its compute alone, in turn."""
+        remote_s, compute_s = [], []
+        for turn in range(1 + self.plan.large_repeats):
+            batch = self._next_batch("large")
+            (there,) = remote.latencies(self.clients[-1], remote.to_data(batch), repeats=1)
+            here = self._compute_s("large", repeats=1)
+            if turn:
+                remote_s.append(there)
+                compute_s.append(here)
+        return {
+            "large_op_overhead_ratio": statistics.median(remote_s) / statistics.median(compute_s),
+            "large_op_latency_s": statistics.median(remote_s),
+            "large_op_compute_s": statistics.median(compute_s),
+        }
+
+    def tiny_latency(self) -> dict[str, float]:
+        """Milliseconds from submission to outcome of a tiny pass, beyond those of its compute alone, in turn."""
         data = remote.to_data(self._next_batch("tiny"))
-        client, repeats = self.clients[-1], self.plan.tiny_repeats
         latencies, computes = [], []
-        for turn in range(1 + repeats // TINY_TURN):
-            found = remote.tiny_latencies(client, data, repeats=TINY_TURN)
-            compute = self.executor.ask(repeats=TINY_TURN)["median_s"]
+        for turn in range(1 + self.plan.tiny_repeats // TINY_TURN):
+            found = remote.latencies(self.clients[-1], data, repeats=TINY_TURN)
+            compute = self._compute_s("tiny", repeats=TINY_TURN)
             if turn:
                 latencies.append(statistics.median(found))
                 computes.append(compute)
-        latency, compute = statistics.median(latencies), statistics.median(computes)
-        remote.many_tiny_steps(client, data, num_operations=self.plan.tiny_operations // 10)
-        before = self.worker.resident_bytes
-        remote.many_tiny_steps(client, data, num_operations=self.plan.tiny_operations)
-        growth = self.worker.resident_bytes - before
         overhead = statistics.median(there - here for there, here in zip(latencies, computes, strict=True))
         return {
             "tiny_op_overhead_ms": 1e3 * overhead,
-            "tiny_op_latency_ms": 1e3 * latency,
-            "tiny_op_compute_ms": 1e3 * compute,
-            "rss_growth_mib_10k_ops": growth / MIB * (10_000 / self.plan.tiny_operations),
-            "rss_mib": before / MIB,
+            "tiny_op_latency_ms": 1e3 * statistics.median(latencies),
+            "tiny_op_compute_ms": 1e3 * statistics.median(computes),
         }
+
+    def memory(self) -> dict[str, float]:
+        """What tiny operations leave in the worker's memory and in this process, once what is kept is full."""
+        data, num_operations = remote.to_data(self._next_batch("tiny")), self.plan.tiny_operations
+        remote.many_tiny_steps(self.clients[-1], data, num_operations=self.plan.tiny_warm_up)
+        before = self.worker.resident_bytes, resident_bytes(os.getpid())
+        remote.many_tiny_steps(self.clients[-1], data, num_operations=num_operations)
+        after = self.worker.resident_bytes, resident_bytes(os.getpid())
+        growth, client_growth = (late - early for early, late in zip(before, after, strict=True))
+        return {
+            "rss_growth_mib_10k_ops": growth / MIB * (10_000 / num_operations),
+            "client_rss_growth_mib_10k_ops": client_growth / MIB * (10_000 / num_operations),
+            "rss_mib": before[0] / MIB,
+        }
+
+    def _compute_s(self, kind: Kind, *, repeats: int) -> float:
+        """Of the last batch, by an executor alone."""
+        answer = self.executor.ask(kind=kind, seed=self.seed, num_sequences=self._num_sequences(kind), repeats=repeats)
+        return float(answer["median_s"])
+
+    def _num_sequences(self, kind: Kind) -> int:
+        return self.plan.large_sequences if kind == "large" else self.plan.num_sequences
 
     def _next_batch(self, kind: Kind) -> list[Tokens]:
         self.seed += 1
-        return draw_batch(kind, seed=self.seed, num_sequences=self.plan.num_sequences, vocab_size=self.vocab_size)
+        return draw_batch(kind, seed=self.seed, num_sequences=self._num_sequences(kind), vocab_size=self.vocab_size)
 
 
 def main() -> None:
@@ -127,7 +187,9 @@ def main() -> None:
         bench = start(plan, stack)
         figures: dict[str, float] = {}
         for measure in (
-            bench.tiny_operations,  # first: what large batches leave in the allocator would hide a leak
+            bench.memory,  # first: what large batches leave in the allocator would hide a leak
+            bench.tiny_latency,
+            bench.large_operation,
             lambda: bench.compare("equal"),
             lambda: bench.compare("mixed"),
             bench.four_runs,
@@ -140,21 +202,23 @@ def main() -> None:
 
 def read_plan() -> Plan:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="farstep/tiny", help=f"the embedded model, {RANDOM_100M}, or a folder")
+    parser.add_argument("--model", default=MODEL_NAME, help=f"the embedded model, {RANDOM_100M}, or a folder")
     parser.add_argument("--threads", type=int, default=1, help="of each side's torch")
     parser.add_argument("--quick", action="store_true", help="few steps: tells that it works, not how fast it is")
     flags = parser.parse_args()
-    is_small = flags.model == "farstep/tiny"
-    warm_up, steps = (1, 2) if flags.quick else (3, 15) if is_small else (1, 5)
-    return Plan(
-        model=flags.model,
-        threads=flags.threads,
-        num_sequences=32 if is_small else 8,
-        warm_up=warm_up,
-        steps=steps,
-        tiny_repeats=40 if flags.quick else 400,
-        tiny_operations=1_000 if flags.quick else 10_000,
-    )
+    plan = EMBEDDED if flags.model == MODEL_NAME else LARGER
+    if flags.quick:
+        tiny_operations = max(100, plan.tiny_operations // 10)
+        plan = replace(
+            plan,
+            warm_up=1,
+            steps=2,
+            large_repeats=2,
+            tiny_repeats=40,
+            tiny_warm_up=100,
+            tiny_operations=tiny_operations,
+        )
+    return replace(plan, model=flags.model, threads=flags.threads)
 
 
 def start(plan: Plan, stack: ExitStack) -> Bench:

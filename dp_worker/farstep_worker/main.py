@@ -33,13 +33,14 @@ from farstep_worker.telemetry import SpanWriter
 
 log = logging.getLogger(__name__)
 
-CPU_TOKEN_BUDGET = 2_048
+CPU_TOKEN_BUDGET = 2_048  # of each thread: with less to do, threads meet more often than they compute
+MAX_CPU_TOKEN_BUDGET = 8_192
 GPU_TOKEN_BUDGET = 16_384
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """Everything that a worker is told; made once. `token_budget` None is by the device.
+    """Everything that a worker is told; made once. `token_budget` None is by the device and its threads.
 
     `num_threads` are those of each of its `nproc` processes.
     """
@@ -90,7 +91,9 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     parser.add_argument("--feed-port", type=_port, default=0, help="of the policy feed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument("--nproc", type=_positive, default=1, help="processes that train together, a GPU each")
-    parser.add_argument("--token-budget", type=_positive, help="padded tokens of a micro-batch")
+    parser.add_argument(
+        "--token-budget", type=_positive, help="padded tokens of a micro-batch; on a CPU by default 2048 a thread"
+    )
     parser.add_argument("--max-request-bytes", type=_positive, default=DEFAULT_MAX_REQUEST_BYTES)
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
@@ -131,7 +134,7 @@ def open_executor(config: WorkerConfig) -> Iterator[Executor]:
         model=config.model,
         store=config.store,
         device=config.device,
-        token_budget=config.token_budget or _token_budget(device),
+        token_budget=config.token_budget or default_token_budget(device, num_threads=config.num_threads),
         num_threads=config.num_threads,
         log_level=config.log_level,
     )
@@ -144,8 +147,15 @@ def make_executor(config: WorkerConfig) -> Executor:
     """One that computes in this process alone; raises as `open_executor`."""
     base = load_base_model(config.model, device=config.device)
     log.info("serving %s on %s in %s, %d threads", base.name, base.device, base.dtype, config.num_threads)
-    token_budget = config.token_budget or _token_budget(base.device)
+    token_budget = config.token_budget or default_token_budget(base.device, num_threads=config.num_threads)
     return Executor(LoraLayers.install(base), CheckpointStore(config.store), token_budget=token_budget)
+
+
+def default_token_budget(device: torch.device, *, num_threads: int) -> int:
+    """Padded tokens of a micro-batch, where nobody says how many."""
+    if device.type != "cpu":
+        return GPU_TOKEN_BUDGET
+    return min(CPU_TOKEN_BUDGET * num_threads, MAX_CPU_TOKEN_BUDGET)
 
 
 async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.socket) -> None:
@@ -168,10 +178,6 @@ async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.sock
             log.error("ending in the middle of an operation")
             sys.stderr.flush()
             os._exit(1)
-
-
-def _token_budget(device: torch.device) -> int:
-    return CPU_TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET
 
 
 def _spans(endpoint: str | None) -> SpanWriter | None:
