@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from typing import cast
 
+from vllm.inputs.engine import tokens_input
+from vllm.logprobs import FlatLogprobs
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from farstep_model.adapter import Adapter
@@ -20,7 +23,7 @@ from farstep_sampler.engines.base import not_finite, stopped
 from farstep_sampler.engines.vllm.adapters import SERVED_KINDS, VllmAdapters
 from farstep_sampler.engines.vllm.job import VllmJob, Weights
 from farstep_sampler.engines.vllm.process import VllmProcess, VllmSettings, built_for, default_dtype, parse_options
-from farstep_sampler.engines.vllm.request import check_job
+from farstep_sampler.engines.vllm.request import check_job, is_restricted, probe_params, sampled_logprobs
 from farstep_sampler.in_flight import Sampling
 from farstep_sampler.request import SampleJob
 from farstep_sampler.result import SampleResult
@@ -49,6 +52,7 @@ class VllmEngine:
         self._adapters = VllmAdapters(max_rank=settings.max_rank)
         self._process: VllmProcess | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._reports_whole: bool | None = None  # not known yet
         self._in_flight: dict[asyncio.Task[None], Sampling] = {}
 
     def start(self) -> None:
@@ -94,7 +98,7 @@ class VllmEngine:
             watch=sampling.push if streams else None,
             decode=self.layers.base.text,
         )
-        task = asyncio.create_task(self._run(running, sampling))
+        task = asyncio.create_task(self._run(job, running, sampling))
         self._in_flight[task] = sampling
         task.add_done_callback(lambda done: self._in_flight.pop(done, None))
         return sampling
@@ -109,8 +113,10 @@ class VllmEngine:
         assert self._process is not None
         await self._adapters.load(self._process.llm, slot, adapter)
 
-    async def _run(self, running: VllmJob, sampling: Sampling) -> None:
+    async def _run(self, job: SampleJob, running: VllmJob, sampling: Sampling) -> None:
         try:
+            if is_restricted(job):
+                await self._check_reporting()
             sampling.settle(await running.run())
         except (EngineDeadError, EngineGenerateError) as error:
             log.error("a request to vLLM failed: %r", error)
@@ -124,6 +130,23 @@ class VllmEngine:
         except Exception as error:  # our own mistake; nobody may wait for it for ever
             log.exception("a job on vLLM broke")
             sampling.settle(_failed(error))
+
+    async def _check_reporting(self) -> None:
+        """Finds out, once, whether `worker` has taken hold in this vLLM.
+
+        Raises:
+            InvalidInput: it has not, and log-probabilities of a restricted choice would be wrong.
+        """
+        assert self._process is not None
+        if self._reports_whole is None:
+            async for output in self._process.llm.generate(tokens_input([0]), probe_params(), "probe"):
+                self._reports_whole = sampled_logprobs(cast(FlatLogprobs, output.outputs[0].logprobs), 0)[0][0] < 0
+        if not self._reports_whole:
+            raise InvalidInput(
+                "this vLLM gives log-probabilities among what top_k, top_p and min_p leave, not of the whole choice",
+                field="params",
+                hint="leave them out, or see docs/vllm.md for the versions of vLLM that are known",
+            )
 
     async def _contain(self, running: VllmJob) -> None:
         """Keeps weights that compute nothing finite from the requests that come after them."""

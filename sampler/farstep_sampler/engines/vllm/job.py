@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -176,7 +176,7 @@ class VllmJob:
 
     async def _request(
         self, tokens: list[int], params: SamplingParams, weights: Weights
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         """One request to vLLM, known to `switch` while it runs, and aborted when its reader leaves."""
         name = str(next(_ids))
         self._running[name] = weights

@@ -33,7 +33,27 @@ log = logging.getLogger(__name__)
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM lays memory out for
 _CPU_SHARE = 0.25  # of all memory, for keys and values: other processes live here too
 _CPU_BLOCK = 32  # tokens; the prefix cache shares whole blocks, and CPU kernels want multiples of 32
-_OURS = frozenset({"model", "tokenizer", "dtype", "enable_lora", "lora_dtype", "logprobs_mode", "load_format"})
+# What the sampler depends on, or has flags of its own for.
+_OURS = frozenset(
+    {
+        "model",
+        "tokenizer",
+        "dtype",
+        "load_format",
+        "trust_remote_code",
+        "max_model_len",
+        "max_num_seqs",
+        "enable_lora",
+        "lora_dtype",
+        "lora_target_modules",
+        "max_loras",
+        "max_cpu_loras",
+        "max_lora_rank",
+        "max_logprobs",
+        "logprobs_mode",
+        "worker_extension_cls",
+    }
+)
 _CPU_STEP_TOKENS = 4096
 _WORKER_EXTENSION = "farstep_sampler.engines.vllm.worker.WorkerExtension"
 _WATCH_INTERVAL_S = 5.0

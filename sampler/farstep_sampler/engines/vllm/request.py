@@ -56,6 +56,18 @@ def check_job(job: SampleJob) -> None:
         )
 
 
+def is_restricted(job: SampleJob) -> bool:
+    """Whether some tokens are excluded from the choice."""
+    return job.temperature > 0 and (job.top_k != NO_TOP_K or job.top_p < 1 or job.min_p > 0)
+
+
+def probe_params() -> SamplingParams:
+    """One token, chosen from one: its log-probability is below 0 only if it is that of the whole distribution."""
+    return SamplingParams(
+        temperature=MAX_TEMPERATURE, top_k=1, max_tokens=1, logprobs=0, flat_logprobs=True, detokenize=False
+    )
+
+
 def prompt_params(job: SampleJob) -> SamplingParams:
     """How to look at a prompt only; vLLM insists on one token more, which nobody reads."""
     return SamplingParams(

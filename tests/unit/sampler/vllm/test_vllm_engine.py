@@ -81,8 +81,8 @@ async def test_an_adapter_that_vllm_cannot_serve_is_refused_and_costs_nothing(
     assert (await engine.sample(make_job(PROMPT), slot=1)).sequences[0].tokens == before.tokens
 
 
-@pytest.mark.parametrize("temperature", [0.001, 2.1, 100.0])
 @in_one_loop
+@pytest.mark.parametrize("temperature", [0.001, 2.1, 100.0])
 async def test_a_temperature_that_vllm_would_change_is_refused(
     engine: VllmEngine, make_job: Callable[..., SampleJob], temperature: float
 ) -> None:
@@ -164,8 +164,24 @@ def make(device: str, options: str) -> None:
     )
 
 
-@pytest.mark.parametrize("how", ["engine killed", "worker killed", "nothing answers"])
 @in_one_loop
+async def test_a_vllm_that_cannot_be_taught_to_report_the_whole_distribution_refuses_to_restrict_it(
+    make_job: Callable[..., SampleJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farstep_sampler.engines.vllm.process._WORKER_EXTENSION", "")
+    engine = vllm_engine(num_slots=1)
+    engine.start()
+    try:
+        for changes in ({"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}):
+            with pytest.raises(InvalidInput, match="not of the whole choice"):
+                await engine.sample(make_job(PROMPT, **changes), slot=0)
+        assert len((await engine.sample(make_job(PROMPT, temperature=0.5), slot=0)).sequences[0].tokens) == 12
+    finally:
+        await engine.close()
+
+
+@in_one_loop
+@pytest.mark.parametrize("how", ["engine killed", "worker killed", "nothing answers"])
 async def test_a_vllm_that_has_died_fails_what_is_in_flight_and_stays_dead(
     make_job: Callable[..., SampleJob], make_adapter: Callable[..., Adapter], how: str
 ) -> None:
