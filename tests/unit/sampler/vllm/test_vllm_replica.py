@@ -144,20 +144,43 @@ def test_no_process_of_vllm_outlives_the_sampler(tmp_path, how):
         assert not left
 
 
-def test_a_sampler_without_its_vllm_says_so(tmp_path):
+def test_what_a_dead_vllm_had_in_flight_is_sampled_elsewhere(tmp_path):
+    """And the replica says that it is unhealthy, and takes nothing new."""
     with (
-        running("farstep_sampler", "--store", tmp_path, *SAMPLER) as server,
-        httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=20) as http,
+        running("farstep_sampler", "--store", tmp_path, *SAMPLER) as dying,
+        running("farstep_sampler", "--store", tmp_path, "--device", "cpu") as other,
+        running("farstep_sampler.router", "--replica", dying.url, "--replica", other.url) as router,
+        httpx.Client(headers={"Authorization": f"Bearer {KEY}"}, timeout=120) as http,
     ):
-        assert http.get(paths.HEALTH).status_code == 200
-        for process in psutil.Process(server.process.pid).children(recursive=True):
-            if process.name().startswith("VLLM::E"):
-                process.kill()
-        deadline = time.monotonic() + 20
-        while http.get(paths.HEALTH).status_code == 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        answer = http.post(
-            paths.SAMPLE, json={"prompt": {"chunks": [{"encoded_text": {"ids": [5]}}]}, "num_samples": 1}
-        )
+        until(lambda: http.get(router.url + paths.HEALTH).status_code == 200)
+        answers = []
+
+        def ask():
+            answers.append(http.post(router.url + paths.SAMPLE, json=BODY))
+
+        askers = [threading.Thread(target=ask) for _ in range(8)]
+        for asker in askers:
+            asker.start()
+        time.sleep(0.5)
+        engine = next(p for p in psutil.Process(dying.process.pid).children() if p.name().startswith("VLLM::E"))
+        engine.kill()
+        for asker in askers:
+            asker.join()
+        assert [answer.status_code for answer in answers] == [200] * 8
+        until(lambda: http.get(dying.url + paths.HEALTH).status_code == 500)
+        answer = http.post(dying.url + paths.SAMPLE, json=BODY)
         assert (answer.status_code, answer.json()["message"]) == (503, "the engine has stopped")
+
+
+BODY = {
+    "prompt": {"chunks": [{"encoded_text": {"ids": [5, 6]}}]},
+    "num_samples": 2,
+    "params": {"max_tokens": 400, "ignore_eos": True},
+}
+
+
+def until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
