@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 
@@ -18,6 +19,7 @@ from farstep_proto.v1 import training_pb2
 from farstep_sampler.engines.base import Engine
 from farstep_sampler.feed import FeedClient, FeedConfig
 from farstep_sampler.gate import Gate
+from farstep_sampler.grammars import Grammars
 from farstep_sampler.request import ModelLimits, SampleJob, Target, job_of, target_of
 from farstep_sampler.result import response_of
 from farstep_sampler.submissions import Work
@@ -51,6 +53,7 @@ class Replica:
         self._limits = limits
         self._engine = engine
         self._table = VersionTable(num_slots=engine.num_slots)
+        self._grammars = Grammars(base.tokenizer, vocab_size=base.vocab_size, eos_token_ids=base.eos_token_ids)
         self._gate = Gate(self._table)
         self._swapper = Swapper(self._table, self._gate, layers=engine.layers, load=engine.load, store=store)
         self._feed = FeedClient(feed, have=self._have, deliver=self._swapper.offer) if feed is not None else None
@@ -117,6 +120,8 @@ class Replica:
             raise Internal(f"the {ended[0]} has stopped", hint="restart the sampler; its log has the reason")
 
     async def _sample(self, job: SampleJob, target: Target) -> pb.SampleResponse:
+        if job.constraint is not None:
+            job = replace(job, grammar=await self._grammars.compiled(job.constraint))
         if target.is_checkpoint:
             serve = await self._swapper.bring(target.source)
         else:

@@ -4,7 +4,9 @@
 """
 
 import asyncio
+import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -17,10 +19,13 @@ from farstep_model.adapter import Adapter
 from farstep_model.load import BaseModel
 from farstep_model.lora import LoraLayers
 from farstep_proto.errors import ModelError
+from farstep_sampler.constraint import Constraint
 from farstep_sampler.engine_thread import EngineThread
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.base import Engine
 from farstep_sampler.engines.torch_engine import TorchEngine
+from farstep_sampler.grammars import Grammars
+from farstep_sampler.penalties import Penalties
 from farstep_sampler.request import SampleJob
 from farstep_sampler.result import SampleDelta, SampleResult, joined
 
@@ -31,6 +36,9 @@ Prompts = list[list[int]]
 ENGINES = os.environ.get("FARSTEP_TEST_ENGINES", "torch").split(",")
 NUM_SLOTS = 4
 PROMPT = [5, 6, 7, 8, 9]
+CHOICES = ("left", "right", "straight on")
+SCHEMA = """{"type": "object", "required": ["list"], "additionalProperties": false,
+  "properties": {"list": {"type": "array", "maxItems": 2, "items": {"enum": [1, 20, 300]}}}}"""
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
@@ -310,6 +318,87 @@ async def test_a_models_own_end_is_ignored_where_the_job_ignores_it(
         if any(eos in sequence.tokens[:-1] for sequence in result.sequences):
             return
     pytest.fail("no sample had an end token, so that nothing was tested")
+
+
+async def test_penalties_and_bias_change_the_distribution_as_they_say(
+    engine: Engine, base: BaseModel, make_job: MakeJob
+) -> None:
+    prompt = [5, 6, 7, 7, 8, 9]
+    asked = Penalties(0.7, 0.3, 1.4, np.unique(np.array(prompt, np.int32)))
+    bias = ((40, 6.0), (41, -100.0))
+    job = make_job(prompt, num_samples=2, max_tokens=25, temperature=0.8, penalties=asked, logit_bias=bias)
+    (result,) = await run(engine, job)
+    for sequence in result.sequences:
+        with torch.no_grad():
+            logits_TV = base.logits(base.hidden_states(torch.tensor([prompt + sequence.tokens]))[0])
+        for step, (token, found) in enumerate(zip(sequence.tokens, sequence.logprobs, strict=True)):
+            logits_V, said = logits_TV[len(prompt) - 1 + step].clone(), sequence.tokens[:step]
+            for biased, value in bias:
+                logits_V[biased] += value
+            for seen in {*prompt, *said}:
+                logits_V[seen] = logits_V[seen] / 1.4 if logits_V[seen] > 0 else logits_V[seen] * 1.4
+            for seen in said:
+                logits_V[seen] -= 0.3
+            for seen in set(said):
+                logits_V[seen] -= 0.7
+            assert abs(torch.log_softmax(logits_V / 0.8, -1)[token].item() - found) < 2e-5
+    assert any(40 in sequence.tokens for sequence in result.sequences)
+
+
+async def test_nothing_ends_before_the_shortest_length(engine: Engine, base: BaseModel, make_job: MakeJob) -> None:
+    (free,) = await run(engine, make_job(PROMPT, max_tokens=30))
+    tokens = free.sequences[0].tokens
+    string = base.text(tokens[2:4])
+    by_token = make_job(PROMPT, max_tokens=30, min_tokens=10, stop_tokens=frozenset({tokens[3], tokens[20]}))
+    by_string = make_job(PROMPT, max_tokens=30, min_tokens=10, stop_strings=(string,))
+    for result in await run(engine, by_token, by_string):
+        assert len(result.sequences[0].tokens) > 10
+    assert (await run(engine, make_job(PROMPT, max_tokens=30, stop_strings=(string,))))[0].sequences[0].tokens < tokens
+
+
+@pytest.mark.parametrize(
+    ("constraint", "is_match"),
+    [
+        (Constraint("regex", "[a-f]{3}-[0-9]{2}"), lambda text: re.fullmatch("[a-f]{3}-[0-9]{2}", text)),
+        (Constraint("choice", '["left", "right", "straight on"]'), lambda text: text in CHOICES),
+        (Constraint("grammar", 'start: ("ab" | "cd") "!"'), lambda text: text in ("ab!", "cd!")),
+        (Constraint("json_schema", SCHEMA), lambda text: -1 < len(json.loads(text)["list"]) < 3),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+async def test_a_constraint_is_kept(
+    engine: Engine, base: BaseModel, make_job: MakeJob, constraint: Constraint, is_match: Callable[[str], object]
+) -> None:
+    grammars = Grammars(base.tokenizer, vocab_size=base.vocab_size, eos_token_ids=base.eos_token_ids)
+    grammar = await grammars.compiled(constraint)
+    changes = {"constraint": constraint, "grammar": grammar, "stop_tokens": frozenset(base.eos_token_ids)}
+    (result,) = await run(engine, make_job(PROMPT, num_samples=6, max_tokens=200, **changes), slots=[1])
+    for sequence in result.sequences:
+        assert sequence.stop_reason == "stop"
+        assert sequence.tokens[-1] in base.eos_token_ids
+        assert is_match(base.text(sequence.tokens[:-1])), base.text(sequence.tokens)
+
+
+async def test_what_remembers_its_text_ends_well_over_a_switch(
+    engine: Engine, base: BaseModel, make_job: MakeJob
+) -> None:
+    """Whether it is switched or ends on the old weights: its tokens say which."""
+    constraint = Constraint("regex", "[a-f]{40}")
+    grammars = Grammars(base.tokenizer, vocab_size=base.vocab_size, eos_token_ids=base.eos_token_ids)
+    changes = {
+        "constraint": constraint,
+        "grammar": await grammars.compiled(constraint),
+        "stop_tokens": frozenset(base.eos_token_ids),
+    }
+    async with engine.sampling(
+        make_job(PROMPT, max_tokens=100, **changes), slot=1, version=1, streams=True
+    ) as sampling:
+        async for _ in sampling:
+            break
+        await sampling.switch(slot=2, version=2)
+        (sequence,) = (await sampling.result()).sequences
+    assert re.fullmatch("[a-f]{40}", base.text(sequence.tokens[:-1]))
+    assert len(sequence.policy_versions) in (0, len(sequence.tokens))
 
 
 async def test_what_streams_is_what_the_result_says(engine: Engine, make_job: MakeJob) -> None:

@@ -23,7 +23,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from farstep_proto.errors import Internal
 from farstep_sampler.engines.base import no_tokens
-from farstep_sampler.engines.vllm.request import prompt_logprobs, prompt_params, sampled_logprobs, sampling_params
+from farstep_sampler.engines.vllm.request import (
+    prompt_logprobs,
+    prompt_params,
+    remembers,
+    sampled_logprobs,
+    sampling_params,
+)
 from farstep_sampler.request import SampleJob
 from farstep_sampler.result import SampleDelta, SampleResult, SampleSequence, Topk
 from farstep_sampler.stops import Decode, StopStrings
@@ -48,6 +54,7 @@ class _Sample:
     index: int
     begun_with: int  # the version that the whole job began with
     stops: StopStrings | None
+    min_tokens: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     topks: list[Topk] = field(default_factory=list)
@@ -86,7 +93,11 @@ class _Sample:
         """How many of the new tokens there are up to the one that completes a stop string."""
         if self.stops is None:
             return None
-        return next((count for count, token in enumerate(tokens, start=1) if self.stops.push(token)), None)
+        for count, token in enumerate(tokens, start=1):
+            may_match = len(self.tokens) + count > self.min_tokens
+            if self.stops.push(token, may_match=may_match):
+                return count
+        return None
 
 
 class VllmJob:
@@ -113,6 +124,7 @@ class VllmJob:
         self._watch = watch
         self._decode = decode
         self._prompt = job.prompt.tolist()
+        self._ended = asyncio.Event()
         self._running: dict[str, Weights] = {}  # by request id, what each was begun with
 
     async def run(self) -> SampleResult:
@@ -121,6 +133,12 @@ class VllmJob:
         Raises:
             ApiError: the job failed; other exceptions are vLLM's own.
         """
+        try:
+            return await self._run()
+        finally:
+            self._ended.set()
+
+    async def _run(self) -> SampleResult:
         job = self._job
         logprobs, topk, num_cached = None, None, 0
         if job.looks_at_prompt:  # before the samples, which then find the prompt in the cache
@@ -138,7 +156,13 @@ class VllmJob:
         return self._weights
 
     async def switch(self, weights: Weights) -> None:
-        """Has all that is not finished go on with other weights; returns when the old ones are not used any more."""
+        """Has all that is not finished go on with other weights; returns when the old ones are not used any more.
+
+        What remembers more than its text, in penalties or a grammar, cannot begin anew: it ends on the old ones.
+        """
+        if remembers(self._job):
+            await self._ended.wait()
+            return
         self._weights = weights
         while old := [name for name, begun_with in self._running.items() if begun_with is not weights]:
             await self._llm.abort(old)
@@ -156,7 +180,7 @@ class VllmJob:
     async def _grow(self, index: int) -> tuple[SampleSequence, int]:
         """A sample from its first to its last token, and how much of the prompt was cached at its beginning."""
         job, num_cached = self._job, None
-        sample = _Sample(index, self._begun_with, self._make_stops())
+        sample = _Sample(index, self._begun_with, self._make_stops(), job.min_tokens)
         while sample.stop_reason is None:
             weights = self._weights
             streams = self._watch is not None or sample.stops is not None

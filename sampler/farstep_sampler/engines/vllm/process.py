@@ -51,6 +51,7 @@ _OURS = frozenset(
         "max_lora_rank",
         "max_logprobs",
         "logprobs_mode",
+        "structured_outputs_config",
         "worker_extension_cls",
     }
 )
@@ -100,6 +101,7 @@ class VllmSettings:
             "lora_target_modules": list(self.lora_modules),
             "max_logprobs": MAX_TOPK,
             "logprobs_mode": "processed_logprobs",
+            "structured_outputs_config": {"backend": "guidance"},  # the torch engine's library too
             "disable_log_stats": True,
             "worker_extension_cls": _WORKER_EXTENSION,
         }

@@ -7,15 +7,18 @@ stop tokens, and stop strings are watched for here, so that both engines end a s
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 
 import numpy as np
+from llguidance.gbnf_to_lark import any_to_lark
 from vllm import SamplingParams
 from vllm.logprobs import FlatLogprobs
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from farstep_proto.errors import InvalidInput
+from farstep_sampler.constraint import Constraint
 from farstep_sampler.engines.base import not_finite
 from farstep_sampler.request import NO_TOP_K, SampleJob
 from farstep_sampler.result import FloatArray, Topk
@@ -31,13 +34,20 @@ def sampling_params(job: SampleJob, *, index: int, num_done: int, streams: bool)
     Args:
         streams: whether tokens are wanted as they come, not all at the end.
     """
+    penalties = job.penalties
     return SamplingParams(
         temperature=job.temperature,
         top_k=0 if job.top_k == NO_TOP_K else job.top_k,
         top_p=job.top_p,
         min_p=job.min_p,
         seed=seed_of(job.seed, index, num_done),
+        presence_penalty=penalties.presence if penalties else 0.0,
+        frequency_penalty=penalties.frequency if penalties else 0.0,
+        repetition_penalty=penalties.repetition if penalties else 1.0,
+        logit_bias=dict(job.logit_bias) or None,
+        structured_outputs=_structured(job.constraint) if job.constraint else None,
         max_tokens=job.max_tokens - num_done,
+        min_tokens=max(0, job.min_tokens - num_done),
         stop_token_ids=sorted(job.stop_tokens),
         ignore_eos=True,  # the model's end tokens are among the stop tokens, unless the job ignores them
         logprobs=job.num_topk,
@@ -45,6 +55,23 @@ def sampling_params(job: SampleJob, *, index: int, num_done: int, streams: bool)
         detokenize=False,
         output_kind=RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY,
     )
+
+
+def remembers(job: SampleJob) -> bool:
+    """Whether a sample's next token depends on more of what it has said than the model sees."""
+    return job.penalties is not None or job.constraint is not None
+
+
+def _structured(constraint: Constraint) -> StructuredOutputsParams:
+    match constraint.kind:
+        case "json_schema":
+            return StructuredOutputsParams(json=constraint.text)
+        case "regex":
+            return StructuredOutputsParams(regex=constraint.text)
+        case "choice":
+            return StructuredOutputsParams(choice=json.loads(constraint.text))
+        case "grammar":
+            return StructuredOutputsParams(grammar=any_to_lark(constraint.text))
 
 
 def check_job(job: SampleJob) -> None:
