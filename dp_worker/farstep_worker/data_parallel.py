@@ -24,6 +24,7 @@ from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.adapter import Adapter
 from farstep_model.lora import LoraLayers
 from farstep_model.metrics import combine_metrics
+from farstep_model.packed import Layout
 from farstep_proto.errors import ApiError
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.tensors import tensor_from_proto
@@ -34,7 +35,7 @@ from farstep_worker.phases import Phases
 from farstep_worker.rank_messages import ReplicatedCall, read_call, to_command, to_creation
 from farstep_worker.ranks import RankDied, RankGroup
 from farstep_worker.runs import RandomStream, Run, RunConfig, read_config
-from farstep_worker.submission import Call, Limits, Pass
+from farstep_worker.submission import Call, Pass
 
 _NO_TOKENS: Mapping[str, float] = {"loss:sum": 0.0, "tokens:sum": 0.0}
 _DATUM = re.compile(r"\bdata\[(\d+)\]")
@@ -75,8 +76,16 @@ class Discarded(ApiError):
 class LeadingExecutor(Executor):
     """The executor of rank 0: the others have heard of a call, and done it, when it has an outcome."""
 
-    def __init__(self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int, group: RankGroup) -> None:
-        super().__init__(layers, store, token_budget=token_budget)
+    def __init__(
+        self,
+        layers: LoraLayers,
+        store: CheckpointStore,
+        *,
+        token_budget: int,
+        group: RankGroup,
+        layout: Layout = "padded",
+    ) -> None:
+        super().__init__(layers, store, token_budget=token_budget, layout=layout)
         self._group = group
         self._followers = range(1, group.world)
 
@@ -140,8 +149,16 @@ class LeadingExecutor(Executor):
 class FollowingExecutor(Executor):
     """The executor of every other rank."""
 
-    def __init__(self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int, group: RankGroup) -> None:
-        super().__init__(layers, store, token_budget=token_budget)
+    def __init__(
+        self,
+        layers: LoraLayers,
+        store: CheckpointStore,
+        *,
+        token_budget: int,
+        group: RankGroup,
+        layout: Layout = "padded",
+    ) -> None:
+        super().__init__(layers, store, token_budget=token_budget, layout=layout)
         self._group = group
 
     def obey(self, command: ranks_pb2.RankCommand) -> ranks_pb2.RankReport:
@@ -155,12 +172,12 @@ class FollowingExecutor(Executor):
             )
             return ranks_pb2.RankReport(checksum=checksum(self.create_run(config).adapter))
         run = self.runs[command.execute.run_id]
-        call = read_call(command.execute, Limits(base.vocab_size, run.config.max_seq_len))
+        call = read_call(command.execute, run.config.limits(base.vocab_size))
         outcome = self.execute(run.config.run_id, call)
         return _report(run, outcome) if isinstance(call, ReplicatedCall) else _report(None, outcome)
 
     def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
-        """This rank's own logprobs and metrics, and the gradients of all. Its dropout is not that of rank 0."""
+        """This rank's own outputs and metrics, and the gradients of all. Its dropout is not that of rank 0."""
         own_seed = RandomStream(dropout_seed, self._group.rank).current()
         return _joined(
             self._group,
@@ -190,7 +207,7 @@ def _joined(group: RankGroup, compute: Callable[[], PassResult], phases: Phases)
     """
     try:
         result = compute()
-        flat = None if result.gradients is None else torch.cat([gradient.flatten() for gradient in result.gradients])
+        flat = None if result.gradients is None else _flat(result.gradients)
     except Exception:
         group.all_succeeded(succeeded=False)
         raise
@@ -203,10 +220,18 @@ def _joined(group: RankGroup, compute: Callable[[], PassResult], phases: Phases)
     return result if result.metrics else dataclasses.replace(result, metrics=_NO_TOKENS)
 
 
-def _cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a flat tensor in the shapes of others."""
-    ends = accumulate((tensor.numel() for tensor in like), initial=0)
-    return [flat[start:end].view(tensor.shape) for (start, end), tensor in zip(pairwise(ends), like, strict=True)]
+def _flat(tensors: Sequence[Tensor | None]) -> Tensor:
+    """Those that are there, one after the other: of a pass they are the same on every rank."""
+    return torch.cat([tensor.flatten() for tensor in tensors if tensor is not None])
+
+
+def _cut(flat: Tensor, like: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Views of a flat tensor in the shapes of others, where there are others."""
+    ends = accumulate((0 if tensor is None else tensor.numel() for tensor in like), initial=0)
+    return [
+        None if tensor is None else flat[start:end].view(tensor.shape)
+        for (start, end), tensor in zip(pairwise(ends), like, strict=True)
+    ]
 
 
 def _whole(
@@ -217,20 +242,20 @@ def _whole(
     reports: Sequence[operations_pb2.Operation],
 ) -> PassResult:
     """The result of all data, from rank 0's and the reports of the others."""
-    logprobs: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(call.examples)
-    for index, array in zip(mine.indices, local.logprobs, strict=True):
-        logprobs[index] = array
-    outputs = [report.forward_backward for report in reports]
-    for share, output in zip(others, outputs, strict=True):
+    outputs: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(call.examples)
+    for index, array in zip(mine.indices, local.outputs, strict=True):
+        outputs[index] = array
+    theirs = [report.forward_backward for report in reports]
+    for share, output in zip(others, theirs, strict=True):
         for index, fields in zip(share.indices, output.loss_fn_outputs, strict=True):
-            logprobs[index] = tensor_from_proto(fields.fields["logprobs"])
-    metrics = combine_metrics([local.metrics, *(dict(output.metrics) for output in outputs)])
+            outputs[index] = tensor_from_proto(fields.fields[LOSS_TABLE[call.loss_fn].output])
+    metrics = combine_metrics([local.metrics, *(dict(output.metrics) for output in theirs)])
     return dataclasses.replace(
         local,
         loss_sum=metrics["loss:sum"],
         num_active=int(metrics["tokens:sum"]),
         metrics=metrics,
-        logprobs=logprobs,
+        outputs=outputs,
     )
 
 

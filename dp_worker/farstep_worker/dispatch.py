@@ -167,7 +167,7 @@ class Dispatcher:
             return self.describe(await self._torch.call(partial(self._executor.create_run, config)))
 
     def limits(self, run: Run) -> Limits:
-        return Limits(self._executor.base.vocab_size, run.config.max_seq_len)
+        return run.config.limits(self._executor.base.vocab_size)
 
     # Operations
 

@@ -12,23 +12,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import torch
 from google.protobuf.message import Message
 
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.load import BaseModel
 from farstep_model.lora import LoraLayers
 from farstep_model.metrics import mean_loss
+from farstep_model.packed import Layout
 from farstep_proto.errors import ApiError, ModelError, error_from_exception
+from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.tensors import tensor_to_proto
 from farstep_proto.v1 import common_pb2, operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker import checkpoint
+from farstep_worker.device import device_at, is_out_of_memory
 from farstep_worker.feed import Policy
 from farstep_worker.gradients import PassResult, run_pass
 from farstep_worker.phases import Phases
 from farstep_worker.runs import Run, RunConfig
 from farstep_worker.submission import AdamSettings, Call, LoadState, Pass, Publish, Reset, SaveState, Skip
+from farstep_worker.token_budget import TokenBudget
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +61,18 @@ class Executor:
     """All runs on one base model.
 
     Args:
-        token_budget: padded tokens of a micro-batch.
+        token_budget: tokens of a micro-batch, padding included.
+        layout: "packed" only where the model has been prepared for it.
     """
 
-    def __init__(self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int) -> None:
+    def __init__(
+        self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int, layout: Layout = "padded"
+    ) -> None:
         self.runs: dict[str, Run] = {}
         self._layers = layers
         self.store = store
-        self._token_budget = token_budget
+        self._token_budget = TokenBudget(token_budget)
+        self._layout = layout
 
     @property
     def base(self) -> BaseModel:
@@ -78,17 +85,19 @@ class Executor:
 
     def execute(self, run_id: str, call: Call) -> Outcome:
         """Runs one call to its end; never raises."""
-        phases = Phases()
-        return replace(self._outcome(run_id, call, phases), phases_s=phases.seconds)
+        phases = device_at(self.base.device).phases()
+        outcome = self._outcome(run_id, call, phases)
+        phases.finish()
+        return replace(outcome, phases_s=phases.seconds)
 
     def _outcome(self, run_id: str, call: Call, phases: Phases) -> Outcome:
         try:
             return self._execute(self.runs[run_id], call, phases)
-        except torch.OutOfMemoryError as error:
-            return failed(_out_of_memory(error, self._token_budget))
         except ApiError as error:
             return failed(error)
         except Exception as error:  # one operation's failure is its own; the process goes on for the others
+            if is_out_of_memory(error):
+                return failed(_out_of_memory(error))
             log.exception("%s of run %s failed", type(call).__name__, run_id)
             return failed(error)
 
@@ -124,14 +133,18 @@ class Executor:
     def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
         """The whole of a pass; where several processes train together, they share it out here."""
         wanted = run.weights_of(call.adapter)
-        return run_pass(
+        result = run_pass(
             wanted or run.adapter,
             call,
-            token_budget=self._token_budget,
+            token_budget=self._token_budget.current(),
             dropout_seed=dropout_seed,
+            layout=self._layout,
             adapter_off=wanted is None,
             phases=phases,
+            on_out_of_memory=self._token_budget.ran_out,
         )
+        self._token_budget.passed()
+        return result
 
     def _optim_step(self, run: Run, call: AdamSettings) -> Outcome:
         if run.gradients is None:
@@ -189,17 +202,19 @@ def _encode_pass(call: Pass, result: PassResult) -> operations_pb2.Operation:
     return _success(forward_backward=_to_proto(call, result))
 
 
-def _out_of_memory(error: torch.OutOfMemoryError, token_budget: int) -> ModelError:
+def _out_of_memory(error: Exception) -> ModelError:
+    """Of anything but a pass, which says it itself."""
     return ModelError(
         f"the device has too little memory for this: {error}",
         error_class="OutOfMemoryError",
-        hint=f"send shorter sequences, or start the trainer with a --token-budget below {token_budget}",
+        hint="choose a lower rank, train fewer runs on this trainer, or start it with a lower --token-budget",
     )
 
 
 def _to_proto(call: Pass, result: PassResult) -> pb.ForwardBackwardOutput:
+    output = LOSS_TABLE[call.loss_fn].output
     return pb.ForwardBackwardOutput(
         loss=mean_loss(result.metrics, normalizer=call.config.get("normalizer", 1.0)),
         metrics=result.metrics,
-        loss_fn_outputs=[pb.DatumOutput(fields={"logprobs": tensor_to_proto(array)}) for array in result.logprobs],
+        loss_fn_outputs=[pb.DatumOutput(fields={output: tensor_to_proto(array)}) for array in result.outputs],
     )

@@ -20,9 +20,8 @@ from types import FrameType
 from typing import NoReturn
 
 from farstep_infra.store.checkpoints import CheckpointStore
-from farstep_model.load import load_base_model
-from farstep_model.lora import LoraLayers
 from farstep_proto.v1 import ranks_pb2
+from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.data_parallel import LeadingExecutor
 from farstep_worker.followers import Followers
 from farstep_worker.ranks import RankGroup, device_of
@@ -40,7 +39,7 @@ class GroupSettings:
     model: str
     store: Path
     device: str
-    token_budget: int
+    compute: ComputeSettings
     num_threads: int
     log_level: str
 
@@ -65,14 +64,16 @@ def leading(settings: GroupSettings, *, on_loss: Callable[[str], None]) -> Itera
             group = RankGroup.join(rendezvous, rank=0, world=settings.world, device=device)
             if device.type == "cpu":  # NCCL looks at the file again; otherwise nothing is to be left, however we end
                 shutil.rmtree(folder)
-            layers = LoraLayers.install(load_base_model(settings.model, device=device))
+            ready = prepare(settings.model, settings.compute, device=device, num_threads=settings.num_threads)
             for rank in range(1, settings.world):
                 group.receive(rank, ranks_pb2.RankReport)
             log.info("%d processes on %s, %d threads each", settings.world, device.type, settings.num_threads)
             followers.on_death = on_loss
             group.on_lost = lambda reason: _told(on_loss, followers.epitaph(reason))
             store = CheckpointStore(settings.store)
-            yield LeadingExecutor(layers, store, token_budget=settings.token_budget, group=group)
+            yield LeadingExecutor(
+                ready.layers, store, token_budget=ready.token_budget, layout=ready.layout, group=group
+            )
         finally:
             followers.close()
             RankGroup.leave()
@@ -111,7 +112,6 @@ def _command(settings: GroupSettings, rank: int, rendezvous: Path) -> list[str]:
         "world": settings.world,
         "rendezvous": rendezvous,
         "num-threads": settings.num_threads,
-        "token-budget": settings.token_budget,
         "model": settings.model,
         "store": settings.store,
         "device": settings.device,
@@ -122,6 +122,7 @@ def _command(settings: GroupSettings, rank: int, rendezvous: Path) -> list[str]:
         "-m",
         "farstep_worker.follow",
         *(text for name, value in flags.items() for text in (f"--{name}", str(value))),
+        *settings.compute.to_flags(),
     ]
 
 

@@ -13,34 +13,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.embedded import MODEL_NAME
-from farstep_model.load import load_base_model
-from farstep_model.lora import LoraLayers
 from farstep_proto.errors import ApiError
 from farstep_serving.keys import KeyRing
 from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
+from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.dispatch import Dispatcher
 from farstep_worker.executor import Executor
 from farstep_worker.feed import FeedServer, PolicyFeed
 from farstep_worker.lead import Ending, GroupSettings, leading
 from farstep_worker.memory import settle_memory
-from farstep_worker.ranks import device_of
 from farstep_worker.server import DEFAULT_MAX_REQUEST_BYTES, TrainerApi, make_server
 from farstep_worker.telemetry import SpanWriter
 
 log = logging.getLogger(__name__)
 
-CPU_TOKEN_BUDGET = 2_048  # of each thread: with less to do, threads meet more often than they compute
-MAX_CPU_TOKEN_BUDGET = 8_192
-GPU_TOKEN_BUDGET = 16_384
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """Everything that a worker is told; made once. `token_budget` None is by the device and its threads.
+    """Everything that a worker is told; made once.
 
     `num_threads` are those of each of its `nproc` processes.
     """
@@ -52,7 +44,7 @@ class WorkerConfig:
     feed_port: int
     device: str
     nproc: int
-    token_budget: int | None
+    compute: ComputeSettings
     max_request_bytes: int
     num_threads: int
     spans: SpanWriter | None
@@ -91,9 +83,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     parser.add_argument("--feed-port", type=_port, default=0, help="of the policy feed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument("--nproc", type=_positive, default=1, help="processes that train together, a GPU each")
-    parser.add_argument(
-        "--token-budget", type=_positive, help="padded tokens of a micro-batch; on a CPU by default 2048 a thread"
-    )
+    ComputeSettings.add_flags(parser)
     parser.add_argument("--max-request-bytes", type=_positive, default=DEFAULT_MAX_REQUEST_BYTES)
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
@@ -108,7 +98,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         feed_port=flags.feed_port,
         device=flags.device,
         nproc=flags.nproc,
-        token_budget=flags.token_budget,
+        compute=ComputeSettings.of(flags),
         max_request_bytes=flags.max_request_bytes,
         num_threads=max(1, _num_threads(os.environ.get("OMP_NUM_THREADS")) // flags.nproc),
         spans=_spans(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
@@ -128,13 +118,12 @@ def open_executor(config: WorkerConfig) -> Iterator[Executor]:
     if config.nproc == 1:
         yield make_executor(config)
         return
-    device = device_of(0, world=config.nproc, device=config.device)
     settings = GroupSettings(
         world=config.nproc,
         model=config.model,
         store=config.store,
         device=config.device,
-        token_budget=config.token_budget or default_token_budget(device, num_threads=config.num_threads),
+        compute=config.compute,
         num_threads=config.num_threads,
         log_level=config.log_level,
     )
@@ -145,17 +134,10 @@ def open_executor(config: WorkerConfig) -> Iterator[Executor]:
 
 def make_executor(config: WorkerConfig) -> Executor:
     """One that computes in this process alone; raises as `open_executor`."""
-    base = load_base_model(config.model, device=config.device)
-    log.info("serving %s on %s in %s, %d threads", base.name, base.device, base.dtype, config.num_threads)
-    token_budget = config.token_budget or default_token_budget(base.device, num_threads=config.num_threads)
-    return Executor(LoraLayers.install(base), CheckpointStore(config.store), token_budget=token_budget)
-
-
-def default_token_budget(device: torch.device, *, num_threads: int) -> int:
-    """Padded tokens of a micro-batch, where nobody says how many."""
-    if device.type != "cpu":
-        return GPU_TOKEN_BUDGET
-    return min(CPU_TOKEN_BUDGET * num_threads, MAX_CPU_TOKEN_BUDGET)
+    ready = prepare(config.model, config.compute, device=config.device, num_threads=config.num_threads)
+    log.info("computing with %d threads", config.num_threads)
+    store = CheckpointStore(config.store)
+    return Executor(ready.layers, store, token_budget=ready.token_budget, layout=ready.layout)
 
 
 async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.socket) -> None:

@@ -19,6 +19,7 @@ from farstep_proto.errors import InvalidInput
 from farstep_proto.names import check_run_id
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker.optim import Optimizer
+from farstep_worker.submission import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,10 @@ class RunConfig:
     lora: LoraSpec
     seed: int
     max_seq_len: int
+
+    def limits(self, vocab_size: int) -> Limits:
+        """What the run's passes may ask of a model with that vocabulary."""
+        return Limits(vocab_size, self.max_seq_len, self.lora.value_head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,8 @@ class RandomStream:
 class Run:
     """`step` counts optimizer steps since the adapter was fresh or loaded without its optimizer.
 
+    `gradients` are aligned with the adapter's parameters; None for one that no pass since the last step has reached.
+
     `start_adapter` are the weights that the run began with; None: a fresh adapter, which computes what the base model
     does. A run begins when it is created or reset, and with weights that are loaded without their optimizer before the
     first step (`is_at_start`); loaded with their optimizer, weights bring the beginning of their own run along.
@@ -60,7 +67,7 @@ class Run:
     adapter: Adapter
     optimizer: Optimizer
     random: RandomStream
-    gradients: list[Tensor] | None = None
+    gradients: list[Tensor | None] | None = None
     step: int = 0
     policy_version: int = 0
     start_adapter: Adapter | None = None
@@ -72,12 +79,12 @@ class Run:
         return cls(config, adapter, fresh_optimizer(adapter), RandomStream(config.seed))
 
     def reset(self, lora_rank: int) -> None:
-        """A fresh adapter of another rank (same layers, same alpha / rank) and an empty optimizer.
+        """A fresh adapter of another rank (same layers, same alpha / rank), a fresh value head and an empty optimizer.
 
         Its first weights come from the run's random stream; the policy version stays.
         """
         old = self.adapter.spec
-        spec = dataclasses.replace(old, rank=lora_rank, alpha=old.scaling * lora_rank)
+        spec = dataclasses.replace(old, rank=lora_rank, alpha=float(old.alpha or old.rank) / old.rank * lora_rank)
         adapter = Adapter.init(self.adapter.layers, spec, seed=self.random.current())
         self.optimizer = fresh_optimizer(adapter)
         self.adapter = adapter
@@ -91,12 +98,15 @@ class Run:
         """The weights that `farstep_proto.validation.ADAPTERS` names; None: the base model's alone."""
         return {"current": self.adapter, "start": self.start_adapter, "base": None}[choice]
 
-    def add_gradients(self, gradients: list[Tensor]) -> None:
+    def add_gradients(self, gradients: list[Tensor | None]) -> None:
         if self.gradients is None:
             self.gradients = gradients
             return
-        for total, gradient in zip(self.gradients, gradients, strict=True):
-            total.add_(gradient)
+        for index, (total, gradient) in enumerate(zip(self.gradients, gradients, strict=True)):
+            if total is None:
+                self.gradients[index] = gradient
+            elif gradient is not None:
+                total.add_(gradient)
 
     def to_proto(self, *, vocab_size: int, next_seq: int) -> pb.Run:
         return pb.Run(

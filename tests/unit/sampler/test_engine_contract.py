@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -165,13 +165,12 @@ async def test_a_slot_that_is_loaded_anew_has_nothing_of_what_was_there(
                 assert worst_difference(base, job, result) < 1e-4
 
 
+@pytest.mark.parametrize("use_rslora", [False, True])
 async def test_scaling_is_applied(
-    engine: Engine, base: BaseModel, layers: LoraLayers, make_adapter: MakeAdapter, make_job: MakeJob
+    engine: Engine, base: BaseModel, layers: LoraLayers, make_adapter: MakeAdapter, make_job: MakeJob, use_rslora: bool
 ) -> None:
-    from dataclasses import replace
-
     made = make_adapter(3, rank=3, scale=0.05)
-    adapter = Adapter(made.layers, replace(made.spec, alpha=7.0), made.weights)
+    adapter = Adapter(made.layers, replace(made.spec, alpha=7.0, use_rslora=use_rslora), made.weights)
     await engine.load(4, adapter)
     job = make_job(PROMPT)
     (result,) = await run(engine, job, slots=[4])

@@ -102,6 +102,8 @@ class VllmAdapters:
                 field="adapter",
                 hint=f"start it with --max-lora-rank {adapter.spec.rank} or more",
             )
+        if adapter.spec.use_dora:
+            raise InvalidInput("vLLM serves no DoRA", field="adapter", hint="use the torch engine")
         if not all(torch.isfinite(parameter).all() for parameter in adapter.parameters()):
             raise InvalidInput("it has weights that are not finite", field="adapter")
         targets = adapter.layers.targets

@@ -73,6 +73,7 @@ async def test_an_adapter_that_vllm_cannot_serve_is_refused_and_costs_nothing(
     refused = [
         (make_adapter(1, rank=17), "rank 17 is over the 16"),
         (Adapter.init(layers, LoraSpec(rank=4, train_unembed=True), seed=1), "lm_head"),
+        (Adapter.init(layers, LoraSpec(rank=4, use_dora=True), seed=1), "DoRA"),
         (not_finite, "not finite"),
     ]
     for adapter, message in refused:
