@@ -190,11 +190,11 @@ class Dispatcher:
             TooManyRequests, Draining: not now.
         """
         digest = digest_of(verb, body, address)
-        if not self._is_known(address, verb, digest):
+        if not self._is_known(address, verb, digest, client_id):
             started = time.monotonic()
             call = parse() if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse)
             entered = time.monotonic()
-            if not self._is_known(address, verb, digest):  # it may have come twice meanwhile
+            if not self._is_known(address, verb, digest, client_id):  # it may have come twice meanwhile
                 self._enter(address, verb, call, digest=digest, num_bytes=len(body), client_id=client_id, now=entered)
                 self._arrivals.note(address.operation_id, verb, entered=entered, decode_s=entered - started)
         place = self._queue.place(address.operation_id) + self.is_computing
@@ -208,12 +208,12 @@ class Dispatcher:
             self._watch_gaps()
         return dropped
 
-    def _is_known(self, address: Address, verb: str, digest: bytes) -> bool:
+    def _is_known(self, address: Address, verb: str, digest: bytes, client_id: str) -> bool:
         if verb == Verb.SKIP:
             self._forget_parts(address.operation_id)  # the rest of them will not come
         if self._assembler.has(address, digest):
             return True
-        return self.table.knows(address.operation_id, digest)
+        return self.table.repeats(address.operation_id, digest, client_id=client_id)
 
     def _forget_parts(self, operation_id: str) -> None:
         if self._assembler.forget(operation_id):

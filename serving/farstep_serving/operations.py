@@ -31,7 +31,7 @@ MAX_POLL_S = 60.0
 class _Entry:
     """There may be thousands: an entry that nobody waits for costs its outcome and some 400 bytes."""
 
-    client_id: str
+    clients: tuple[str, ...]  # who submitted it and has not acknowledged its outcome
     verb: str
     digest: bytes
     state: pb.OperationState
@@ -91,25 +91,30 @@ class OperationTable:
             Conflict: the id is there with other content.
             Draining: the server takes nothing new.
         """
-        if self.knows(operation_id, digest):
+        if self.repeats(operation_id, digest, client_id=client_id):
             return False
         if self._draining:
             raise Draining("the server is shutting down", retry_after_s=5.0)
         self._expire()
-        self._entries[operation_id] = _Entry(client_id, sys.intern(verb), digest, pb.OPERATION_STATE_QUEUED)
+        self._entries[operation_id] = _Entry((client_id,), sys.intern(verb), digest, pb.OPERATION_STATE_QUEUED)
         self._channel(client_id).num_pending += 1
         return True
 
-    def knows(self, operation_id: str, digest: bytes) -> bool:
-        """Whether a submission is there, with the same content.
+    def repeats(self, operation_id: str, digest: bytes, *, client_id: str) -> bool:
+        """Whether a submission is there, with the same content; then its outcome goes to this client as well.
 
         Raises:
             Conflict: the id is there with other content.
         """
         known = self._entries.get(operation_id)
-        if known is not None and known.digest != digest:
+        if known is None:
+            return False
+        if known.digest != digest:
             raise Conflict(f"{operation_id} was submitted before with different content", field="seq")
-        return known is not None
+        if client_id not in known.clients:
+            known.clients += (client_id,)
+            self._tell(client_id, operation_id, known)
+        return True
 
     def set_running(self, operation_id: str) -> None:
         self._entries[operation_id].state = pb.OPERATION_STATE_RUNNING
@@ -126,10 +131,9 @@ class OperationTable:
         if entry.done is not None:
             entry.done.set()
         self._unclaimed[operation_id] = None
-        channel = self._channel(entry.client_id)
-        channel.num_pending -= 1
-        channel.undelivered[operation_id] = None
-        channel.changed.set()
+        for client_id in entry.clients:
+            self._channel(client_id).num_pending -= 1
+            self._tell(client_id, operation_id, entry)
 
     def fail(self, operation_id: str, error: common_pb2.Error) -> None:
         self.finish(operation_id, pb.Operation(state=pb.OPERATION_STATE_FAILED, error=error))
@@ -198,6 +202,15 @@ class OperationTable:
     def _channel(self, client_id: str) -> _Channel:
         return self._channels.setdefault(client_id, _Channel())
 
+    def _tell(self, client_id: str, operation_id: str, entry: _Entry) -> None:
+        """Has a client hear of an outcome, now or when there is one."""
+        channel = self._channel(client_id)
+        if entry.outcome:
+            channel.undelivered[operation_id] = None
+            channel.changed.set()
+        else:
+            channel.num_pending += 1
+
     def _forget_if_idle(self, client_id: str, channel: _Channel) -> None:
         if not (channel.num_pending or channel.undelivered or channel.num_polls):
             del self._channels[client_id]
@@ -216,11 +229,14 @@ class OperationTable:
         expires_at = self._clock() + self._retention_s
         for operation_id in operation_ids:
             entry = self._entries.get(operation_id)
-            if entry is None or entry.client_id != client_id or operation_id not in channel.undelivered:
+            if entry is None or operation_id not in channel.undelivered:
                 continue
             del channel.undelivered[operation_id]
-            self._unclaimed.pop(operation_id)
-            entry.expires_at, entry.client_id, entry.done = expires_at, "", None
+            entry.clients = tuple(each for each in entry.clients if each != client_id)
+            if entry.clients or operation_id not in self._unclaimed:
+                continue
+            del self._unclaimed[operation_id]
+            entry.expires_at, entry.done = expires_at, None
             self._acked.append(operation_id)
             self._acked_bytes += len(entry.outcome)
 
@@ -233,15 +249,18 @@ class OperationTable:
             if entry.expires_at > now and not is_too_much:
                 break
             self._acked_bytes -= len(entry.outcome)
-            del self._entries[self._acked.popleft()]
+            self._drop(self._acked.popleft())
         while self._unclaimed:
             operation_id = next(iter(self._unclaimed))
             entry = self._entries[operation_id]
             if entry.expires_at > now:
                 break
             del self._unclaimed[operation_id]
-            self._channel(entry.client_id).undelivered.pop(operation_id, None)
-            del self._entries[operation_id]
+            self._drop(operation_id)
+
+    def _drop(self, operation_id: str) -> None:
+        for client_id in self._entries.pop(operation_id).clients:
+            self._channel(client_id).undelivered.pop(operation_id, None)
 
 
 async def _wait(event: asyncio.Event, wait_s: float) -> None:

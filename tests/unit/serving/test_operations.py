@@ -72,6 +72,30 @@ async def test_same_submission_is_the_same_operation():
         table.open("a", client_id="c", verb="forward", digest=b"other")
 
 
+async def test_every_client_that_submitted_it_hears_of_it():
+    table = opened("a", "b")
+    assert not table.open("a", client_id="other", verb="forward", digest=b"d")
+    table.finish("a", pb.Operation(state=DONE))
+    table.finish("b", pb.Operation(state=DONE))
+    assert await poll(table, client="other") == (["a"], [])
+    assert await poll(table, client="other", ack=["a"]) == ([], [])
+    assert await poll(table) == (["a", "b"], [])
+    assert await poll(table, ack=["a", "b"]) == ([], [])
+
+
+async def test_a_submission_repeated_after_its_outcome_was_acknowledged_brings_it_again():
+    clock = Clock()
+    table = opened("a", clock=clock, retention_s=10)
+    table.finish("a", pb.Operation(state=DONE))
+    assert await poll(table, ack=["a"]) == ([], [])
+    assert not table.open("a", client_id="other", verb="forward", digest=b"d")
+    assert await poll(table, client="other") == (["a"], [])
+    clock.now = 11
+    assert await poll(table, client="other") == ([], [])
+    assert table._channels == {}
+    assert table._entries == {}
+
+
 async def test_finishing_twice_is_a_mistake():
     table = opened("a")
     table.finish("a", pb.Operation(state=DONE))
