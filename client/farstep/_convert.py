@@ -283,6 +283,7 @@ def operation_trace(message: training_pb2.OperationTrace) -> OperationTrace:
         total_s=message.total_s,
         num_tokens=message.num_tokens,
         computed_s=message.computed_s,
+        fused_with=tuple(message.fused_with),
     )
 
 

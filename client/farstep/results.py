@@ -122,6 +122,8 @@ class OperationTrace:
         phases_s: of "decode", "forward", "backward", "optimizer", "checkpoint" and "encode" those it had.
         total_s: from arrival to outcome.
         computed_s: from its start until the trainer could start the next one; decoding and encoding are not in it.
+        fused_with: ids of operations of other runs that were computed in the same batch, which changes no number; the
+            times of "forward" and "backward" are then an even share.
     """
 
     operation_id: str
@@ -133,6 +135,7 @@ class OperationTrace:
     total_s: float
     num_tokens: int
     computed_s: float
+    fused_with: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

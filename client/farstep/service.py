@@ -265,6 +265,22 @@ class ServiceClient(Closing):
     resume_run = blocking(_resume_run)
     resume_run_async = awaiting(_resume_run)
 
+    def _delete_run(self, run_id: str) -> Coroutine[Any, Any, None]:
+        """Ends a run on its trainer, which frees the room that it took there. Its checkpoints stay.
+
+        What was submitted to it and has not ended fails with `RemoteOpError` ("RunDeletedError"). Policies that
+        samplers have loaded are served until they need the room. Deleting a run again does nothing.
+
+        Raises:
+            NotFoundError: there was never such a run.
+        """
+        run_id = _checked_run_id(run_id)
+        self._refuse_closed()
+        return self._provisioner.delete_run(run_id)
+
+    delete_run = blocking(_delete_run)
+    delete_run_async = awaiting(_delete_run)
+
     async def _release(self) -> None:
         await self._provisioner.release()
 

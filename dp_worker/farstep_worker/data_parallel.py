@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -29,6 +30,7 @@ from farstep_proto.errors import ApiError
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.tensors import tensor_from_proto
 from farstep_proto.v1 import common_pb2, operations_pb2, ranks_pb2
+from farstep_worker.evicted import EvictedRuns
 from farstep_worker.executor import Executor, Outcome, failed
 from farstep_worker.gradients import PassResult
 from farstep_worker.phases import Phases
@@ -84,36 +86,79 @@ class LeadingExecutor(Executor):
         token_budget: int,
         group: RankGroup,
         layout: Layout = "padded",
+        evicted: EvictedRuns | None = None,
+        run_memory_bytes: int | None = None,
     ) -> None:
-        super().__init__(layers, store, token_budget=token_budget, layout=layout)
+        super().__init__(
+            layers,
+            store,
+            token_budget=token_budget,
+            layout=layout,
+            evicted=evicted,
+            run_memory_bytes=run_memory_bytes,
+        )
         self._group = group
         self._followers = range(1, group.world)
+        self._untold: deque[ranks_pb2.RankCommand] = deque()
 
     def create_run(self, config: RunConfig) -> Run:
-        """Raises RankDied, and whatever is wrong with the configuration."""
+        """The others hear of it before the first call that needs them: none of them can be spoken to during a pass.
+
+        Raises RankDied, and whatever is wrong with the configuration.
+        """
+        self._group.check_whole()
         run = super().create_run(config)
-        command = to_creation(config, base_model=self.base.name)
-        for rank in self._followers:
-            self._group.send(rank, command)
-        self._check_equal(ranks_pb2.RankReport(checksum=checksum(run.adapter)))
+        self._untold.append(to_creation(config, base_model=self.base.name))
         return run
+
+    def delete_run(self, run_id: str) -> None:
+        super().delete_run(run_id)
+        self._untold.append(ranks_pb2.RankCommand(forget_run=run_id))
+
+    def evict(self, run: Run) -> Mapping[str, Tensor]:
+        self._untold.append(ranks_pb2.RankCommand(evict_run=run.config.run_id))
+        return super().evict(run)
+
+    def restore(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+        """The others get what rank 0 has kept; raises RankDied."""
+        super().restore(run, tensors)
+        self._untold.append(ranks_pb2.RankCommand(restore_run=run.config.run_id))
+        self._tell()
+
+    def _tell(self) -> None:
+        """Has the others create, drop, evict and restore what rank 0 has, in the same order; raises RankDied."""
+        while self._untold:
+            command = self._untold.popleft()
+            for rank in self._followers:
+                self._group.send(rank, command)
+            run = self.runs.get(command.create_run.run_id or command.restore_run)
+            if command.HasField("restore_run") and run is not None:
+                self._group.hand_out(run.tensors().values())
+            if run is None or run.away is not None:  # dropped or evicted, be it after it was created
+                for rank in self._followers:
+                    self._group.receive(rank, ranks_pb2.RankReport)
+            else:
+                self._check_equal(ranks_pb2.RankReport(checksum=checksum(run.adapter)))
 
     def _outcome(self, run_id: str, call: Call, phases: Phases) -> Outcome:
         if not isinstance(call, ReplicatedCall) or run_id not in self.runs:
             # a pass is shared out where it is computed; files and policies are of this process alone
             return super()._outcome(run_id, call, phases)
         try:
+            self._resident(run_id, phases)
+            self._tell()
             for rank in self._followers:
                 self._group.send(rank, to_command(run_id, call))
             outcome = super()._outcome(run_id, call, phases)
             self._check_equal(_report(self.runs[run_id], outcome))
-        except RankDied as error:
+        except ApiError as error:
             return failed(error)
         return outcome
 
     def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
         mine, *others = shares(call, self._group.world)
         with phases.measure("exchange"):
+            self._tell()
             for rank, share in enumerate(others, start=1):
                 self._group.send(rank, to_command(run.config.run_id, share.call))
         failure: Exception | None = None
@@ -171,10 +216,25 @@ class FollowingExecutor(Executor):
                 request, base_model=base.name, max_seq_len=limit, default_run_id="", default_seed=request.seed
             )
             return ranks_pb2.RankReport(checksum=checksum(self.create_run(config).adapter))
+        if command.HasField("forget_run"):
+            self.delete_run(command.forget_run)
+            return ranks_pb2.RankReport()
+        if command.HasField("evict_run"):
+            self.evict(self.runs[command.evict_run])
+            return ranks_pb2.RankReport()
+        if command.HasField("restore_run"):
+            return ranks_pb2.RankReport(checksum=self._restored(self.runs[command.restore_run]))
         run = self.runs[command.execute.run_id]
         call = read_call(command.execute, run.config.limits(base.vocab_size))
         outcome = self.execute(run.config.run_id, call)
         return _report(run, outcome) if isinstance(call, ReplicatedCall) else _report(None, outcome)
+
+    def _restored(self, run: Run) -> int:
+        """Takes a run back from rank 0; the checksum of what came."""
+        assert run.away is not None
+        self.restore(run, {name: torch.empty(shape) for name, shape in run.away.items()})
+        self._group.hand_out(run.tensors().values())
+        return checksum(run.adapter)
 
     def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
         """This rank's own outputs and metrics, and the gradients of all. Its dropout is not that of rank 0."""

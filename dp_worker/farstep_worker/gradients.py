@@ -77,7 +77,7 @@ def run_pass(
     layers, phases = adapter.layers, phases or Phases()
     device = device_at(layers.base.device)
     subject = Subject(adapter, LOSS_TABLE[call.loss_fn], is_off=adapter_off)
-    total = _Total([torch.zeros_like(parameter) for parameter in subject.parameters()] if call.backward else None)
+    total = Total([torch.zeros_like(parameter) for parameter in subject.parameters()] if call.backward else None)
     draws = call.backward and adapter.spec.dropout > 0
     if draws:
         torch.manual_seed(dropout_seed)
@@ -89,7 +89,7 @@ def run_pass(
             indices = pending.popleft()
             state = device.random_state() if draws else None
             found = _attempt(subject, call, indices, layout=layout, device=device, phases=phases)
-            if isinstance(found, _Part):
+            if isinstance(found, Part):
                 total.add(found)
                 continue
             parts = halves(indices, num_together=num_together)
@@ -105,7 +105,7 @@ def run_pass(
 
 
 @dataclass(slots=True, eq=False)
-class _Part:
+class Part:
     """What a micro-batch came to, on its device: `outputs` [N] or [N, K], scalars, and gradients of its own."""
 
     batch: MicroBatch
@@ -114,15 +114,21 @@ class _Part:
     gradient_norm: Tensor
     gradients: tuple[Tensor, ...] | None
 
+    @classmethod
+    def of(cls, batch: MicroBatch, outputs: Tensor, loss: LossResult, gradients: tuple[Tensor, ...] | None) -> Part:
+        detached = loss.loss_sum.detach()
+        norm = torch.zeros_like(detached) if gradients is None else torch.nn.utils.get_total_norm(gradients)
+        return cls(batch, outputs, dataclasses.replace(loss, loss_sum=detached), norm, gradients)
+
 
 @dataclass(slots=True, eq=False)
-class _Total:
+class Total:
     """What the micro-batches came to so far."""
 
     gradients: list[Tensor] | None
-    parts: list[_Part] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
 
-    def add(self, part: _Part) -> None:
+    def add(self, part: Part) -> None:
         if self.gradients is not None and part.gradients is not None:
             torch._foreach_add_(self.gradients, part.gradients)
         part.gradients = None
@@ -147,7 +153,7 @@ class _Total:
 
 def _attempt(
     subject: Subject, call: Pass, indices: Sequence[int], *, layout: Layout, device: Device, phases: Phases
-) -> _Part | str:
+) -> Part | str:
     """One micro-batch; or, where memory ran out, what was said then, with all that it held given back."""
     try:
         return _compute(subject, call, indices, layout=layout, phases=phases)
@@ -160,23 +166,20 @@ def _attempt(
     return said
 
 
-def _compute(subject: Subject, call: Pass, indices: Sequence[int], *, layout: Layout, phases: Phases) -> _Part:
+def _compute(subject: Subject, call: Pass, indices: Sequence[int], *, layout: Layout, phases: Phases) -> Part:
     base = subject.adapter.layers.base
     with phases.measure("forward"):
         batch = MicroBatch.of(call.examples, indices, device=base.device, layout=layout)
-        loss, outputs = _forward(subject, call, batch)
-    gradients, norm = None, torch.zeros_like(loss.loss_sum)
-    if call.backward and batch.num_weighted:
-        with phases.measure("backward"):
-            gradients = torch.autograd.grad(loss.loss_sum, subject.parameters(), materialize_grads=True)
-            norm = torch.nn.utils.get_total_norm(gradients)
-    loss = dataclasses.replace(loss, loss_sum=loss.loss_sum.detach())
-    return _Part(batch, outputs, loss, norm, gradients)
+        loss, outputs = loss_of(subject, call, batch, batch.hidden_states(base))
+    if not call.backward or not batch.num_weighted:
+        return Part.of(batch, outputs, loss, None)
+    with phases.measure("backward"):
+        gradients = torch.autograd.grad(loss.loss_sum, subject.parameters(), materialize_grads=True)
+        return Part.of(batch, outputs, loss, gradients)
 
 
-def _forward(subject: Subject, call: Pass, batch: MicroBatch) -> tuple[LossResult, Tensor]:
-    """The loss with its graph, and the log-probabilities or values without."""
-    hidden_ND = batch.hidden_states(subject.adapter.layers.base)
+def loss_of(subject: Subject, call: Pass, batch: MicroBatch, hidden_ND: Tensor) -> tuple[LossResult, Tensor]:
+    """From the last hidden states: the loss with its graph, and the log-probabilities or values without."""
     targets = batch.inputs["target_tokens"].clamp_min(0)
     weighted, rest, entropy = subject.outputs(hidden_ND, targets, num_weighted=batch.num_weighted)
     sequences = batch.sequences() if subject.spec.grouping != "token" else None

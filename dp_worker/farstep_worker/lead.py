@@ -23,6 +23,7 @@ from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_proto.v1 import ranks_pb2
 from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.data_parallel import LeadingExecutor
+from farstep_worker.evicted import EvictedRuns
 from farstep_worker.followers import Followers
 from farstep_worker.ranks import RankGroup, device_of
 
@@ -33,7 +34,10 @@ _NOT_FOR_FOLLOWERS = ("FARSTEP_API_KEY", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 @dataclass(frozen=True, slots=True)
 class GroupSettings:
-    """What every process of the group is started with. `num_threads` are those of each."""
+    """What every process of the group is started with. `num_threads` are those of each.
+
+    `run_memory_bytes` is for rank 0, which decides who leaves memory: all ranks hold the same.
+    """
 
     world: int
     model: str
@@ -42,10 +46,13 @@ class GroupSettings:
     compute: ComputeSettings
     num_threads: int
     log_level: str
+    run_memory_bytes: int | None = None
 
 
 @contextmanager
-def leading(settings: GroupSettings, *, on_loss: Callable[[str], None]) -> Iterator[LeadingExecutor]:
+def leading(
+    settings: GroupSettings, evicted: EvictedRuns | None = None, *, on_loss: Callable[[str], None]
+) -> Iterator[LeadingExecutor]:
     """An executor whose passes run on all ranks, which are here as long as the block.
 
     `on_loss` is called, on any thread and perhaps more than once, when the group has lost a rank. A rank that does not
@@ -72,7 +79,13 @@ def leading(settings: GroupSettings, *, on_loss: Callable[[str], None]) -> Itera
             group.on_lost = lambda reason: _told(on_loss, followers.epitaph(reason))
             store = CheckpointStore(settings.store)
             yield LeadingExecutor(
-                ready.layers, store, token_budget=ready.token_budget, layout=ready.layout, group=group
+                ready.layers,
+                store,
+                token_budget=ready.token_budget,
+                layout=ready.layout,
+                group=group,
+                evicted=evicted,
+                run_memory_bytes=settings.run_memory_bytes,
             )
         finally:
             followers.close()

@@ -9,9 +9,11 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.embedded import MODEL_NAME
@@ -20,10 +22,13 @@ from farstep_serving.keys import KeyRing
 from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
 from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.dispatch import Dispatcher
+from farstep_worker.evicted import EvictedRuns, remove_stale
 from farstep_worker.executor import Executor
 from farstep_worker.feed import FeedServer, PolicyFeed
 from farstep_worker.lead import Ending, GroupSettings, leading
-from farstep_worker.memory import settle_memory
+from farstep_worker.memory import settle_memory, total_bytes
+from farstep_worker.ranks import device_of
+from farstep_worker.registry import DEFAULT_MAX_RUNS
 from farstep_worker.server import DEFAULT_MAX_REQUEST_BYTES, TrainerApi, make_server
 from farstep_worker.telemetry import SpanWriter
 
@@ -32,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """Everything that a worker is told; made once.
+    """Everything that a worker is told; made once. `run_memory_bytes` None is by the device.
 
     `num_threads` are those of each of its `nproc` processes.
     """
@@ -46,6 +51,9 @@ class WorkerConfig:
     nproc: int
     compute: ComputeSettings
     max_request_bytes: int
+    max_runs: int
+    run_memory_bytes: int | None
+    fuse_runs: bool
     num_threads: int
     spans: SpanWriter | None
     ends_with_parent: bool
@@ -85,6 +93,19 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     parser.add_argument("--nproc", type=_positive, default=1, help="processes that train together, a GPU each")
     ComputeSettings.add_flags(parser)
     parser.add_argument("--max-request-bytes", type=_positive, default=DEFAULT_MAX_REQUEST_BYTES)
+    parser.add_argument("--max-runs", type=_positive, default=DEFAULT_MAX_RUNS, help="more are refused")
+    parser.add_argument(
+        "--run-memory-mib",
+        type=_positive,
+        help="for adapters, gradients and moments of all runs; idle ones beyond that go to the store's disk until they "
+        "are used (default: a quarter of the device's memory)",
+    )
+    parser.add_argument(
+        "--fuse-runs",
+        choices=["auto", "off"],
+        default="auto",
+        help="small passes of several runs in one batch, where the numbers stay the same to the bit",
+    )
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     flags = parser.parse_args(argv)
@@ -100,6 +121,9 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         nproc=flags.nproc,
         compute=ComputeSettings.of(flags),
         max_request_bytes=flags.max_request_bytes,
+        max_runs=flags.max_runs,
+        run_memory_bytes=flags.run_memory_mib and flags.run_memory_mib << 20,
+        fuse_runs=flags.fuse_runs == "auto",
         num_threads=max(1, _num_threads(os.environ.get("OMP_NUM_THREADS")) // flags.nproc),
         spans=_spans(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
         ends_with_parent=flags.exit_with_parent,
@@ -115,9 +139,19 @@ def open_executor(config: WorkerConfig) -> Iterator[Executor]:
     Raises:
         NotFound, InvalidInput: it cannot be loaded, naming what is wrong.
     """
-    if config.nproc == 1:
-        yield make_executor(config)
-        return
+    remove_stale(config.store)
+    with closing(EvictedRuns(config.store)) as evicted:
+        if config.nproc == 1:
+            yield make_executor(config, evicted)
+            return
+        with leading_executor(config, evicted) as executor:
+            yield executor
+
+
+@contextmanager
+def leading_executor(config: WorkerConfig, evicted: EvictedRuns) -> Iterator[Executor]:
+    """One that computes in several processes; raises as `open_executor`."""
+    device = device_of(0, world=config.nproc, device=config.device)
     settings = GroupSettings(
         world=config.nproc,
         model=config.model,
@@ -126,24 +160,34 @@ def open_executor(config: WorkerConfig) -> Iterator[Executor]:
         compute=config.compute,
         num_threads=config.num_threads,
         log_level=config.log_level,
+        run_memory_bytes=config.run_memory_bytes or _run_memory_bytes(device),
     )
     ending = Ending()
-    with leading(settings, on_loss=ending.lose) as executor, ending.on_sigterm():
+    with leading(settings, evicted, on_loss=ending.lose) as executor, ending.on_sigterm():
         yield executor
 
 
-def make_executor(config: WorkerConfig) -> Executor:
+def make_executor(config: WorkerConfig, evicted: EvictedRuns) -> Executor:
     """One that computes in this process alone; raises as `open_executor`."""
     ready = prepare(config.model, config.compute, device=config.device, num_threads=config.num_threads)
     log.info("computing with %d threads", config.num_threads)
-    store = CheckpointStore(config.store)
-    return Executor(ready.layers, store, token_budget=ready.token_budget, layout=ready.layout)
+    return Executor(
+        ready.layers,
+        CheckpointStore(config.store),
+        token_budget=ready.token_budget,
+        layout=ready.layout,
+        evicted=evicted,
+        run_memory_bytes=config.run_memory_bytes or _run_memory_bytes(ready.layers.base.device),
+        fuse_runs=config.fuse_runs,
+    )
 
 
 async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.socket) -> None:
     """Serves until a signal; then lets the running operation finish within the time there is."""
     feed = PolicyFeed(config.keys)
-    dispatcher = Dispatcher(executor, feed=feed, num_threads=config.num_threads, spans=config.spans)
+    dispatcher = Dispatcher(
+        executor, feed=feed, num_threads=config.num_threads, max_runs=config.max_runs, spans=config.spans
+    )
     api = TrainerApi(executor.base, dispatcher, executor.store, max_request_bytes=config.max_request_bytes)
     app = make_server(api, keys=config.keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
 
@@ -160,6 +204,10 @@ async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.sock
             log.error("ending in the middle of an operation")
             sys.stderr.flush()
             os._exit(1)
+
+
+def _run_memory_bytes(device: torch.device) -> int:
+    return total_bytes(device) // 4
 
 
 def _spans(endpoint: str | None) -> SpanWriter | None:

@@ -49,6 +49,11 @@ class Optimizer:
             self._adam.zero_grad(set_to_none=True)
         return grad_norm
 
+    def moments(self) -> list[Tensor]:
+        """The moments themselves, two a parameter; none before the first step."""
+        states = [self._adam.state.get(parameter) for parameter in self._parameters]
+        return [state[moment] for state in states if state for moment in _MOMENTS]
+
     def state_bytes(self) -> bytes:
         """The state as a safetensors file: two moments a parameter that was ever updated, and the step they belong to.
 

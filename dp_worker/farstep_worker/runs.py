@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from farstep_model.adapter import Adapter
@@ -61,6 +63,8 @@ class Run:
     `start_adapter` are the weights that the run began with; None: a fresh adapter, which computes what the base model
     does. A run begins when it is created or reset, and with weights that are loaded without their optimizer before the
     first step (`is_at_start`); loaded with their optimizer, weights bring the beginning of their own run along.
+
+    `away` are the shapes of its tensors while it is out of memory; everything else of it stays.
     """
 
     config: RunConfig
@@ -72,6 +76,7 @@ class Run:
     policy_version: int = 0
     start_adapter: Adapter | None = None
     is_at_start: bool = True
+    away: Mapping[str, torch.Size] | None = None
 
     @classmethod
     def start(cls, layers: LoraLayers, config: RunConfig) -> Run:
@@ -93,6 +98,38 @@ class Run:
         self.step = 0
         self.start_adapter = None
         self.is_at_start = True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that takes room, by a name that stays the same; empty tensors while it is away."""
+        start = self.start_adapter.parameters() if self.start_adapter is not None else []
+        groups: dict[str, Sequence[Tensor]] = {
+            "adapter": self.adapter.parameters(),
+            "start": start,
+            "gradients": [gradient for gradient in self.gradients or [] if gradient is not None],
+            "moments": self.optimizer.moments(),
+        }
+        return {f"{group}.{i}": tensor for group, tensors in groups.items() for i, tensor in enumerate(tensors)}
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def go_away(self) -> dict[str, Tensor]:
+        """Leaves memory: gives its tensors, and keeps only their shapes."""
+        given = {}
+        for name, tensor in self.tensors().items():
+            given[name] = tensor.detach()
+            tensor.data = tensor.new_empty(0)
+        self.away = {name: tensor.shape for name, tensor in given.items()}
+        return given
+
+    def come_back(self, given: Mapping[str, Tensor]) -> None:
+        """Takes tensors over that `go_away` gave, or equal ones."""
+        tensors = self.tensors()
+        back = {name: given[name].to(tensor.device) for name, tensor in tensors.items()}  # there may be no room for all
+        for name, tensor in tensors.items():
+            tensor.data = back[name]
+        self.away = None
 
     def weights_of(self, choice: str) -> Adapter | None:
         """The weights that `farstep_proto.validation.ADAPTERS` names; None: the base model's alone."""

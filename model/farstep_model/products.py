@@ -10,7 +10,7 @@ Shapes: N tokens, I inputs of a layer, O outputs, r rank.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -27,9 +27,17 @@ _HAS_ONEDNN = (
 MIN_ONEDNN_MULTIPLICATIONS = 1 << 22
 
 
-def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """x·weightᵀ + bias, [N, O], without a graph."""
-    if _is_for_onednn(x_NI, weight_OI):
+Library: TypeAlias = Literal["torch", "onednn"]
+
+
+def library_for(x_NI: Tensor, weight_OI: Tensor) -> Library:
+    """What multiplies tensors of these shapes."""
+    return "onednn" if _is_for_onednn(x_NI, weight_OI) else "torch"
+
+
+def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, library: Library | None = None) -> Tensor:
+    """x·weightᵀ + bias, [N, O], without a graph; by the library that is for it, unless one is given."""
+    if (library or library_for(x_NI, weight_OI)) == "onednn":
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], ""))
     return functional.linear(x_NI, weight_OI, bias_O)
 

@@ -104,6 +104,7 @@ async def test_everything_awaited(service: farstep.ServiceClient) -> None:
         assert (await service.get_run_async(client.run_id)).state == "ready"
         async with await service.resume_run_async(client.run_id) as again:
             assert again.run_id == client.run_id
+        await service.delete_run_async((await service.create_lora_training_client_async(BASE_MODEL, 4)).run_id)
         for create in (
             service.create_training_client_from_state_async,
             service.create_training_client_from_state_with_optimizer_async,
@@ -166,6 +167,19 @@ def test_resuming_a_run_goes_on_with_its_numbers(
     assert [seq for _, seq, _, _ in trainer.executed] == [1, 2, 3]
     with pytest.raises(farstep.NotFoundError):
         local.resume_run("run_unknown")
+
+
+@pytest.mark.parametrize("kind", ["service", "local"])
+def test_a_deleted_run_is_gone(kind: str, request: pytest.FixtureRequest) -> None:
+    service: farstep.ServiceClient = request.getfixturevalue(kind)
+    with service.create_lora_training_client(BASE_MODEL, 8) as client:
+        service.delete_run(client.run_id)
+        with pytest.raises(farstep.NotFoundError):
+            service.resume_run(client.run_id)
+    with pytest.raises(farstep.NotFoundError):
+        service.delete_run("run_unknown")
+    with pytest.raises(farstep.InvalidInputError, match="run_id"):
+        service.delete_run("../run")
 
 
 def test_servers_that_do_not_start(service: farstep.ServiceClient, control: ControlPlane) -> None:

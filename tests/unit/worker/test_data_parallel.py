@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import closing
 
 import httpx
 import numpy as np
@@ -21,6 +22,7 @@ from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import operations_pb2
 from farstep_worker.compute import ComputeSettings
 from farstep_worker.data_parallel import shares
+from farstep_worker.evicted import EvictedRuns
 from farstep_worker.executor import Executor
 from farstep_worker.lead import GroupSettings, leading
 from farstep_worker.rank_messages import read_call, to_command
@@ -175,7 +177,9 @@ def settings(tmp_path, **compute):
 def pair(layers, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("pair")
     lost = []
-    with leading(settings(tmp_path), on_loss=lost.append) as leader:  # one at a time in a process
+    evicted = EvictedRuns(tmp_path / "store")
+    room = dataclasses.replace(settings(tmp_path), run_memory_bytes=0)
+    with closing(evicted), leading(room, evicted, on_loss=lost.append) as leader:  # one at a time in a process
         alone = Executor(layers, CheckpointStore(tmp_path / "store"), token_budget=128)
         yield Pair(leader, alone, lost)
 
@@ -372,6 +376,22 @@ def test_dropout_is_repeatable_and_differs_by_rank(pair, make_pass):
     ranks = [output.fields["logprobs"].data for output in
              succeeded(pair.leader.execute("dropout-a", twins)).forward_backward.loss_fn_outputs]  # fmt: skip
     assert ranks[0] != ranks[1]
+
+
+@pytest.mark.system
+def test_runs_leave_all_ranks_and_come_back_to_all(pair, make_pass):
+    leader = pair.leader
+    staying, moving = pair.create("staying", dropout=0.2)[0], pair.create("moving", dropout=0.2)[0]
+    pair.create("deleted")
+    for call in (make_pass(), ADAM, make_pass(seed=1), make_pass(seed=2), ADAM, Reset(2), make_pass(), ADAM):
+        leader.make_room(lambda run_id: run_id == "staying")
+        assert (staying.away is None, moving.away is None) == (True, False)
+        succeeded(leader.execute("staying", call))
+        succeeded(leader.execute("moving", call))  # ends with a comparison of the replicas
+    leader.delete_run("deleted")
+    succeeded(leader.execute("moving", make_pass()))
+    assert moving.adapter.to_bytes() == staying.adapter.to_bytes()
+    assert moving.optimizer.state_bytes() == staying.optimizer.state_bytes()
 
 
 @pytest.mark.system

@@ -140,7 +140,7 @@ def test_nothing_is_read_back_before_the_last_micro_batch(tiny, make_pass, monke
     """On a GPU each of these would make the host wait. (Only the loop by sequence reads where sequences begin.)"""
     adapter = warm_adapter(tiny("llama")[0], dropout=0.1, use_dora=True, value_head=loss_fn == "value")
     call = valid(make_pass(loss_fn, lengths=LENGTHS), adapter.layers.base.vocab_size)
-    compute, result_of, waited = gradients._compute, gradients._Total.result, []
+    compute, result_of, waited = gradients._compute, gradients.Total.result, []
 
     def guarded(*args, **kwargs):
         with monkeypatch.context() as patch:
@@ -153,7 +153,7 @@ def test_nothing_is_read_back_before_the_last_micro_batch(tiny, make_pass, monke
         return result_of(total, *args)
 
     monkeypatch.setattr(gradients, "_compute", guarded)
-    monkeypatch.setattr(gradients._Total, "result", counted)
+    monkeypatch.setattr(gradients.Total, "result", counted)
     run_pass(adapter, call, token_budget=BUDGET, dropout_seed=0, layout="packed")
     assert waited == [len(plan(call.examples, BUDGET, num_together=LOSS_TABLE[loss_fn].num_data, layout="packed"))]
 

@@ -151,6 +151,23 @@ def test_going_on_from_a_checkpoint_is_going_on(executor, make_run, make_pass, d
     assert second.optimizer.state_bytes() == straight.optimizer.state_bytes()
 
 
+def test_it_leaves_memory_and_comes_back_with_the_run(make_run, make_pass, do):
+    """With gradients that are not there for every parameter, and moments that are not there yet."""
+    spec = {**UNEMBED, "use_dora": True}
+    stays, goes = make_run("stays", **spec), make_run("goes", **spec)
+    for loss_fn in ("ppo", "value", "ppo"):
+        for run_id in ("stays", "goes"):
+            do(make_pass(loss_fn), run_id=run_id)
+        given = goes.go_away()
+        assert goes.num_bytes == 0
+        assert sum(tensor.nbytes for tensor in given.values()) == stays.num_bytes
+        goes.come_back({name: tensor.clone() for name, tensor in given.items()})
+        for run_id in ("stays", "goes"):
+            do(ADAM, run_id=run_id)
+        assert equal(weights(goes), weights(stays))
+    assert goes.optimizer.state_bytes() == stays.optimizer.state_bytes()
+
+
 def test_the_start_has_the_head_that_it_had(executor, make_run, make_pass, do):
     run, other, third = (make_run(run_id, value_head=True) for run_id in ("run", "other", "third"))
     look = dataclasses.replace(make_pass("value", backward=False), adapter="start")
