@@ -40,8 +40,8 @@ class MergedLinear:
         adaptable = [linear for linear in linears if isinstance(linear, LoraLinear)]
         switch = adaptable[0].switch if adaptable else None
         if len(adaptable) == len(linears) and all(linear.prepared is not None for linear in adaptable):
-            for linear in adaptable:
-                linear.prepared = None
+            for adapted in adaptable:
+                adapted.prepared = None
             return cls(linears, sizes, PreparedWeight.of(weight_OI, bias_O), bias_O, switch)
         for linear, part_OI in zip(linears, weight_OI.split(sizes), strict=True):
             linear.weight.data = part_OI
