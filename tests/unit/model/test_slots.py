@@ -94,6 +94,23 @@ def test_loading_and_freeing_touch_no_other_slot(
     torch.testing.assert_close(after[2], alone(layers, None, ids_BT[2]), rtol=0, atol=1e-5)
 
 
+def test_the_same_rows_see_what_was_loaded_and_freed_since(
+    layers: LoraLayers, slots: AdapterSlots, adapters: list[Adapter], ids_BT: Tensor
+) -> None:
+    rows_B = torch.tensor([4, 4, 4, 4])
+
+    def found() -> Tensor:
+        with slots.active(rows_B):
+            return last_logits(layers, ids_BT)
+
+    bare = found()
+    slots.load(4, adapters[1])
+    with layers.active([adapters[1]]):
+        assert torch.equal(found(), last_logits(layers, ids_BT))
+    slots.free(4)
+    assert torch.equal(found(), bare)
+
+
 def test_a_slot_keeps_what_was_loaded_when_training_goes_on(
     layers: LoraLayers, slots: AdapterSlots, adapters: list[Adapter], ids_BT: Tensor
 ) -> None:
