@@ -132,11 +132,11 @@ def adam_to_proto(params: AdamParams) -> training_pb2.OptimStepRequest:
     )
 
 
-def checked_prompt(prompt: Any, *, vocab_size: int, max_seq_len: int) -> common_pb2.ModelInput:
-    message = model_input_to_proto(prompt, field="prompt")
+def checked_prompt(prompt: Any, *, vocab_size: int, max_seq_len: int, field: str = "prompt") -> common_pb2.ModelInput:
+    message = model_input_to_proto(prompt, field=field)
     with checked():
-        tokens_T = tensors.model_input_ids(message, field="prompt")
-        check_tokens(tokens_T, vocab_size=vocab_size, max_seq_len=max_seq_len, field="prompt")
+        tokens_T = tensors.model_input_ids(message, field=field)
+        check_tokens(tokens_T, vocab_size=vocab_size, max_seq_len=max_seq_len, field=field)
     return message
 
 
@@ -144,6 +144,7 @@ def sampling_params_to_proto(params: SamplingParams) -> sampling_pb2.SamplingPar
     if not isinstance(params, SamplingParams):
         raise TypeError(f"sampling_params: expected SamplingParams, not {type(params).__name__}")
     stop_strings, stop_tokens = params.stops()
+    constraint: Any = params.constraint()
     return sampling_pb2.SamplingParams(
         max_tokens=params.max_tokens,
         temperature=params.temperature,
@@ -154,6 +155,12 @@ def sampling_params_to_proto(params: SamplingParams) -> sampling_pb2.SamplingPar
         stop_strings=stop_strings,
         stop_tokens=stop_tokens,
         ignore_eos=params.ignore_eos,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        repetition_penalty=params.repetition_penalty,
+        logit_bias={int(token): bias for token, bias in params.logit_bias.items()},
+        min_tokens=params.min_tokens,
+        **constraint,
     )
 
 

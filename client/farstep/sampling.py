@@ -41,6 +41,7 @@ T = TypeVar("T")
 Pin = Literal["min", "exact"]
 
 _DEFAULT_PARAMS = SamplingParams()
+_SUBMITTED_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +119,26 @@ class SamplingClient(Closing):
 
     def _compute_logprobs(self, prompt: ModelInput | Sequence[int]) -> Coroutine[Any, Any, Future[list[float | None]]]:
         """The log-probability of each of the prompt's T tokens at temperature 1; None at index 0."""
-        request = self._request(prompt, sampling_pb2.SamplingParams(max_tokens=0))
-        request.num_samples = 1
-        request.include_prompt_logprobs = True
-        return self._submit(request, prompt_logprobs, "compute_logprobs")
+        return self._submit(self._logprobs_request(prompt), prompt_logprobs, "compute_logprobs")
 
     compute_logprobs = blocking(_compute_logprobs)
     compute_logprobs_async = awaiting(_compute_logprobs)
+
+    def _compute_logprobs_batch(
+        self, prompts: Sequence[ModelInput | Sequence[int]]
+    ) -> Coroutine[Any, Any, list[Future[list[float | None]]]]:
+        """`compute_logprobs` of many prompts, submitted together: a future for each, in their order.
+
+        The sampler computes them in batches of like lengths. All prompts are checked before the first is submitted.
+
+        Raises:
+            InvalidInputError: naming the prompt, as `prompts[3]`; nothing was submitted.
+        """
+        requests = [self._logprobs_request(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
+        return self._submit_all(requests)
+
+    compute_logprobs_batch = blocking(_compute_logprobs_batch)
+    compute_logprobs_batch_async = awaiting(_compute_logprobs_batch)
 
     async def _get_base_model(self) -> str:
         """The name of the model under the policy."""
@@ -160,10 +174,34 @@ class SamplingClient(Closing):
     async def _release(self) -> None:
         await self._sampler.release()
 
-    def _request(self, prompt: Any, params: sampling_pb2.SamplingParams) -> sampling_pb2.SampleRequest:
+    def _logprobs_request(self, prompt: Any, field: str = "prompt") -> sampling_pb2.SampleRequest:
+        request = self._request(prompt, sampling_pb2.SamplingParams(max_tokens=0), field)
+        request.num_samples = 1
+        request.include_prompt_logprobs = True
+        return request
+
+    async def _submit_all(self, requests: list[sampling_pb2.SampleRequest]) -> list[Future[list[float | None]]]:
+        """Submits as many at a time as there are connections for; where one fails, those submitted are dropped."""
+        room = asyncio.Semaphore(_SUBMITTED_AT_ONCE)
+
+        async def submit(request: sampling_pb2.SampleRequest) -> Future[list[float | None]]:
+            async with room:
+                return await self._submit(request, prompt_logprobs, "compute_logprobs")
+
+        futures = await asyncio.gather(*map(submit, requests), return_exceptions=True)
+        good = [future for future in futures if not isinstance(future, BaseException)]
+        for error in futures:
+            if isinstance(error, BaseException):
+                await asyncio.gather(*(future._cancel() for future in good), return_exceptions=True)
+                raise error
+        return good
+
+    def _request(
+        self, prompt: Any, params: sampling_pb2.SamplingParams, field: str = "prompt"
+    ) -> sampling_pb2.SampleRequest:
         self._refuse_closed()
         return sampling_pb2.SampleRequest(
-            prompt=checked_prompt(prompt, vocab_size=self._vocab_size, max_seq_len=self._max_seq_len),
+            prompt=checked_prompt(prompt, vocab_size=self._vocab_size, max_seq_len=self._max_seq_len, field=field),
             params=params,
             run_id=self._target.run_id,
             model_path=self._target.model_path,

@@ -8,8 +8,7 @@ Shapes: T tokens of one sequence, K candidates a position.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -17,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from farstep._numbers import check_number
+from farstep._sampling_params import SamplingParams
 from farstep._tensor_data import TensorData, TensorLike, as_tensor_data
 from farstep.errors import InvalidInputError
 from farstep.results import (
@@ -230,57 +231,10 @@ class AdamParams:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "weight_decay", "grad_clip_norm"):
-            _check(name, getattr(self, name), lambda value: value >= 0, "at least 0")
+            check_number(name, getattr(self, name), lambda value: value >= 0, "at least 0")
         for name in ("beta1", "beta2"):
-            _check(name, getattr(self, name), lambda value: 0 <= value < 1, "in [0, 1)")
-        _check("eps", self.eps, lambda value: value > 0, "positive")
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How to sample.
-
-    Args:
-        max_tokens: at most so many new tokens; None: up to the model's context.
-        temperature: 0 takes the most likely token.
-        top_p, top_k, min_p: which tokens may be drawn; 1, -1 and 0 allow all.
-        seed: same seed, same weights, same request: same tokens, whatever else is in the batch.
-        stop: a string, strings, a token id or token ids; the matched stop token is included.
-        ignore_eos: goes on beyond the model's own end token.
-    """
-
-    max_tokens: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
-    min_p: float = 0.0
-    seed: int | None = None
-    stop: str | Sequence[str] | int | Sequence[int] | None = None
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_tokens is not None:
-            _check("max_tokens", self.max_tokens, lambda value: value >= 1, "at least 1", whole=True)
-        _check("temperature", self.temperature, lambda value: value >= 0, "at least 0")
-        _check("top_p", self.top_p, lambda value: 0 < value <= 1, "in (0, 1]")
-        _check("top_k", self.top_k, lambda value: value == -1 or value >= 1, "-1 or at least 1", whole=True)
-        _check("min_p", self.min_p, lambda value: 0 <= value <= 1, "in [0, 1]")
-        if self.seed is not None:
-            _check("seed", self.seed, lambda value: -(2**63) <= value < 2**63, "a 64-bit number", whole=True)
-        self.stops()
-
-    def stops(self) -> tuple[list[str], list[int]]:
-        """The stop strings and the stop tokens."""
-        stops = [self.stop] if isinstance(self.stop, str | int) else list(self.stop or ())
-        strings = [stop for stop in stops if isinstance(stop, str)]
-        ids = [int(stop) for stop in stops if isinstance(stop, int | np.integer) and not isinstance(stop, bool)]
-        if len(strings) not in (0, len(stops)) or len(strings) + len(ids) != len(stops):
-            raise TypeError("stop: must be strings or token ids, not a mixture")
-        if "" in strings:
-            raise InvalidInputError("an empty string stops nothing", field="stop")
-        if any(not 0 <= token <= _INT32.max for token in ids):
-            raise InvalidInputError("a token id is negative or too large", field="stop")
-        return strings, ids
+            check_number(name, getattr(self, name), lambda value: 0 <= value < 1, "in [0, 1)")
+        check_number("eps", self.eps, lambda value: value > 0, "positive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,14 +249,6 @@ class WandbConfig:
     mode: Literal["online", "offline", "disabled"] | None = None
     dir: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _check(name: str, value: float, holds: Callable[[float], bool], expected: str, *, whole: bool = False) -> None:
-    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        raise TypeError(f"{name}: must be {'a whole number' if whole else 'a number'}, not {type(value).__name__}")
-    if not math.isfinite(value) or not holds(value):
-        raise InvalidInputError(f"{value} is not {expected}", field=name)
 
 
 def _shortened(array: npt.NDArray[np.generic], *, most: int = 8) -> str:

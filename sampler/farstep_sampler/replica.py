@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 
@@ -20,6 +21,7 @@ from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.feed import FeedClient, FeedConfig
 from farstep_sampler.gate import Gate
+from farstep_sampler.grammars import Grammars
 from farstep_sampler.request import ModelLimits, SampleJob, Target, job_of, target_of
 from farstep_sampler.result import response_of
 from farstep_sampler.submissions import Work
@@ -53,6 +55,7 @@ class Replica:
         self._base = base
         self._limits = limits
         self._engine = EngineThread(engine)
+        self._grammars = Grammars(base.tokenizer, vocab_size=base.vocab_size, eos_token_ids=base.eos_token_ids)
         self._table = VersionTable(num_slots=adapters.num_slots)
         self._gate = Gate(self._table)
         self._swapper = Swapper(self._table, self._gate, layers=adapters.layers, load=self._engine.load, store=store)
@@ -120,6 +123,8 @@ class Replica:
             raise Internal(f"the {ended[0]} has stopped", hint="restart the sampler; its log has the reason")
 
     async def _sample(self, job: SampleJob, target: Target) -> pb.SampleResponse:
+        if job.constraint is not None:
+            job = replace(job, grammar=await self._grammars.compiled(job.constraint))
         if target.is_checkpoint:
             serve = await self._swapper.bring(target.source)
         else:

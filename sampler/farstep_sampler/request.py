@@ -8,20 +8,24 @@ from __future__ import annotations
 import math
 import secrets
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from farstep_proto.errors import InvalidInput
 from farstep_proto.names import CheckpointPath, check_run_id
 from farstep_proto.tensors import IntArray, model_input_ids
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_proto.validation import check_tokens
+from farstep_sampler import sampling_params
+from farstep_sampler.constraint import Constraint, constraint_of
+from farstep_sampler.penalties import Penalties
 from farstep_sampler.versions import AtLeast, Exactly, VersionGate
+
+if TYPE_CHECKING:
+    from farstep_sampler.grammars import Grammar
 
 MAX_SAMPLES = 1024
 MAX_TOPK = 128
-MAX_STOPS = 64
-MAX_STOP_CHARS = 1024
 NO_TOP_K = 1 << 31
-MIN_TEMPERATURE = 1e-3  # below, a temperature is 0 or a mistake
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,9 @@ class SampleJob:
     """One prompt [T] and how to continue it `num_samples` times, by up to `max_tokens` tokens each.
 
     `top_k` is NO_TOP_K where it restricts nothing. `stop_tokens` has the model's end tokens in it,
-    unless the request ignores them. Where `num_prompt_topk` or `wants_prompt_logprobs` asks for the prompt's
-    log-probabilities, they are at temperature 1.
+    unless the request ignores them; among the first `min_tokens` nothing ends it. Where `num_prompt_topk` or
+    `wants_prompt_logprobs` asks for the prompt's log-probabilities, they are at temperature 1.
+    `grammar` is `constraint` compiled: a job that has the one must have the other before an engine takes it.
     """
 
     prompt: IntArray
@@ -68,6 +73,11 @@ class SampleJob:
     wants_prompt_logprobs: bool
     num_prompt_topk: int
     num_topk: int
+    min_tokens: int = 0
+    penalties: Penalties | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    constraint: Constraint | None = None
+    grammar: Grammar | None = None
 
     @property
     def looks_at_prompt(self) -> bool:
@@ -83,22 +93,40 @@ def job_of(message: pb.SampleRequest, *, limits: ModelLimits) -> SampleJob:
     params = message.params
     prompt = model_input_ids(message.prompt, field="prompt")
     check_tokens(prompt, vocab_size=limits.vocab_size, max_seq_len=limits.max_seq_len, field="prompt")
-    looks_at_prompt = message.include_prompt_logprobs or message.topk_prompt_logprobs > 0
-    top_k = params.top_k if params.HasField("top_k") else -1
+    max_tokens = sampling_params.max_tokens_of(
+        params,
+        num_prompt=len(prompt),
+        max_seq_len=limits.max_seq_len,
+        looks_at_prompt=message.include_prompt_logprobs or message.topk_prompt_logprobs > 0,
+    )
+    constraint = constraint_of(params)
+    stop_tokens = sampling_params.stop_tokens_of(
+        params,
+        vocab_size=limits.vocab_size,
+        eos_token_ids=limits.eos_token_ids,
+        is_guided=constraint is not None,
+    )
+    min_tokens = sampling_params.min_tokens_of(
+        params, max_tokens=max_tokens, num_stop_tokens=len(stop_tokens), vocab_size=limits.vocab_size
+    )
     return SampleJob(
         prompt=prompt,
         num_samples=_whole(message.num_samples, "num_samples", least=1, most=MAX_SAMPLES),
-        max_tokens=_max_tokens(params, len(prompt), limits, looks_at_prompt=looks_at_prompt),
-        temperature=_temperature(params),
-        top_k=NO_TOP_K if top_k == -1 else _whole(top_k, "params.top_k", least=1, most=(1 << 31) - 1, other="-1"),
-        top_p=_top_p(params),
-        min_p=_min_p(params),
+        max_tokens=max_tokens,
+        temperature=sampling_params.temperature_of(params),
+        top_k=sampling_params.top_k_of(params) or NO_TOP_K,
+        top_p=sampling_params.top_p_of(params),
+        min_p=sampling_params.min_p_of(params),
         seed=params.seed if params.HasField("seed") else secrets.randbits(63),
-        stop_tokens=_stop_tokens(params, limits),
-        stop_strings=_stop_strings(params),
+        stop_tokens=stop_tokens,
+        stop_strings=sampling_params.stop_strings_of(params),
         wants_prompt_logprobs=message.include_prompt_logprobs,
         num_prompt_topk=_topk(message.topk_prompt_logprobs, "topk_prompt_logprobs", limits),
         num_topk=_topk(message.topk_logprobs, "topk_logprobs", limits),
+        min_tokens=min_tokens,
+        penalties=sampling_params.penalties_of(params, prompt),
+        logit_bias=sampling_params.logit_bias_of(params, vocab_size=limits.vocab_size),
+        constraint=constraint,
     )
 
 
@@ -140,74 +168,11 @@ def version_of(text: str, field: str) -> int:
     return int(text)
 
 
-def _max_tokens(params: pb.SamplingParams, num_prompt: int, limits: ModelLimits, *, looks_at_prompt: bool) -> int:
-    room = limits.max_seq_len - num_prompt
-    field = "params.max_tokens"
-    if not params.HasField("max_tokens"):
-        if room == 0:
-            raise InvalidInput(
-                f"{num_prompt} tokens leave no room in the context of {limits.max_seq_len}", field="prompt"
-            )
-        return room
-    wanted = params.max_tokens
-    if wanted < 0:
-        raise InvalidInput(f"{wanted} is negative", field=field)
-    if wanted == 0 and not looks_at_prompt:
-        raise InvalidInput("0 makes sense with prompt log-probabilities only", field=field)
-    if wanted > room:
-        raise InvalidInput(
-            f"{num_prompt} prompt tokens and {wanted} more are over the context of {limits.max_seq_len}",
-            field=field,
-            hint=f"at most {room}, or leave max_tokens out",
-        )
-    return wanted
-
-
-def _temperature(params: pb.SamplingParams) -> float:
-    value = params.temperature if params.HasField("temperature") else 1.0
-    if not (value == 0 or MIN_TEMPERATURE <= value < math.inf):
-        raise InvalidInput(f"{value} is not 0 (greedy) or at least {MIN_TEMPERATURE}", field="params.temperature")
-    return value
-
-
-def _top_p(params: pb.SamplingParams) -> float:
-    value = params.top_p if params.HasField("top_p") else 1.0
-    if not 0 < value <= 1:
-        raise InvalidInput(f"{value} is not above 0 and at most 1", field="params.top_p")
-    return value
-
-
-def _min_p(params: pb.SamplingParams) -> float:
-    if not 0 <= params.min_p <= 1:
-        raise InvalidInput(f"{params.min_p} is not between 0 and 1", field="params.min_p")
-    return params.min_p
-
-
-def _stop_tokens(params: pb.SamplingParams, limits: ModelLimits) -> frozenset[int]:
-    for index, token in enumerate(params.stop_tokens):
-        if not 0 <= token < limits.vocab_size:
-            raise InvalidInput(
-                f"token {token} is outside the vocabulary of {limits.vocab_size}", field=f"params.stop_tokens[{index}]"
-            )
-    return frozenset(params.stop_tokens) | frozenset(() if params.ignore_eos else limits.eos_token_ids)
-
-
-def _stop_strings(params: pb.SamplingParams) -> tuple[str, ...]:
-    if len(params.stop_strings) > MAX_STOPS:
-        raise InvalidInput(f"{len(params.stop_strings)} strings, at most {MAX_STOPS}", field="params.stop_strings")
-    for index, string in enumerate(params.stop_strings):
-        if not 1 <= len(string) <= MAX_STOP_CHARS:
-            raise InvalidInput(
-                f"{len(string)} characters, not 1 to {MAX_STOP_CHARS}", field=f"params.stop_strings[{index}]"
-            )
-    return tuple(params.stop_strings)
-
-
 def _topk(value: int, field: str, limits: ModelLimits) -> int:
     return _whole(value, field, least=0, most=min(MAX_TOPK, limits.vocab_size))
 
 
-def _whole(value: int, field: str, *, least: int, most: int, other: str = "") -> int:
+def _whole(value: int, field: str, *, least: int, most: int) -> int:
     if not least <= value <= most:
-        raise InvalidInput(f"{value} is not {other + ' or ' if other else ''}between {least} and {most}", field=field)
+        raise InvalidInput(f"{value} is not between {least} and {most}", field=field)
     return value

@@ -6,9 +6,10 @@ request gives the same tokens in any batch.
 
 The choice is by inverse cumulative distribution in float64, over token ids in ascending order. Truncation is
 applied in the order top-k, top-p over what top-k left, min-p relative to the likeliest token.
-Log-probabilities are those of softmax(logits / temperature) over the whole vocabulary: truncation restricts
-the choice and does not renormalise what is reported. Temperature 0 takes the likeliest token (the lowest id of
-equals), reported at temperature 1.
+Log-probabilities are those of softmax(logits / temperature) over the whole vocabulary, of the logits as they come,
+that is after `logit_controls`: bias, penalties and grammars count, truncation restricts the choice and does not
+renormalise what is reported. Temperature 0 takes the likeliest token (the lowest id of equals), reported at
+temperature 1.
 
 Shapes: R rows, V vocabulary, K candidates.
 """
@@ -22,6 +23,9 @@ import torch
 from torch import Tensor
 
 _DRAWS_AT_ONCE = 64
+# So many of the likeliest tokens mostly hold what top-p keeps; rows where they do not look at more, then at all.
+_FIRST_RANKS = 256
+_MORE_RANKS = 4096
 _WORD = (1 << 64) - 1
 
 
@@ -59,7 +63,7 @@ class RowSettings:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Tokens [R] and their log-probabilities [R]; `topk_*` are [R, K], the likeliest first."""
+    """Tokens [R] and their log-probabilities [R]; `topk_*` are [R, K], the likeliest first, −1 for impossible ones."""
 
     tokens: Tensor
     logprobs: Tensor
@@ -86,7 +90,8 @@ def sample(logits_RV: Tensor, settings: RowSettings, uniforms_R: Tensor, *, topk
         weights_RV[rows] = truncate(weights_RV[rows], *limits)
     tokens_R = torch.where(is_greedy_R, logits_RV.argmax(dim=-1), choose(weights_RV, uniforms_R))
     best = torch.topk(logprobs_RV, topk, dim=-1)
-    return Sampled(tokens_R, logprobs_RV.gather(1, tokens_R[:, None])[:, 0], best.indices, best.values)
+    best_ids = best.indices.masked_fill(best.values == -torch.inf, -1)
+    return Sampled(tokens_R, logprobs_RV.gather(1, tokens_R[:, None])[:, 0], best_ids, best.values)
 
 
 def choose(weights_RV: Tensor, uniforms_R: Tensor) -> Tensor:
@@ -101,13 +106,40 @@ def choose(weights_RV: Tensor, uniforms_R: Tensor) -> Tensor:
 
 def truncate(weights_RV: Tensor, top_k_R: Tensor, top_p_R: Tensor, min_p_R: Tensor) -> Tensor:
     """Zeroes the weights that top-k, top-p and min-p exclude; of equal weights, lower ids stay first."""
-    sorted_RV, order_RV = weights_RV.sort(dim=-1, descending=True, stable=True)
-    ranks_V = torch.arange(weights_RV.shape[1], device=weights_RV.device)
-    kept_RV = ranks_V < top_k_R[:, None]
-    within_RV = torch.where(kept_RV, sorted_RV, 0.0)
-    before_RV = within_RV.cumsum(dim=-1) - within_RV
-    limit_R = torch.where(top_p_R < 1, top_p_R * within_RV.sum(dim=-1), torch.inf)
-    kept_RV &= before_RV < limit_R[:, None]
-    kept_RV &= sorted_RV >= min_p_R[:, None] * sorted_RV[:, :1]
-    kept_RV[:, 0] = True
-    return weights_RV * torch.zeros_like(kept_RV).scatter_(1, order_RV, kept_RV)
+    kept_RV = weights_RV >= (min_p_R * weights_RV.amax(dim=-1))[:, None]
+    by_rank = (top_k_R < weights_RV.shape[1]) | (top_p_R < 1)
+    if len(rows := by_rank.nonzero()[:, 0]):
+        kept_RV[rows] &= _kept_by_rank(weights_RV[rows], top_k_R[rows], top_p_R[rows], num_ranks=_FIRST_RANKS)
+    return torch.where(kept_RV, weights_RV, 0.0)
+
+
+def _kept_by_rank(weights_RV: Tensor, top_k_R: Tensor, top_p_R: Tensor, *, num_ranks: int) -> Tensor:
+    """Which of the V weights top-k and top-p keep, found among the largest `num_ranks` where those decide it."""
+    vocab_size = weights_RV.shape[1]
+    num_ranks = min(num_ranks, vocab_size)
+    is_all = num_ranks == vocab_size
+    ranked_RK = (weights_RV.sort(dim=-1, descending=True) if is_all else weights_RV.topk(num_ranks, dim=-1)).values
+    within_RK = torch.where(torch.arange(num_ranks, device=ranked_RK.device) < top_k_R[:, None], ranked_RK, 0.0)
+    has_top_k_R = top_k_R < vocab_size
+    totals_R = torch.where(has_top_k_R, within_RK.sum(dim=-1), weights_RV.sum(dim=-1))
+    limit_R = torch.where(top_p_R < 1, top_p_R * totals_R, torch.inf)
+    is_reached_RK = within_RK.cumsum(dim=-1) - within_RK >= limit_R[:, None]
+    num_kept_R = torch.minimum((~is_reached_RK).sum(dim=-1).clamp_(min=1), top_k_R)
+    kept_RV = _largest(weights_RV, num_kept_R, ranked_RK)
+    is_decided_R = torch.where(has_top_k_R, top_k_R <= num_ranks, is_reached_RK[:, -1])
+    more = _MORE_RANKS if num_ranks == _FIRST_RANKS else vocab_size
+    if not is_all and len(rows := (~is_decided_R).nonzero()[:, 0]):
+        kept_RV[rows] = _kept_by_rank(weights_RV[rows], top_k_R[rows], top_p_R[rows], num_ranks=more)
+    return kept_RV
+
+
+def _largest(weights_RV: Tensor, num_R: Tensor, ranked_RK: Tensor) -> Tensor:
+    """The largest `num_R` of each row, at least one; of equal ones those with the lower ids."""
+    least_R1 = ranked_RK.gather(1, num_R[:, None] - 1)
+    kept_RV = weights_RV >= least_R1
+    surplus_R = kept_RV.sum(dim=-1) - num_R
+    if len(rows := surplus_R.nonzero()[:, 0]):
+        equal_RV = weights_RV[rows] == least_R1[rows]
+        spare_R1 = equal_RV.sum(dim=-1, keepdim=True) - surplus_R[rows, None]
+        kept_RV[rows] &= ~equal_RV | (equal_RV.cumsum(dim=-1) <= spare_R1)
+    return kept_RV

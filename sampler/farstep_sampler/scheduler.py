@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from farstep_proto.tensors import IntArray
+from farstep_sampler.logit_controls import SequenceControls
 from farstep_sampler.request import SampleJob
 from farstep_sampler.result import FloatArray, SampleSequence
 from farstep_sampler.sampling import Draws
@@ -43,7 +44,10 @@ class Group:
     def start(self, count: int) -> list[Sequence]:
         indices = range(self.num_started, self.num_started + count)
         self.num_started += count
-        return [Sequence(self, i, Draws(self.job.seed, i), self.make_stops(self.job)) for i in indices]
+        return [
+            Sequence(self, i, Draws(self.job.seed, i), self.make_stops(self.job), SequenceControls.of(self.job))
+            for i in indices
+        ]
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +58,7 @@ class Sequence:
     index: int
     draws: Draws
     stops: StopStrings | None
+    controls: SequenceControls | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     topk_ids: list[IntArray] = field(default_factory=list)
@@ -76,10 +81,15 @@ class Sequence:
         self.logprobs.append(logprob)
         self.versions.append(self.group.version)
         job = self.group.job
-        is_match = self.stops is not None and self.stops.push(token)
+        may_end = len(self.tokens) > job.min_tokens
+        is_match = self.stops is not None and self.stops.push(token, may_match=may_end)
         if is_match or token in job.stop_tokens:
             return "stop"
-        return "length" if len(self.tokens) == job.max_tokens else None
+        if len(self.tokens) == job.max_tokens:
+            return "length"
+        if self.controls is not None:
+            self.controls.push(token)
+        return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -28,16 +28,23 @@ class StopStrings:
         self._num_read = len(self._ids)  # of `_ids`, those whose text is known
         self._text = ""
 
-    def push(self, token: int) -> bool:
-        """Takes the next token; True if its text completes one of the strings."""
+    def push(self, token: int, *, may_match: bool = True) -> bool:
+        """Takes the next token; True if its text completes one of the strings, which it may be too early for."""
         self._ids.append(token)
         new = self._read()
         if not new:
             return False
         self._text += new
         is_match = any(string in self._text for string in self._strings)
+        if is_match and not may_match:
+            self._pass_over()
         self._text = self._text[-self._keep :] if self._keep else ""
-        return is_match
+        return is_match and may_match
+
+    def _pass_over(self) -> None:
+        """Cuts the text so far that what came too early is not found later; what it only began stays."""
+        starts = [self._text.rfind(string) for string in self._strings]
+        self._text = self._text[max(starts) + 1 :]
 
     def _read(self) -> str:
         """The text that the unread tokens add, or nothing while their last character is incomplete."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from typing import TypeVar
 
 from google.protobuf import json_format
@@ -50,9 +51,18 @@ def decode(request: Request, body: bytes, kind: type[M]) -> M:
             message.ParseFromString(body)
         elif body:
             json_format.Parse(body, message)
-    except (DecodeError, json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput(f"the body is not a {kind.DESCRIPTOR.name}: {error}", field="body") from error
+    except (DecodeError, json_format.ParseError, UnicodeError, RecursionError) as error:
+        reason = str(error).encode(errors="replace").decode()  # it may quote half a character
+        name = kind.DESCRIPTOR.name
+        raise InvalidInput(f"the body is not a {name}: {reason}", field=_failed_field(reason, name)) from error
     return message
+
+
+def _failed_field(reason: str, message_name: str) -> str:
+    """Where protobuf's JSON parser stopped, by what it says of it: the path, the fields inwards, or the longer."""
+    path = re.search(rf" at {message_name}\.([\w.\[\]]*\w\]?)\.*$", reason)
+    inwards = ".".join(re.findall(r"Failed to parse (\w+) field", reason))
+    return max(path.group(1) if path else "", inwards, key=len) or "body"
 
 
 async def read_message(request: Request, kind: type[M], *, limit: int = MAX_BODY_BYTES) -> M:

@@ -1,6 +1,7 @@
 """The real SDK against a real sampler: every call of `SamplingClient`, the gate, and agreement with the trainer."""
 
 import asyncio
+import json
 import pickle
 
 import numpy as np
@@ -97,6 +98,42 @@ def test_compute_logprobs_agrees_with_the_trainer(trainer):
     logprobs = sampler.compute_logprobs(ModelInput.from_ints(tokens)).result()
     assert logprobs[0] is None
     np.testing.assert_allclose(logprobs[1:], trainer_logprobs(trainer, tokens), atol=1e-5)
+
+
+def test_logprobs_of_many_prompts_agree_with_the_trainer(trainer):
+    train(trainer, 2)
+    sampler = trainer.save_weights_and_get_sampling_client()
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(3, 900, 1 + int(generator.integers(0, 120))).tolist() for _ in range(40)] + [[7]]
+    found = [future.result() for future in sampler.compute_logprobs_batch(prompts)]
+    data = [Datum(ModelInput.from_ints(p[:-1]), {"target_tokens": p[1:]}) for p in prompts if len(p) > 1]
+    expected = iter(trainer.forward(data).result().loss_fn_outputs)
+    for prompt, logprobs in zip(prompts, found, strict=True):
+        assert logprobs[0] is None
+        if len(prompt) > 1:
+            # Random tokens: fp32 has steps of 2e-6 at their log-probabilities around -20, hence a relative part.
+            np.testing.assert_allclose(logprobs[1:], next(expected)["logprobs"].to_numpy(), atol=1e-5, rtol=2e-6)
+        else:
+            assert len(logprobs) == 1
+
+
+def test_guided(base):
+    tokenizer = base.get_tokenizer()
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    prompt = ModelInput.from_ints(PROMPT)
+    for params, texts in (
+        (SamplingParams(max_tokens=60, seed=1, json_schema=schema), None),
+        (SamplingParams(max_tokens=60, seed=1, regex="ab|cd"), {"ab", "cd"}),
+        (SamplingParams(max_tokens=60, seed=1, choice=["left", "right"]), {"left", "right"}),
+        (SamplingParams(max_tokens=60, seed=1, grammar='root ::= "x" | "yz"'), {"x", "yz"}),
+    ):
+        for sequence in base.sample(prompt, 4, params).result().sequences:
+            if sequence.stop_reason == "length":
+                continue
+            text = tokenizer.decode(sequence.tokens[:-1])
+            assert text in texts if texts else json.loads(text) in ({"n": 1}, {"n": 2})
+    with pytest.raises(farstep.RemoteOpError, match=r"params\.json_schema.*uniqueItems"):
+        base.sample(prompt, 1, SamplingParams(json_schema={"uniqueItems": True})).result()
 
 
 def test_temperature_is_in_the_logprobs(base):

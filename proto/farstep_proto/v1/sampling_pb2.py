@@ -25,27 +25,31 @@ _sym_db = _symbol_database.Default()
 from farstep_proto.v1 import common_pb2 as farstep__proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66\x61rstep_proto/v1/sampling.proto\x12\nfarstep.v1\x1a\x1d\x66\x61rstep_proto/v1/common.proto\"\x97\x02\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12\x14\n\x0cstop_strings\x18\x07 \x03(\t\x12\x13\n\x0bstop_tokens\x18\x08 \x03(\x05\x12\x12\n\nignore_eos\x18\t \x01(\x08\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seed\"\xb2\x02\n\rSampleRequest\x12&\n\x06prompt\x18\x01 \x01(\x0b\x32\x16.farstep.v1.ModelInput\x12\x13\n\x0bnum_samples\x18\x02 \x01(\x05\x12*\n\x06params\x18\x03 \x01(\x0b\x32\x1a.farstep.v1.SamplingParams\x12\x1f\n\x17include_prompt_logprobs\x18\x04 \x01(\x08\x12\x1c\n\x14topk_prompt_logprobs\x18\x05 \x01(\x05\x12\x15\n\rtopk_logprobs\x18\x06 \x01(\x05\x12\x0e\n\x06run_id\x18\x07 \x01(\t\x12\x12\n\nmodel_path\x18\x08 \x01(\t\x12\x14\n\x0c\x61\x66\x66inity_key\x18\t \x01(\t\x12\x18\n\x0bgate_wait_s\x18\n \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_gate_wait_s\">\n\x0cTopkLogprobs\x12\t\n\x01k\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x10\n\x08logprobs\x18\x03 \x01(\x0c\"\x92\x01\n\x0fSampledSequence\x12\x0e\n\x06tokens\x18\x01 \x01(\x0c\x12\x10\n\x08logprobs\x18\x02 \x01(\x0c\x12\x13\n\x0bstop_reason\x18\x03 \x01(\t\x12\x17\n\x0fpolicy_versions\x18\x04 \x01(\x0c\x12/\n\rtopk_logprobs\x18\x05 \x01(\x0b\x32\x18.farstep.v1.TopkLogprobs\"\xca\x01\n\x0eSampleResponse\x12.\n\tsequences\x18\x01 \x03(\x0b\x32\x1b.farstep.v1.SampledSequence\x12\x17\n\x0fprompt_logprobs\x18\x02 \x01(\x0c\x12\x36\n\x14topk_prompt_logprobs\x18\x03 \x01(\x0b\x32\x18.farstep.v1.TopkLogprobs\x12\x16\n\x0epolicy_version\x18\x04 \x01(\x03\x12\x1f\n\x17prompt_cache_hit_tokens\x18\x05 \x01(\x05\"\'\n\x11LoadPolicyRequest\x12\x12\n\nmodel_path\x18\x01 \x01(\t\"d\n\x0bPolicyState\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0enewest_version\x18\x02 \x01(\x03\x12\x19\n\x11resident_versions\x18\x03 \x03(\x03\x12\x12\n\nmodel_path\x18\x04 \x01(\t\"A\n\x14ListPoliciesResponse\x12)\n\x08policies\x18\x01 \x03(\x0b\x32\x17.farstep.v1.PolicyStateb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66\x61rstep_proto/v1/sampling.proto\x12\nfarstep.v1\x1a\x1d\x66\x61rstep_proto/v1/common.proto\"\x83\x05\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12\x14\n\x0cstop_strings\x18\x07 \x03(\t\x12\x13\n\x0bstop_tokens\x18\x08 \x03(\x05\x12\x12\n\nignore_eos\x18\t \x01(\x08\x12\x18\n\x10presence_penalty\x18\x14 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x15 \x01(\x01\x12\x1f\n\x12repetition_penalty\x18\x16 \x01(\x01H\x06\x88\x01\x01\x12=\n\nlogit_bias\x18\x17 \x03(\x0b\x32).farstep.v1.SamplingParams.LogitBiasEntry\x12\x12\n\nmin_tokens\x18\x18 \x01(\x05\x12\x18\n\x0bjson_schema\x18\x19 \x01(\tH\x07\x88\x01\x01\x12\x12\n\x05regex\x18\x1a \x01(\tH\x08\x88\x01\x01\x12\x14\n\x07grammar\x18\x1b \x01(\tH\t\x88\x01\x01\x12\x0e\n\x06\x63hoice\x18\x1c \x03(\t\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\x0e\n\x0c_json_schemaB\x08\n\x06_regexB\n\n\x08_grammar\"\xb2\x02\n\rSampleRequest\x12&\n\x06prompt\x18\x01 \x01(\x0b\x32\x16.farstep.v1.ModelInput\x12\x13\n\x0bnum_samples\x18\x02 \x01(\x05\x12*\n\x06params\x18\x03 \x01(\x0b\x32\x1a.farstep.v1.SamplingParams\x12\x1f\n\x17include_prompt_logprobs\x18\x04 \x01(\x08\x12\x1c\n\x14topk_prompt_logprobs\x18\x05 \x01(\x05\x12\x15\n\rtopk_logprobs\x18\x06 \x01(\x05\x12\x0e\n\x06run_id\x18\x07 \x01(\t\x12\x12\n\nmodel_path\x18\x08 \x01(\t\x12\x14\n\x0c\x61\x66\x66inity_key\x18\t \x01(\t\x12\x18\n\x0bgate_wait_s\x18\n \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_gate_wait_s\">\n\x0cTopkLogprobs\x12\t\n\x01k\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x10\n\x08logprobs\x18\x03 \x01(\x0c\"\x92\x01\n\x0fSampledSequence\x12\x0e\n\x06tokens\x18\x01 \x01(\x0c\x12\x10\n\x08logprobs\x18\x02 \x01(\x0c\x12\x13\n\x0bstop_reason\x18\x03 \x01(\t\x12\x17\n\x0fpolicy_versions\x18\x04 \x01(\x0c\x12/\n\rtopk_logprobs\x18\x05 \x01(\x0b\x32\x18.farstep.v1.TopkLogprobs\"\xca\x01\n\x0eSampleResponse\x12.\n\tsequences\x18\x01 \x03(\x0b\x32\x1b.farstep.v1.SampledSequence\x12\x17\n\x0fprompt_logprobs\x18\x02 \x01(\x0c\x12\x36\n\x14topk_prompt_logprobs\x18\x03 \x01(\x0b\x32\x18.farstep.v1.TopkLogprobs\x12\x16\n\x0epolicy_version\x18\x04 \x01(\x03\x12\x1f\n\x17prompt_cache_hit_tokens\x18\x05 \x01(\x05\"\'\n\x11LoadPolicyRequest\x12\x12\n\nmodel_path\x18\x01 \x01(\t\"d\n\x0bPolicyState\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0enewest_version\x18\x02 \x01(\x03\x12\x19\n\x11resident_versions\x18\x03 \x03(\x03\x12\x12\n\nmodel_path\x18\x04 \x01(\t\"A\n\x14ListPoliciesResponse\x12)\n\x08policies\x18\x01 \x03(\x0b\x32\x17.farstep.v1.PolicyStateb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'farstep_proto.v1.sampling_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_SAMPLINGPARAMS']._serialized_start=79
-  _globals['_SAMPLINGPARAMS']._serialized_end=358
-  _globals['_SAMPLEREQUEST']._serialized_start=361
-  _globals['_SAMPLEREQUEST']._serialized_end=667
-  _globals['_TOPKLOGPROBS']._serialized_start=669
-  _globals['_TOPKLOGPROBS']._serialized_end=731
-  _globals['_SAMPLEDSEQUENCE']._serialized_start=734
-  _globals['_SAMPLEDSEQUENCE']._serialized_end=880
-  _globals['_SAMPLERESPONSE']._serialized_start=883
-  _globals['_SAMPLERESPONSE']._serialized_end=1085
-  _globals['_LOADPOLICYREQUEST']._serialized_start=1087
-  _globals['_LOADPOLICYREQUEST']._serialized_end=1126
-  _globals['_POLICYSTATE']._serialized_start=1128
-  _globals['_POLICYSTATE']._serialized_end=1228
-  _globals['_LISTPOLICIESRESPONSE']._serialized_start=1230
-  _globals['_LISTPOLICIESRESPONSE']._serialized_end=1295
+  _globals['_SAMPLINGPARAMS']._serialized_end=722
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=543
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=591
+  _globals['_SAMPLEREQUEST']._serialized_start=725
+  _globals['_SAMPLEREQUEST']._serialized_end=1031
+  _globals['_TOPKLOGPROBS']._serialized_start=1033
+  _globals['_TOPKLOGPROBS']._serialized_end=1095
+  _globals['_SAMPLEDSEQUENCE']._serialized_start=1098
+  _globals['_SAMPLEDSEQUENCE']._serialized_end=1244
+  _globals['_SAMPLERESPONSE']._serialized_start=1247
+  _globals['_SAMPLERESPONSE']._serialized_end=1449
+  _globals['_LOADPOLICYREQUEST']._serialized_start=1451
+  _globals['_LOADPOLICYREQUEST']._serialized_end=1490
+  _globals['_POLICYSTATE']._serialized_start=1492
+  _globals['_POLICYSTATE']._serialized_end=1592
+  _globals['_LISTPOLICIESRESPONSE']._serialized_start=1594
+  _globals['_LISTPOLICIESRESPONSE']._serialized_end=1659
 # @@protoc_insertion_point(module_scope)

@@ -79,7 +79,7 @@ class KVRows(Cache):  # type: ignore[misc]  # transformers has no types
 
     def write(self, rows: range, prefix: Prefix) -> None:
         """Puts a context into rows."""
-        if not prefix.keys:
+        if not prefix.keys or not prefix.keys[0].shape[1]:
             return
         num_tokens = prefix.keys[0].shape[1]
         self._num_columns = max(self._num_columns, _round_up(num_tokens, COLUMN_MULTIPLE))  # longer rows keep theirs

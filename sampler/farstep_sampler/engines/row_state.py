@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from farstep_sampler.logit_controls import LogitControls
 from farstep_sampler.request import NO_TOP_K
 from farstep_sampler.sampling import RowSettings
 from farstep_sampler.scheduler import Sequence
@@ -26,6 +27,7 @@ class RowState:
     positions: Tensor
     slots: Tensor
     settings: RowSettings
+    controls: LogitControls | None
     num_topk: int
 
     @classmethod
@@ -51,6 +53,7 @@ class RowState:
                 min_p=real([job.min_p for job in jobs], 0.0),
                 truncated=torch.tensor(truncated, dtype=torch.long, device=device),
             ),
+            controls=LogitControls.of([sequence.controls for sequence in running], device=device),
             num_topk=max((job.num_topk for job in jobs), default=0),
         )
 

@@ -25,7 +25,7 @@ from transformers import DynamicCache
 from farstep_model.adapter import Adapter
 from farstep_model.batching import micro_batches
 from farstep_model.load import BaseModel
-from farstep_proto.errors import InvalidInput, ModelError
+from farstep_proto.errors import ApiError, InvalidInput, ModelError
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.decode_mask import DecodeMask
 from farstep_sampler.engines.kv_rows import KVRows
@@ -183,6 +183,8 @@ class TorchEngine:
             self._state = RowState.of(scheduler.running, num_rows=num_rows, device=self._base.device)
         state = self._state
         logits_RV = self._forward(state.tokens, state.positions, state.slots, num_tokens=longest)
+        if state.controls is not None:
+            state.controls.apply(logits_RV)
         uniforms_R = state.pad([sequence.draws.next() for sequence in scheduler.running])
         sampled = sample(logits_RV, state.settings, uniforms_R, topk=state.num_topk)
         self._state = state.advanced(sampled.tokens)
@@ -205,10 +207,11 @@ class TorchEngine:
     def _advance(self, tokens: list[int], logprobs: list[float], topk: Topk | None) -> list[Finished]:
         """Gives every running sequence its token; those that end leave their rows."""
         leaving: list[int] = []
-        broken: dict[Group, None] = {}
+        broken: dict[Group, ApiError] = {}
         for row, sequence in enumerate(self._scheduler.running):
             if np.isnan(logprobs[row]):
-                broken[sequence.group] = None
+                failure = sequence.controls.failure if sequence.controls is not None else None
+                broken[sequence.group] = failure or _not_finite()
                 self._kv.clear_row(row)
                 continue
             if topk is not None and (num_topk := sequence.group.job.num_topk):
@@ -225,7 +228,7 @@ class TorchEngine:
         touched = dict.fromkeys(self._scheduler.running[row].group for row in leaving)
         self._rearrange(self._scheduler.remove(leaving))
         done = [group for group in touched if len(group.finished) == group.job.num_samples]
-        return [self._finish(group) for group in done] + [self._fail(group, _not_finite()) for group in broken]
+        return [self._finish(group) for group in done] + [self._fail(group, error) for group, error in broken.items()]
 
     def _rearrange(self, moves: list[Move]) -> None:
         self._kv.move(moves, num_tokens=self._scheduler.longest())

@@ -60,9 +60,43 @@ def test_logprobs_of_a_prompt(sampling: farstep.SamplingClient, sampler: Sampler
     assert sampler.requests[0][0].params.max_tokens == 0
 
 
+def test_logprobs_of_many_prompts(sampling: farstep.SamplingClient, sampler: Sampler) -> None:
+    futures = sampling.compute_logprobs_batch([[1] * (1 + index % 7) for index in range(100)])
+    assert [len(future.result()) for future in futures] == [1 + index % 7 for index in range(100)]
+    assert {request.params.max_tokens for request, _ in sampler.requests} == {0}
+    with pytest.raises(ValueError, match=r"prompts\[1\]: no tokens"):
+        sampling.compute_logprobs_batch([[1], [], [2]])
+    assert len(sampler.requests) == 100
+    assert sampling.compute_logprobs_batch([]) == []
+
+
+def test_what_changes_the_logits_is_sent(sampling: farstep.SamplingClient, sampler: Sampler) -> None:
+    controls = SamplingParams(
+        presence_penalty=-0.5,
+        frequency_penalty=1.5,
+        repetition_penalty=1.25,
+        logit_bias={3: -100, 4: 2.5},
+        min_tokens=2,
+        json_schema={"type": "object"},
+    )
+    sampling.sample([1], sampling_params=controls).result()
+    sampling.sample([1], sampling_params=SamplingParams(choice=("a", "b"))).result()
+    sampling.sample([1]).result()
+    first, second, plain = (request.params for request, _ in sampler.requests)
+    assert (first.presence_penalty, first.frequency_penalty, first.repetition_penalty) == (-0.5, 1.5, 1.25)
+    assert dict(first.logit_bias) == {3: -100.0, 4: 2.5}
+    assert (first.min_tokens, first.json_schema) == (2, '{"type": "object"}')
+    assert list(second.choice) == ["a", "b"]
+    assert not any(plain.HasField(name) for name in ("json_schema", "regex", "grammar"))
+    assert not plain.logit_bias
+    assert not plain.choice
+
+
 async def test_awaited(sampling: farstep.SamplingClient) -> None:
     assert (await (await sampling.sample_async([1, 2]))).sequences[0].tokens == [1, 2, 3]
     assert await (await sampling.compute_logprobs_async([1, 2])) == [None, -1.0]
+    (future,) = await sampling.compute_logprobs_batch_async([[1, 2]])
+    assert await future == [None, -1.0]
     assert await sampling.get_base_model_async() == BASE_MODEL
 
 

@@ -76,7 +76,7 @@ CALLS = {
         save_weights_and_get_sampling_client load_state load_state_with_optimizer create_sampling_client
         list_checkpoints get_checkpoint_archive_url reset queue trace
     """,
-    farstep.SamplingClient: "sample compute_logprobs get_base_model",
+    farstep.SamplingClient: "sample compute_logprobs compute_logprobs_batch get_base_model",
 }
 
 

@@ -143,6 +143,23 @@ def test_a_datum_of_another_library_is_taken_as_it_is(client: farstep.TrainingCl
         (SamplingParams, {"min_p": 2.0}),
         (SamplingParams, {"seed": 2**63}),
         (SamplingParams, {"stop": ["a", 1]}),
+        (SamplingParams, {"temperature": 1e7}),
+        (SamplingParams, {"presence_penalty": 2.5}),
+        (SamplingParams, {"frequency_penalty": float("nan")}),
+        (SamplingParams, {"repetition_penalty": 0.0}),
+        (SamplingParams, {"logit_bias": {-1: 1.0}}),
+        (SamplingParams, {"logit_bias": {"7": 1.0}}),
+        (SamplingParams, {"logit_bias": {7: 101}}),
+        (SamplingParams, {"logit_bias": [7]}),
+        (SamplingParams, {"min_tokens": -1}),
+        (SamplingParams, {"min_tokens": 5, "max_tokens": 4}),
+        (SamplingParams, {"json_schema": 7}),
+        (SamplingParams, {"json_schema": {"a": {1}}}),
+        (SamplingParams, {"regex": 7}),
+        (SamplingParams, {"grammar": b"start"}),
+        (SamplingParams, {"choice": "yes"}),
+        (SamplingParams, {"choice": []}),
+        (SamplingParams, {"choice": ["a", 1]}),
         (SamplingParams, {"stop": ""}),
         (SamplingParams, {"stop": -1}),
     ],
@@ -158,3 +175,25 @@ def test_defaults() -> None:
     assert (adam.weight_decay, adam.grad_clip_norm) == (0.0, 0.0)
     params = SamplingParams()
     assert (params.max_tokens, params.temperature, params.top_p, params.top_k) == (None, 1.0, 1.0, -1)
+
+
+def test_at_most_one_thing_to_match() -> None:
+    with pytest.raises(ValueError, match="choice: give regex or choice"):
+        SamplingParams(regex="a", choice=["b"])
+
+
+def test_schemas_from_what_people_have() -> None:
+    class Model:
+        @classmethod
+        def model_json_schema(cls) -> dict[str, object]:
+            return {"type": "integer"}
+
+    for given in ({"type": "integer"}, '{"type": "integer"}', Model):
+        assert SamplingParams(json_schema=given).constraint() == {"json_schema": '{"type": "integer"}'}
+    assert SamplingParams().constraint() == {}
+
+
+def test_sampling_params_can_be_keys_and_be_pickled() -> None:
+    params = SamplingParams(logit_bias={3: 1.0}, json_schema={"type": "integer"})
+    assert {params: 1}[SamplingParams(logit_bias={3: 1.0}, json_schema={"type": "integer"})] == 1
+    assert pickle.loads(pickle.dumps(params)) == params

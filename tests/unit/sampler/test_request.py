@@ -43,6 +43,19 @@ def test_what_is_given() -> None:
     assert job.stop_tokens == {9}
 
 
+def test_what_changes_the_logits() -> None:
+    plain = job_of(request(repetition_penalty=1.0), limits=LIMITS)
+    assert (plain.penalties, plain.logit_bias, plain.min_tokens, plain.constraint) == (None, (), 0, None)
+    job = job_of(
+        request(presence_penalty=1, repetition_penalty=2, logit_bias={9: 1, 3: -100}, min_tokens=2), limits=LIMITS
+    )
+    assert job.penalties is not None
+    assert (job.penalties.presence, job.penalties.frequency, job.penalties.repetition) == (1, 0, 2)
+    assert job.penalties.prompt_tokens.tolist() == [5, 6, 7]
+    assert job.logit_bias == ((3, -100.0), (9, 1.0))
+    assert job.min_tokens == 2
+
+
 @pytest.mark.parametrize(
     ("params", "field"),
     [
@@ -63,6 +76,20 @@ def test_what_is_given() -> None:
         ({"stop_tokens": [3, 100]}, "params.stop_tokens[1]"),
         ({"stop_strings": ["a", ""]}, "params.stop_strings[1]"),
         ({"stop_strings": ["a"] * 65}, "params.stop_strings"),
+        ({"temperature": 1e7}, "params.temperature"),
+        ({"presence_penalty": 2.1}, "params.presence_penalty"),
+        ({"frequency_penalty": math.nan}, "params.frequency_penalty"),
+        ({"repetition_penalty": 0.0}, "params.repetition_penalty"),
+        ({"repetition_penalty": math.inf}, "params.repetition_penalty"),
+        ({"logit_bias": {100: 1.0}}, "params.logit_bias[100]"),
+        ({"logit_bias": {-1: 1.0}}, "params.logit_bias[-1]"),
+        ({"logit_bias": {5: math.nan}}, "params.logit_bias[5]"),
+        ({"min_tokens": -1}, "params.min_tokens"),
+        ({"min_tokens": 62}, "params.min_tokens"),
+        ({"min_tokens": 5, "max_tokens": 4}, "params.min_tokens"),
+        ({"min_tokens": 1, "stop_tokens": list(range(100))}, "params.min_tokens"),
+        ({"regex": "a", "ignore_eos": True}, "params.ignore_eos"),
+        ({"regex": "a", "grammar": "b"}, "params.grammar"),
     ],
 )
 def test_a_bad_parameter_is_named(params: dict[str, object], field: str) -> None:

@@ -53,6 +53,28 @@ def test_truncation_keeps_what_a_naive_reference_keeps(seed: int, top_k: int, to
     assert torch.equal(kept[kept > 0], weights[kept > 0])
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 30),
+    spread=st.sampled_from([0.0, 0.3, 1.0, 4.0]),
+    digits=st.sampled_from([1, 9]),
+    top_k=st.sampled_from([1, 7, 255, 256, 257, 4000, 4999, 5000, 1 << 31]),
+    top_p=st.sampled_from([1e-9, 0.10037, 0.50013, 0.90017, 0.99903, 1.0]),  # of no number of equal weights
+    min_p=st.sampled_from([0.0, 0.2, 1.0]),
+)
+def test_a_large_vocabulary_is_cut_as_a_sort_would(
+    seed: int, spread: float, digits: int, top_k: int, top_p: float, min_p: float
+) -> None:
+    """Flat and steep distributions, with many equal weights, around the numbers of ranks that are looked at."""
+    logits = np.random.default_rng(seed).normal(size=5000).round(digits) * spread
+    weights = torch.softmax(torch.tensor(logits), -1)
+    one = torch.ones(2, dtype=torch.float64)
+    limits = ((one * top_k).long(), one * top_p, one * min_p)
+    kept = truncate(torch.stack([weights, weights.flip(0)]), *limits)
+    for row, expected in zip(kept, (weights, weights.flip(0)), strict=True):
+        assert set(row.nonzero()[:, 0].tolist()) == naive_kept(expected.tolist(), top_k=top_k, top_p=top_p, min_p=min_p)
+
+
 def test_equal_weights_are_cut_by_id() -> None:
     one = torch.ones(1, dtype=torch.float64)
     kept = truncate(torch.full((1, 6), 0.5, dtype=torch.float64), one.long() * 3, one, one * 0)

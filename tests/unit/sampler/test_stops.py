@@ -52,3 +52,20 @@ def test_with_the_embedded_tokenizer(base: BaseModel) -> None:
     count = next(i for i, token in enumerate(ids) if stops.push(token))
     assert "answer is" in base.tokenizer.decode(ids[: count + 1])
     assert "answer is" not in base.tokenizer.decode(ids[:count])
+
+
+@pytest.mark.parametrize(
+    ("text", "strings", "num_early", "end"),
+    [
+        ("ab.ab", ("ab",), 3, 4),
+        ("ab....", ("ab", "abcdef"), 3, None),  # the first is still in the text that the second may need
+        ("aaa", ("aa",), 2, 2),  # one that overlaps it counts
+        ("xyz", ("xyz",), 2, 2),  # begun early, complete in time
+    ],
+)
+def test_a_string_that_comes_too_early_is_passed_over(
+    text: str, strings: tuple[str, ...], num_early: int, end: int | None
+) -> None:
+    stops = StopStrings(strings, prompt=[], decode=bytes_decode)
+    found = [stops.push(byte, may_match=i >= num_early) for i, byte in enumerate(text.encode())]
+    assert next((i for i, is_match in enumerate(found) if is_match), None) == end

@@ -61,12 +61,22 @@ async def test_json_and_protobuf_say_the_same():
         assert text.json() == {"learning_rate": 0.5}
 
 
-@pytest.mark.parametrize("content", [b"{", b'{"no_such_field": 1}', b'{"learning_rate": "x"}', b"\xff\xfe", b"[" * 90])
-async def test_malformed_json_is_a_400_that_names_the_body(content):
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        (b"{", "body"),
+        (b'{"no_such_field": 1}', "body"),
+        (b'{"learning_rate": "x"}', "learning_rate"),
+        (b'{"learning_rate": "\\ud800"}', "learning_rate"),
+        (b"\xff\xfe", "body"),
+        (b"[" * 90, "body"),
+    ],
+)
+async def test_malformed_json_is_a_400_that_names_the_place(content, field):
     async with client_of() as client:
         response = await client.post("/echo", content=content)
         assert response.status_code == 400
-        assert error_of(response)["field"] == "body"
+        assert error_of(response)["field"] == field
 
 
 async def test_malformed_protobuf_is_a_400():
