@@ -23,8 +23,12 @@ START_FILE = "start_adapter.safetensors"
 _TARGETS: Mapping[Kind, str] = {"weights": "trainer", "sampler_weights": "sampler"}
 
 
-def save_state(store: CheckpointStore, run: Run, call: SaveState) -> CheckpointPath:
+def save_state(
+    store: CheckpointStore, run: Run, call: SaveState, *, policy_version: int | None = None
+) -> CheckpointPath:
     """Writes all that `load_state` with the optimizer needs to go on, bit for bit.
+
+    `policy_version` is the version that these weights are about to become, where they are published with it.
 
     Raises:
         Conflict: the name is taken, and `overwrite` is not set.
@@ -33,19 +37,22 @@ def save_state(store: CheckpointStore, run: Run, call: SaveState) -> CheckpointP
     files = {**run.adapter.files(_base_model(run)), OPTIMIZER_FILE: run.optimizer.state_bytes()}
     if run.start_adapter is not None:
         files[START_FILE] = run.start_adapter.to_bytes()
-    meta = _meta(run, path, policy_version=run.policy_version, metadata=call.metadata)
+    version = run.policy_version if policy_version is None else policy_version
+    meta = _meta(run, path, policy_version=version, metadata=call.metadata)
     store.write(path, files, meta, overwrite=call.overwrite, ttl_seconds=call.ttl_seconds)
     return path
 
 
-def save_policy(store: CheckpointStore, run: Run, call: Publish, *, policy_version: int) -> CheckpointPath:
-    """Writes the adapter as the policy that it is about to become.
+def save_policy(
+    store: CheckpointStore, run: Run, call: Publish, *, policy_version: int, history: str = ""
+) -> CheckpointPath:
+    """Writes the adapter as the policy that it is about to become; `history` is that of its number.
 
     Raises:
         Conflict: the name is taken.
     """
     path = CheckpointPath(run.config.run_id, "sampler_weights", call.name)
-    meta = _meta(run, path, policy_version=policy_version, metadata={})
+    meta = _meta(run, path, policy_version=policy_version, metadata={}) | {"history": history}
     store.write(path, run.adapter.files(_base_model(run)), meta, ttl_seconds=call.ttl_seconds)
     return path
 

@@ -32,6 +32,7 @@ from farstep_worker.executor import Executor, Outcome, failed
 from farstep_worker.gradients import PassResult
 from farstep_worker.phases import Phases
 from farstep_worker.rank_messages import ReplicatedCall, read_call, to_command, to_creation
+from farstep_worker.publisher import Publisher
 from farstep_worker.ranks import RankDied, RankGroup
 from farstep_worker.runs import RandomStream, Run, RunConfig, read_config
 from farstep_worker.submission import Call, Limits, Pass
@@ -75,8 +76,16 @@ class Discarded(ApiError):
 class LeadingExecutor(Executor):
     """The executor of rank 0: the others have heard of a call, and done it, when it has an outcome."""
 
-    def __init__(self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int, group: RankGroup) -> None:
-        super().__init__(layers, store, token_budget=token_budget)
+    def __init__(
+        self,
+        layers: LoraLayers,
+        store: CheckpointStore,
+        *,
+        token_budget: int,
+        group: RankGroup,
+        publisher: Publisher | None = None,
+    ) -> None:
+        super().__init__(layers, store, token_budget=token_budget, publisher=publisher)
         self._group = group
         self._followers = range(1, group.world)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -16,6 +17,7 @@ import torch
 from google.protobuf.message import Message
 
 from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.policy_numbers import Numbered
 from farstep_model.load import BaseModel
 from farstep_model.lora import LoraLayers
 from farstep_model.metrics import mean_loss
@@ -27,6 +29,7 @@ from farstep_worker import checkpoint
 from farstep_worker.feed import Policy
 from farstep_worker.gradients import PassResult, run_pass
 from farstep_worker.phases import Phases
+from farstep_worker.publisher import Publisher
 from farstep_worker.runs import Run, RunConfig
 from farstep_worker.submission import AdamSettings, Call, LoadState, Pass, Publish, Reset, SaveState, Skip
 
@@ -59,12 +62,16 @@ class Executor:
 
     Args:
         token_budget: padded tokens of a micro-batch.
+        publisher: where policies go; by default to the store's shelf.
     """
 
-    def __init__(self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int) -> None:
+    def __init__(
+        self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int, publisher: Publisher | None = None
+    ) -> None:
         self.runs: dict[str, Run] = {}
         self._layers = layers
         self.store = store
+        self.publisher = publisher or Publisher(store)
         self._token_budget = token_budget
 
     @property
@@ -148,18 +155,39 @@ class Executor:
         return _succeeded(optim_step=pb.OptimStepResponse(metrics=metrics))
 
     def _save_state(self, run: Run, call: SaveState) -> Outcome:
-        path = checkpoint.save_state(self.store, run, call)
-        return _succeeded(save_weights=pb.SaveWeightsResponse(path=str(path)))
+        """With a weight-sync URI, also publishes what it saves."""
+        if not self.publisher.has_sync:
+            path = checkpoint.save_state(self.store, run, call)
+            return _succeeded(save_weights=pb.SaveWeightsResponse(path=str(path)))
+        with self._numbered(run) as number:
+            path = checkpoint.save_state(self.store, run, call, policy_version=number.version)
+        return self._published(run, number, path=str(path))
 
     def _publish(self, run: Run, call: Publish) -> Outcome:
-        """The version is taken last, so that a failure leaves no number without a policy."""
-        version = run.policy_version + 1
-        data = run.adapter.to_bytes()
-        path = checkpoint.save_policy(self.store, run, call, policy_version=version) if call.name else ""
-        run.policy_version = version
-        policy = Policy.of(run.config.run_id, version=version, data=data, published_at=time.time())
-        response = pb.SaveWeightsResponse(path=str(path), policy_version=version)
+        with self._numbered(run) as number:
+            version, history = number.version, number.history
+            path = (
+                checkpoint.save_policy(self.store, run, call, policy_version=version, history=history)
+                if call.name
+                else ""
+            )
+        return self._published(run, number, path=str(path))
+
+    def _published(self, run: Run, number: Numbered, *, path: str) -> Outcome:
+        policy = self.publisher.publish(run.config.run_id, number, run.adapter)
+        run.policy_version = number.version
+        response = pb.SaveWeightsResponse(path=path, policy_version=number.version)
         return _succeeded(save_weights=response, policy=policy)
+
+    @contextmanager
+    def _numbered(self, run: Run) -> Iterator[Numbered]:
+        """The run's next version, for what is written inside the block; a failure leaves no number without a policy."""
+        number = self.publisher.reserve(run.config.run_id, above=run.policy_version)
+        try:
+            yield number
+        except BaseException:
+            self.publisher.give_back(run.config.run_id, number)
+            raise
 
     def _load_state(self, run: Run, call: LoadState) -> Outcome:
         checkpoint.load_state(self.store, run, call)

@@ -1,7 +1,7 @@
 """The policy feed: published policies on their way to samplers, over one gRPC stream each.
 
 It numbers nothing and knows no adapter: a policy is bytes with a run and a version. It keeps the newest of
-every run, for subscribers that come later.
+every run, for subscribers that come later; an older one is fetched by its number, where it is still kept.
 
 Invariant: a subscriber gets each run's versions in rising order and the newest one in the end; one that is
 slow skips versions in between and holds up nobody.
@@ -12,21 +12,23 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from farstep_proto.errors import Unauthenticated
+from farstep_proto.errors import ApiError, InvalidInput, NotFound, Unauthenticated
+from farstep_proto.names import check_run_id
 from farstep_proto.v1 import feed_pb2 as pb
 from farstep_proto.v1 import feed_pb2_grpc
 from farstep_serving.keys import KeyRing
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 256 << 10  # one or two of them are held for each subscriber that does not read
+_MOST_READS = 4
 _SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),  # a port that is taken is an error
     ("grpc.keepalive_time_ms", 30_000),  # finds subscribers that vanished
@@ -44,10 +46,14 @@ class Policy:
     data: bytes
     sha256: str  # hex, of `data`
     published_at: float  # seconds since the epoch
+    history: str = ""  # of the run's numbering
+    config: bytes = b""  # PEFT's, where `data` does not have it in itself
 
     @classmethod
-    def of(cls, run_id: str, *, version: int, data: bytes, published_at: float) -> Policy:
-        return cls(run_id, version, data, hashlib.sha256(data).hexdigest(), published_at)
+    def of(
+        cls, run_id: str, *, version: int, data: bytes, published_at: float, history: str = "", config: bytes = b""
+    ) -> Policy:
+        return cls(run_id, version, data, hashlib.sha256(data).hexdigest(), published_at, history, config)
 
 
 @dataclass(slots=True, eq=False)
@@ -61,10 +67,17 @@ class _Subscriber:
 
 
 class PolicyFeed(feed_pb2_grpc.PolicyFeedServicer):
-    """The service; all of it lives on the event loop."""
+    """The service; all of it lives on the event loop.
 
-    def __init__(self, keys: KeyRing) -> None:
+    Args:
+        read: gives an old policy by run, version and history, or raises NotFound; it blocks, and is called on
+            another thread.
+    """
+
+    def __init__(self, keys: KeyRing, *, read: Callable[[str, int, str], Policy] | None = None) -> None:
         self._keys = keys
+        self._read = read
+        self._reading = asyncio.Semaphore(_MOST_READS)
         self._newest: dict[str, Policy] = {}
         self._subscribers: set[_Subscriber] = set()
 
@@ -80,7 +93,7 @@ class PolicyFeed(feed_pb2_grpc.PolicyFeedServicer):
         await self._check_key(context)
         subscriber = _Subscriber()
         for policy in self._newest.values():
-            if policy.version > request.have.get(policy.run_id, 0):
+            if _is_missing(policy, request):
                 subscriber.give(policy)
         self._subscribers.add(subscriber)
         log.info("%s subscribed to the policy feed", request.subscriber or context.peer())
@@ -94,6 +107,29 @@ class PolicyFeed(feed_pb2_grpc.PolicyFeedServicer):
                         yield event
         finally:
             self._subscribers.discard(subscriber)
+
+    async def Fetch(  # noqa: N802
+        self, request: pb.FetchRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.PolicyEvent]:
+        await self._check_key(context)
+        async with self._reading:  # so many at most are held in memory at a time
+            try:
+                policy = await self._find(request)
+            except (NotFound, InvalidInput) as error:
+                await context.abort(grpc.StatusCode.NOT_FOUND, error.message)
+            except ApiError as error:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
+            for event in _events_of(policy):
+                yield event
+
+    async def _find(self, request: pb.FetchRequest) -> Policy:
+        check_run_id(request.run_id)
+        newest = self._newest.get(request.run_id)
+        if newest is not None and newest.version == request.version and request.history in ("", newest.history):
+            return newest
+        if self._read is None:
+            raise NotFound(f"version {request.version} of {request.run_id} is not kept")
+        return await asyncio.to_thread(self._read, request.run_id, request.version, request.history)
 
     async def _check_key(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
@@ -132,6 +168,14 @@ class FeedServer:
             await self._server.stop(grace=None)
 
 
+def _is_missing(policy: Policy, request: pb.SubscribeRequest) -> bool:
+    """Whether the subscriber lacks a policy: it has an older one, or one of another history."""
+    if policy.run_id not in request.have:
+        return True
+    is_another = request.histories.get(policy.run_id, policy.history) != policy.history
+    return is_another or policy.version > request.have[policy.run_id]
+
+
 def _events_of(policy: Policy) -> Iterator[pb.PolicyEvent]:
     header = pb.PolicyHeader(
         run_id=policy.run_id,
@@ -139,6 +183,8 @@ def _events_of(policy: Policy) -> Iterator[pb.PolicyEvent]:
         num_bytes=len(policy.data),
         sha256=policy.sha256,
         published_at=policy.published_at,
+        history=policy.history,
+        adapter_config=policy.config,
     )
     yield pb.PolicyEvent(header=header)
     for start in range(0, len(policy.data), CHUNK_BYTES):

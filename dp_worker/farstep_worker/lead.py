@@ -25,6 +25,7 @@ from farstep_model.lora import LoraLayers
 from farstep_proto.v1 import ranks_pb2
 from farstep_worker.data_parallel import LeadingExecutor
 from farstep_worker.followers import Followers
+from farstep_worker.publisher import Publisher
 from farstep_worker.ranks import RankGroup, device_of
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class GroupSettings:
     token_budget: int
     num_threads: int
     log_level: str
+    publisher: Callable[[CheckpointStore], Publisher] = Publisher  # of rank 0 alone
 
 
 @contextmanager
@@ -72,7 +74,8 @@ def leading(settings: GroupSettings, *, on_loss: Callable[[str], None]) -> Itera
             followers.on_death = on_loss
             group.on_lost = lambda reason: _told(on_loss, followers.epitaph(reason))
             store = CheckpointStore(settings.store)
-            yield LeadingExecutor(layers, store, token_budget=settings.token_budget, group=group)
+            publisher = settings.publisher(store)
+            yield LeadingExecutor(layers, store, token_budget=settings.token_budget, group=group, publisher=publisher)
         finally:
             followers.close()
             RankGroup.leave()

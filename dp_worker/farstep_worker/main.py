@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 
 from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.blobs import open_blobs
+from farstep_infra.store.policies import PolicyShelves
 from farstep_model.embedded import MODEL_NAME
 from farstep_model.load import load_base_model
 from farstep_model.lora import LoraLayers
@@ -27,6 +29,7 @@ from farstep_worker.executor import Executor
 from farstep_worker.feed import FeedServer, PolicyFeed
 from farstep_worker.lead import Ending, GroupSettings, leading
 from farstep_worker.memory import settle_memory
+from farstep_worker.publisher import DEFAULT_KEEP, Publisher, WeightSync
 from farstep_worker.ranks import device_of
 from farstep_worker.server import DEFAULT_MAX_REQUEST_BYTES, TrainerApi, make_server
 from farstep_worker.telemetry import SpanWriter
@@ -36,6 +39,7 @@ log = logging.getLogger(__name__)
 CPU_TOKEN_BUDGET = 2_048  # of each thread: with less to do, threads meet more often than they compute
 MAX_CPU_TOKEN_BUDGET = 8_192
 GPU_TOKEN_BUDGET = 16_384
+FLUSH_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,8 @@ class WorkerConfig:
     nproc: int
     token_budget: int | None
     max_request_bytes: int
+    keep_policies: int
+    weight_sync_uri: str
     num_threads: int
     spans: SpanWriter | None
     ends_with_parent: bool
@@ -95,6 +101,12 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         "--token-budget", type=_positive, help="padded tokens of a micro-batch; on a CPU by default 2048 a thread"
     )
     parser.add_argument("--max-request-bytes", type=_positive, default=DEFAULT_MAX_REQUEST_BYTES)
+    parser.add_argument(
+        "--keep-policies", type=_positive, default=DEFAULT_KEEP, help="published policies kept of each run, unnamed ones"
+    )
+    parser.add_argument(
+        "--weight-sync-uri", default="", metavar="URI", help="file:///dir or s3://bucket/prefix that samplers poll"
+    )
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     flags = parser.parse_args(argv)
@@ -110,6 +122,8 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         nproc=flags.nproc,
         token_budget=flags.token_budget,
         max_request_bytes=flags.max_request_bytes,
+        keep_policies=flags.keep_policies,
+        weight_sync_uri=flags.weight_sync_uri,
         num_threads=max(1, _num_threads(os.environ.get("OMP_NUM_THREADS")) // flags.nproc),
         spans=_spans(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
         ends_with_parent=flags.exit_with_parent,
@@ -137,6 +151,7 @@ def open_executor(config: WorkerConfig) -> Iterator[Executor]:
         token_budget=config.token_budget or default_token_budget(device, num_threads=config.num_threads),
         num_threads=config.num_threads,
         log_level=config.log_level,
+        publisher=lambda store: make_publisher(config, store),
     )
     ending = Ending()
     with leading(settings, on_loss=ending.lose) as executor, ending.on_sigterm():
@@ -148,7 +163,18 @@ def make_executor(config: WorkerConfig) -> Executor:
     base = load_base_model(config.model, device=config.device)
     log.info("serving %s on %s in %s, %d threads", base.name, base.device, base.dtype, config.num_threads)
     token_budget = config.token_budget or default_token_budget(base.device, num_threads=config.num_threads)
-    return Executor(LoraLayers.install(base), CheckpointStore(config.store), token_budget=token_budget)
+    store = CheckpointStore(config.store)
+    publisher = make_publisher(config, store)
+    return Executor(LoraLayers.install(base), store, token_budget=token_budget, publisher=publisher)
+
+
+def make_publisher(config: WorkerConfig, store: CheckpointStore) -> Publisher:
+    """Raises InvalidInput for a weight-sync URI that is none."""
+    sync = None
+    if config.weight_sync_uri:
+        blobs = open_blobs(config.weight_sync_uri, field="--weight-sync-uri")
+        sync = WeightSync(config.weight_sync_uri, PolicyShelves(blobs, keep=config.keep_policies))
+    return Publisher(store, keep=config.keep_policies, sync=sync)
 
 
 def default_token_budget(device: torch.device, *, num_threads: int) -> int:
@@ -160,7 +186,8 @@ def default_token_budget(device: torch.device, *, num_threads: int) -> int:
 
 async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.socket) -> None:
     """Serves until a signal; then lets the running operation finish within the time there is."""
-    feed = PolicyFeed(config.keys)
+    publisher = executor.publisher
+    feed = PolicyFeed(config.keys, read=lambda run_id, version, history: publisher.read(run_id, version, history=history))
     dispatcher = Dispatcher(executor, feed=feed, num_threads=config.num_threads, spans=config.spans)
     api = TrainerApi(executor.base, dispatcher, executor.store, max_request_bytes=config.max_request_bytes)
     app = make_server(api, keys=config.keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
@@ -171,8 +198,11 @@ async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.sock
     def on_stop() -> None:
         dispatcher.drain()
 
+    await asyncio.to_thread(publisher.sweep)
     try:
         await serve(app, sock, on_ready=on_ready, on_stop=on_stop)
+        if not await asyncio.to_thread(publisher.flush, FLUSH_S):
+            log.warning("published policies are still on their way to %s", config.weight_sync_uri or "the store")
     finally:
         if dispatcher.is_computing:  # a pass cannot be interrupted, and must not hold the process
             log.error("ending in the middle of an operation")

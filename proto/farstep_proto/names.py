@@ -30,9 +30,13 @@ def check_name(name: str, *, field: str = "name") -> str:
 
 def check_run_id(run_id: str, *, field: str = "run_id") -> str:
     """Returns a run id as it is, or refuses it (same rule as names, `:` allowed)."""
-    if not _RUN_ID.match(run_id) or not run_id.strip("."):
+    if not is_run_id(run_id):
         raise InvalidInput(f"{run_id!r} is not a run id", field=field)
     return run_id
+
+
+def is_run_id(name: str) -> bool:
+    return bool(_RUN_ID.match(name) and name.strip("."))
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ SAMPLE = "/v1/sample"  # waits for the outcome
 POLICIES = "/v1/policies"
 POLICY = "/v1/policies/{run_id}"
 LOAD_POLICY = "/v1/policies:load"
+DRAIN = "/v1/drain"
+REPLICAS = "/v1/replicas"  # of a router
 
 # control plane (RUNS and RUN as well)
 SESSIONS = "/v1/sessions"

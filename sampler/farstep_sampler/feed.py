@@ -16,10 +16,12 @@ from dataclasses import dataclass
 import grpc
 import grpc.aio
 
-from farstep_proto.errors import ApiError, InvalidInput
+from farstep_model.peft_format import CONFIG_FILE, TENSORS_FILE
+from farstep_proto.errors import ApiError, Internal, InvalidInput, NotFound
 from farstep_proto.names import check_run_id
 from farstep_proto.v1 import feed_pb2 as pb
 from farstep_proto.v1.feed_pb2_grpc import PolicyFeedStub
+from farstep_sampler.recall import PolicyFiles
 from farstep_sampler.versions import PolicyId
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 MAX_POLICY_BYTES = 8 << 30
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 1.0
+_FETCH_S = 120.0
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.keepalive_time_ms", 330_000),  # more often than every 5 minutes, a server hangs up
@@ -50,6 +53,7 @@ class FeedClient:
     Args:
         have: run id -> newest version already here, asked for at every connection.
         deliver: takes each whole policy.
+        history: run id -> the history of what is here of it.
     """
 
     def __init__(
@@ -58,8 +62,10 @@ class FeedClient:
         *,
         have: Callable[[], Mapping[str, int]],
         deliver: Callable[[PolicyId, bytes], None],
+        history: Callable[[str], str] = lambda run_id: "",
     ) -> None:
         self._config = config
+        self._history = history
         self._have = have
         self._deliver = deliver
         self._retry_s = _FIRST_RETRY_S
@@ -79,14 +85,36 @@ class FeedClient:
                 self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
 
     async def _follow(self, stub: PolicyFeedStub) -> None:
-        metadata = (("authorization", f"Bearer {self._config.key}"),) if self._config.key else ()
-        request = pb.SubscribeRequest(subscriber=self._config.subscriber, have=self._have())
-        async for policy, data in assemble(stub.Subscribe(request, metadata=metadata)):
+        have = self._have()
+        histories = {run_id: self._history(run_id) for run_id in have}
+        request = pb.SubscribeRequest(subscriber=self._config.subscriber, have=have, histories=histories)
+        async for header, data in assemble(stub.Subscribe(request, metadata=_metadata(self._config))):
             self._retry_s = _FIRST_RETRY_S
-            self._deliver(policy, data)
+            self._deliver(PolicyId(header.run_id, header.version, header.history), data)
 
 
-async def assemble(events: AsyncIterable[pb.PolicyEvent]) -> AsyncIterator[tuple[PolicyId, bytes]]:
+class FeedSource:
+    """Old policies that a worker still keeps, by their number."""
+
+    def __init__(self, config: FeedConfig) -> None:
+        self._config = config
+
+    async def fetch(self, policy: PolicyId) -> PolicyFiles:
+        """Raises NotFound where the worker keeps it no more, another ApiError where it does not answer."""
+        request = pb.FetchRequest(run_id=policy.source, version=policy.version, history=policy.history)
+        try:
+            async with grpc.aio.insecure_channel(self._config.address, options=_CHANNEL_OPTIONS) as channel:
+                events = PolicyFeedStub(channel).Fetch(request, metadata=_metadata(self._config), timeout=_FETCH_S)
+                async for header, data in assemble(events):
+                    return {TENSORS_FILE: data, CONFIG_FILE: header.adapter_config}
+        except grpc.aio.AioRpcError as error:
+            if error.code() == grpc.StatusCode.NOT_FOUND:
+                raise NotFound(str(error.details())) from error
+            raise Internal(f"the feed {self._config.address} says {error.code().name} {error.details()}") from error
+        raise Internal(f"the feed {self._config.address} sent nothing for {policy}")
+
+
+async def assemble(events: AsyncIterable[pb.PolicyEvent]) -> AsyncIterator[tuple[pb.PolicyHeader, bytes]]:
     """Whole policies from headers and chunks.
 
     Raises:
@@ -104,8 +132,12 @@ async def assemble(events: AsyncIterable[pb.PolicyEvent]) -> AsyncIterator[tuple
         else:
             data += event.chunk
         if header is not None and len(data) >= header.num_bytes:
-            yield PolicyId(header.run_id, header.version), _whole(header, data)
+            yield header, _whole(header, data)
             header = None
+
+
+def _metadata(config: FeedConfig) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {config.key}"),) if config.key else ()
 
 
 def _checked(header: pb.PolicyHeader) -> pb.PolicyHeader:

@@ -7,25 +7,41 @@ resident while a request uses it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from farstep_proto.errors import ApiError, Draining, NotFound, PolicyNotReady
 from farstep_proto.paths import EXACT_POLICY_VERSION
 from farstep_sampler.request import Target
-from farstep_sampler.versions import AtLeast, Impossible, PolicyId, Serve, VersionTable, Wait
+from farstep_sampler.version_table import VersionTable
+from farstep_sampler.versions import AtLeast, Impossible, PolicyId, Serve, Wait
 
 _RETRY_AFTER_S = 1.0
+
+
+class Pin:
+    """The hold of one request on the policy that it samples."""
+
+    def __init__(self, table: VersionTable, policy: PolicyId) -> None:
+        table.pin(policy)
+        self._table = table
+        self.policy = policy
+
+    def move(self, to: PolicyId) -> None:
+        """Holds another policy from now on, which must be ready."""
+        self._table.pin(to)
+        self._table.unpin(self.policy)
+        self.policy = to
 
 
 class Gate:
     """Lets requests through to the policies of a table.
 
-    `recalled` are policies that somebody waits for although they were retired: their run's newest.
+    `on_recall` is told, as often as anyone looks, which policy somebody waits for although it was retired.
     """
 
     def __init__(self, table: VersionTable) -> None:
-        self.recalled: set[PolicyId] = set()
+        self.on_recall: Callable[[PolicyId], None] = lambda policy: None
         self._table = table
         self._changed = asyncio.Event()
         self._is_draining = False
@@ -43,6 +59,10 @@ class Gate:
         self._is_draining = True
         self.notify()
 
+    @property
+    def is_draining(self) -> bool:
+        return self._is_draining
+
     async def admit(self, target: Target) -> Serve:
         """Waits until a run's policy, or the base model, may answer. Pin it before anything else is awaited.
 
@@ -57,29 +77,38 @@ class Gate:
         except TimeoutError:
             raise _not_ready(target, self._table.newest_ready(target.source)) from None
 
+    async def newer(self, policy: PolicyId) -> Serve:
+        """Waits until a newer version of the policy's run can be served; for sequences that go on with it."""
+        while True:
+            changed = self._changed
+            decision = self._table.decide(policy.source, AtLeast(policy.version + 1))
+            if isinstance(decision, Serve) and decision.policy.history == policy.history:
+                return decision
+            await changed.wait()
+
     @contextmanager
-    def pinned(self, policy: PolicyId) -> Iterator[None]:
-        """Keeps a policy resident inside the block."""
-        self._table.pin(policy)
+    def pinned(self, policy: PolicyId) -> Iterator[Pin]:
+        """Keeps a policy resident inside the block; the pin can move to another."""
+        pin = Pin(self._table, policy)
         try:
-            yield
+            yield pin
         finally:
-            self._table.unpin(policy)
+            self._table.unpin(pin.policy)
             if self._table.awaits_slot:
                 self.notify()
 
     async def _wait_for(self, target: Target) -> Serve:
         while True:
+            changed = self._changed
             match self._table.decide(target.source, target.gate):
                 case Serve() as serve:
                     return serve
-                case Impossible(newest):
-                    raise _gone(target, newest)
+                case Impossible() as impossible:
+                    raise _gone(target, impossible)
                 case Wait(_, recall) if not self._is_draining:
                     if recall is not None:
-                        self.recalled.add(recall)
-                        self.notify()
-                    await self._changed.wait()
+                        self.on_recall(recall)
+                    await changed.wait()
                 case _:
                     raise Draining("the server is shutting down", retry_after_s=_RETRY_AFTER_S)
 
@@ -95,11 +124,13 @@ def _not_ready(target: Target, newest: int) -> ApiError:
     )
 
 
-def _gone(target: Target, newest: int) -> ApiError:
+def _gone(target: Target, impossible: Impossible) -> ApiError:
+    there = ", ".join(map(str, impossible.resident)) or "none"
     return NotFound(
-        f"version {target.gate.version} of {target.source} is not served any more; the newest is {newest}",
+        f"version {target.gate.version} of {target.source} is not kept any more; the newest is {impossible.newest}, "
+        f"at hand are {there}",
         field=EXACT_POLICY_VERSION,
-        hint="sample the newest policy, or a checkpoint of the old one",
+        hint="sample another version, or a checkpoint of this one",
         wanted_version=target.gate.version,
-        newest_version=newest,
+        newest_version=impossible.newest,
     )

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 
+from farstep_infra.store.blobs import open_blobs
 from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.policies import PolicyShelves
 from farstep_model.embedded import MODEL_NAME
 from farstep_model.load import BaseModel, load_base_model
 from farstep_model.lora import LoraLayers
@@ -25,7 +27,8 @@ from farstep_sampler.feed import FeedConfig
 from farstep_sampler.replica import Replica
 from farstep_sampler.request import ModelLimits
 from farstep_sampler.server import make_sampler_app
-from farstep_sampler.submissions import Submissions
+from farstep_sampler.submissions import DRAIN_S, Submissions
+from farstep_sampler.weight_sync import DEFAULT_INTERVAL_S, SyncConfig
 from farstep_serving.keys import KeyRing
 from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
 
@@ -42,12 +45,16 @@ class SamplerConfig:
     port: int
     device: str
     feed: str | None
+    weight_sync_uri: str | None
+    weight_sync_interval: float
     model_path: str | None
     resident_versions: int
+    resident_policies: int
     max_rows: int
     max_requests: int
     cache_tokens: int
     num_threads: int
+    drain_s: float
     exit_with_parent: bool
     log_level: str
     api_key: str | None
@@ -61,12 +68,25 @@ def parse_config(arguments: Sequence[str] | None, environment: dict[str, str]) -
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--feed", metavar="HOST:PORT", help="policy feed of a dp_worker")
+    policies = parser.add_mutually_exclusive_group()
+    policies.add_argument("--feed", metavar="HOST:PORT", help="policy feed of a dp_worker")
+    policies.add_argument(
+        "--weight-sync-uri", metavar="URI", help="file:///dir or s3://bucket/prefix to look for policies in"
+    )
+    parser.add_argument(
+        "--weight-sync-interval",
+        type=_seconds,
+        default=DEFAULT_INTERVAL_S,
+        metavar="S",
+        help="between two looks (default: %(default)s)",
+    )
     parser.add_argument("--model-path", metavar="bt://…", help="a checkpoint to have ready from the start")
-    parser.add_argument("--resident-versions", type=_positive, default=8, help="policies kept besides the base")
+    parser.add_argument("--resident-versions", type=_positive, default=4, help="policies kept of one run")
+    parser.add_argument("--resident-policies", type=_positive, default=8, help="policies kept of all runs together")
     parser.add_argument("--max-rows", type=_positive, default=256, help="most sequences decoded at a time")
     parser.add_argument("--max-requests", type=_positive, default=4096, help="most requests in flight")
     parser.add_argument("--cache-tokens", type=_positive, default=0, help="most tokens in the KV cache")
+    parser.add_argument("--drain-s", type=_seconds, default=DRAIN_S, help="most time for what is in flight at the end")
     parser.add_argument("--exit-with-parent", action="store_true")
     parser.add_argument("--log-level", default="INFO")
     flags = vars(parser.parse_args(arguments))
@@ -84,14 +104,18 @@ def make_replica(config: SamplerConfig) -> Replica:
         ApiError: no such model, or one that the engine cannot decode.
     """
     base = load_base_model(config.model, device=config.device)
-    adapters = AdapterTable(LoraLayers.install(base), num_slots=config.resident_versions)
+    adapters = AdapterTable(LoraLayers.install(base), num_slots=config.resident_policies)
     budget = config.cache_tokens or cache_budget(base, max_rows=config.max_rows)
     engine = TorchEngine(base, adapters, max_rows=config.max_rows, budget_tokens=budget)
-    feed = None
-    if config.feed:
-        feed = FeedConfig(config.feed, config.api_key, subscriber=f"{socket.gethostname()}:{os.getpid()}")
-    limits = _limits(base, budget)
-    return Replica(base, engine, adapters, limits=limits, store=CheckpointStore(config.store), feed=feed)
+    return Replica(
+        base,
+        engine,
+        adapters,
+        limits=_limits(base, budget),
+        store=CheckpointStore(config.store),
+        policies=_policies(config),
+        versions_per_run=config.resident_versions,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -116,20 +140,43 @@ async def _serve(config: SamplerConfig, replica: Replica, keys: KeyRing) -> None
     if config.exit_with_parent:
         exit_with_parent()
 
-    def on_stop() -> None:
-        submissions.table.drain()
+    async def drain() -> None:
         replica.drain()
+        await submissions.settled(config.drain_s)
 
     async with replica.running(), submissions:
         if config.model_path:
             await replica.load_policy(config.model_path)
-        await serve(app, sock, on_ready=lambda: announce(url=url_of(sock), pid=os.getpid()), on_stop=on_stop)
+        await serve(
+            app,
+            sock,
+            on_ready=lambda: announce(url=url_of(sock), pid=os.getpid()),
+            drain=drain,
+            on_stop=submissions.table.drain,
+        )
+
+
+def _policies(config: SamplerConfig) -> FeedConfig | SyncConfig | None:
+    """Raises InvalidInput for a weight-sync URI that is none."""
+    if config.feed:
+        return FeedConfig(config.feed, config.api_key, subscriber=f"{socket.gethostname()}:{os.getpid()}")
+    if config.weight_sync_uri:
+        blobs = open_blobs(config.weight_sync_uri, field="--weight-sync-uri")
+        return SyncConfig(PolicyShelves(blobs, keep=1), config.weight_sync_interval)
+    return None
 
 
 def _limits(base: BaseModel, budget: int) -> ModelLimits:
     if budget < base.max_seq_len:
         log.warning("memory for %d tokens: the context is that long, not %d", budget, base.max_seq_len)
     return ModelLimits(min(base.max_seq_len, budget), base.vocab_size, base.eos_token_ids)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 86_400:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds up to a day")
+    return value
 
 
 def _positive(text: str) -> int:

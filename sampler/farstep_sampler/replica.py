@@ -11,22 +11,26 @@ from functools import partial
 from importlib.metadata import version
 
 from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.policy_archive import PolicyArchive
 from farstep_model.load import BaseModel, tokenizer_files
-from farstep_proto.errors import Internal
+from farstep_proto.errors import Draining, Internal
 from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_proto.v1 import training_pb2
 from farstep_sampler.engine_thread import EngineThread
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.torch_engine import TorchEngine
-from farstep_sampler.feed import FeedClient, FeedConfig
+from farstep_sampler.feed import FeedClient, FeedConfig, FeedSource
 from farstep_sampler.gate import Gate
 from farstep_sampler.grammars import Grammars
+from farstep_sampler.recall import PolicySource, ShelfSource, StoreSource
 from farstep_sampler.request import ModelLimits, SampleJob, Target, job_of, target_of
 from farstep_sampler.result import response_of
 from farstep_sampler.submissions import Work
 from farstep_sampler.swapper import Swapper
-from farstep_sampler.versions import AtLeast, VersionGate, VersionTable
+from farstep_sampler.version_table import VersionTable
+from farstep_sampler.versions import AtLeast, VersionGate
+from farstep_sampler.weight_sync import SyncConfig, WeightSyncPoller
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +43,8 @@ class Replica:
     Args:
         adapters: of the base model's layers; as many slots as policies stay resident.
         limits: of requests; the context may be shorter than the model's where memory is.
-        feed: whose policies to follow, if anyone's.
+        policies: whose policies to follow, if anyone's.
+        versions_per_run: how many policies of one run stay resident.
     """
 
     def __init__(
@@ -50,25 +55,33 @@ class Replica:
         *,
         limits: ModelLimits,
         store: CheckpointStore,
-        feed: FeedConfig | None,
+        policies: FeedConfig | SyncConfig | None,
+        versions_per_run: int | None = None,
     ) -> None:
         self._base = base
         self._limits = limits
         self._engine = EngineThread(engine)
         self._grammars = Grammars(base.tokenizer, vocab_size=base.vocab_size, eos_token_ids=base.eos_token_ids)
-        self._table = VersionTable(num_slots=adapters.num_slots)
+        self._table = VersionTable(num_slots=adapters.num_slots, per_run=versions_per_run)
         self._gate = Gate(self._table)
-        self._swapper = Swapper(self._table, self._gate, layers=adapters.layers, load=self._engine.load, store=store)
-        self._feed = FeedClient(feed, have=self._have, deliver=self._swapper.offer) if feed is not None else None
+        self._swapper = Swapper(
+            self._table,
+            self._gate,
+            layers=adapters.layers,
+            load=self._engine.load,
+            store=store,
+            sources=(StoreSource(PolicyArchive(store)), *_sources(policies)),
+        )
+        self._policies = policies
         self._tasks: list[asyncio.Task[None]] = []
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """The engine, the swapper and the feed work inside the block."""
+        """The engine, the swapper and whatever brings policies work inside the block."""
         self._engine.start()
         self._tasks = [asyncio.create_task(self._swapper.run(), name="swapper")]
-        if self._feed is not None:
-            self._tasks.append(asyncio.create_task(self._feed.run(), name="feed"))
+        if self._policies is not None:
+            self._tasks.append(asyncio.create_task(self._follow(self._policies), name="feed"))
         for task in self._tasks:
             task.add_done_callback(_log_end)
         try:
@@ -80,16 +93,25 @@ class Replica:
             await self._engine.close()
 
     def drain(self) -> None:
-        """Lets requests go that wait for a version; those that are being sampled end normally."""
+        """Takes nothing new and lets requests go that wait for a version; what is being sampled ends normally."""
         self._gate.drain()
 
     def prepare(self, request: pb.SampleRequest, gate: VersionGate) -> Work:
+        self._check_draining()
         job = job_of(request, limits=self._limits)
         target = target_of(request, gate=gate, default_wait_s=DEFAULT_GATE_WAIT_S)
         return partial(self._sample, job, target)
 
-    async def list_policies(self) -> pb.ListPoliciesResponse:
-        return pb.ListPoliciesResponse(policies=[self._state(source) for source in self._table.newest_versions()])
+    async def list_policies(self, *, after: int, wait_s: float) -> pb.ListPoliciesResponse:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while self._table.revision <= after and not self._gate.is_draining:
+                    await self._gate.changed()
+        return pb.ListPoliciesResponse(
+            policies=[self._state(source) for source in self._table.newest_versions()],
+            revision=self._table.revision,
+            draining=self._gate.is_draining,
+        )
 
     async def wait_for_policy(self, run_id: str, *, min_version: int, wait_s: float) -> pb.PolicyState:
         await self._gate.admit(Target(run_id, AtLeast(min_version), wait_s))
@@ -116,6 +138,7 @@ class Replica:
         return await asyncio.to_thread(tokenizer_files, self._base.path)
 
     def check_health(self) -> None:
+        self._check_draining()
         ended = [task.get_name() for task in self._tasks if task.done()]
         if not self._engine.is_alive:
             ended.append("engine")
@@ -142,8 +165,32 @@ class Replica:
             resident_versions=self._table.resident_versions(source),
         )
 
+    def _check_draining(self) -> None:
+        if self._gate.is_draining:
+            raise Draining("this sampler takes nothing new", retry_after_s=1.0)
+
+    async def _follow(self, policies: FeedConfig | SyncConfig) -> None:
+        """Brings policies for ever."""
+        match policies:
+            case FeedConfig():
+                await FeedClient(
+                    policies, have=self._have, deliver=self._swapper.offer, history=self._table.history
+                ).run()
+            case SyncConfig(shelves, interval_s):
+                await WeightSyncPoller(shelves, deliver=self._swapper.offer_files, interval_s=interval_s).run()
+
     def _have(self) -> dict[str, int]:
         return {source: newest for source, newest in self._table.newest_versions().items() if "://" not in source}
+
+
+def _sources(policies: FeedConfig | SyncConfig | None) -> tuple[PolicySource, ...]:
+    match policies:
+        case FeedConfig():
+            return (FeedSource(policies),)
+        case SyncConfig(shelves, _):
+            return (ShelfSource(shelves),)
+        case None:
+            return ()
 
 
 def _log_end(task: asyncio.Task[None]) -> None:

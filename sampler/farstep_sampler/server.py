@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Protocol, TypeVar
 
 from starlette.applications import Starlette
@@ -35,7 +35,13 @@ class Backend(Protocol):
         """Checks a request; what is returned runs it. Raises InvalidInput naming the field."""
         ...
 
-    async def list_policies(self) -> sampling_pb2.ListPoliciesResponse: ...
+    async def list_policies(self, *, after: int, wait_s: float) -> sampling_pb2.ListPoliciesResponse:
+        """All policies, as soon as their revision is over `after`, or the time is up."""
+        ...
+
+    def drain(self) -> None:
+        """Takes nothing new from now on."""
+        ...
 
     async def wait_for_policy(self, run_id: str, *, min_version: int, wait_s: float) -> sampling_pb2.PolicyState:
         """Waits until a run's version is served. Raises PolicyNotReady."""
@@ -52,7 +58,9 @@ class Backend(Protocol):
         ...
 
 
-def make_sampler_app(backend: Backend, submissions: Submissions, *, keys: KeyRing) -> Starlette:
+def make_sampler_app(
+    backend: Backend, submissions: Submissions, *, keys: KeyRing, more_routes: Sequence[Route] = ()
+) -> Starlette:
     handlers = _Handlers(backend, submissions)
     routes = [
         Route(paths.HEALTH, handlers.health, methods=["GET"]),
@@ -63,6 +71,8 @@ def make_sampler_app(backend: Backend, submissions: Submissions, *, keys: KeyRin
         Route(paths.POLICIES, handlers.policies, methods=["GET"]),
         Route(paths.LOAD_POLICY, handlers.load_policy, methods=["POST"]),
         Route(paths.POLICY, handlers.policy, methods=["GET"]),
+        Route(paths.DRAIN, handlers.drain, methods=["POST"]),
+        *more_routes,
         *operation_routes(submissions.table, cancel=submissions.cancel),
     ]
     return make_app(routes, keys=keys)
@@ -104,7 +114,13 @@ class _Handlers:
         return respond(request, await _while_connected(request, work()))
 
     async def policies(self, request: Request) -> Response:
-        return respond(request, await self._backend.list_policies())
+        after = version_of(request.query_params.get("after", "0"), "after")
+        wait_s = wait_s_of(request, most=MAX_WAIT_S) if "after" in request.query_params else 0.0
+        return respond(request, await self._backend.list_policies(after=after, wait_s=wait_s))
+
+    async def drain(self, request: Request) -> Response:
+        self._backend.drain()
+        return respond(request, common_pb2.Empty())
 
     async def policy(self, request: Request) -> Response:
         run_id = check_run_id(request.path_params["run_id"])

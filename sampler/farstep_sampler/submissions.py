@@ -7,6 +7,7 @@ can be cancelled at any time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import uuid
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,8 @@ from farstep_proto.errors import InvalidInput, TooManyRequests, error_from_excep
 from farstep_proto.v1 import operations_pb2, sampling_pb2
 from farstep_serving.operations import OperationTable
 
+DRAIN_S = 8.0  # a launcher kills after 12
+_SETTLE_S = 0.02
 _KEY = re.compile(r"[A-Za-z0-9_:.-]{1,128}\Z")
 
 Work = Callable[[], Awaitable[sampling_pb2.SampleResponse]]
@@ -56,6 +59,14 @@ class Submissions:
         """Raises TooManyRequests when nothing more is taken."""
         if len(self._tasks) >= self._max_pending:
             raise TooManyRequests(f"{len(self._tasks)} samples are in flight already", retry_after_s=1.0)
+
+    async def settled(self, timeout_s: float) -> bool:
+        """Waits until every client has heard what became of its samples; whether it came to that in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not self.table.is_settled:
+                    await asyncio.sleep(_SETTLE_S)
+        return self.table.is_settled
 
     def cancel(self, operation_id: str) -> bool:
         """Drops a sample that is not finished; the caller records it."""

@@ -1,8 +1,9 @@
 """How weights get into slots while sequences run: bytes become an adapter on a worker thread, and take a slot
 between two steps of the engine.
 
-It decides nothing: the order of loads and the slots come from `versions`. A policy that cannot be loaded is
-logged and forgotten; the others go on.
+It decides nothing: the order of loads and the slots come from `version_table`. A policy that cannot be loaded is
+logged and forgotten; the others go on. Of a run that publishes faster than slots are filled, the newest is loaded;
+those that were passed over are fetched when somebody asks for them.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ from functools import partial
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.adapter import Adapter
 from farstep_model.lora import LoraLayers
-from farstep_proto.errors import InvalidInput
+from farstep_model.peft_format import CONFIG_FILE, TENSORS_FILE
+from farstep_proto.errors import InvalidInput, NotFound
 from farstep_proto.names import CheckpointPath
 from farstep_sampler.gate import Gate
-from farstep_sampler.versions import Load, PolicyId, Serve, VersionTable
+from farstep_sampler.recall import Archive, PolicyFiles, PolicySource, RecentPolicies
+from farstep_sampler.version_table import VersionTable
+from farstep_sampler.versions import Load, PolicyId, Serve
 
 log = logging.getLogger(__name__)
+
+_MOST_RECALLS = 4
+_RECALL_AGAIN_S = 0.5
 
 _Build = Callable[[], Adapter]
 
@@ -31,6 +38,7 @@ class Swapper:
 
     Args:
         load: puts an adapter into a slot; the engine's.
+        sources: where a run's policy is fetched from that was retired; what came lately is remembered here.
     """
 
     def __init__(
@@ -41,33 +49,51 @@ class Swapper:
         layers: LoraLayers,
         load: Callable[[int, Adapter], Awaitable[None]],
         store: CheckpointStore,
+        sources: tuple[PolicySource, ...] = (),
     ) -> None:
         self._table = table
         self._gate = gate
         self._layers = layers
         self._load = load
         self._store = store
+        self._recent = RecentPolicies()
+        self._archive = Archive((self._recent, *sources))
         self._builds: dict[PolicyId, _Build] = {}
         self._arrivals: dict[PolicyId, asyncio.Future[None]] = {}
-        self._data: dict[PolicyId, bytes] = {}  # of each run's newest, for a recall
+        self._recalls: dict[PolicyId, asyncio.Task[None]] = {}
+        self._recalling = asyncio.Semaphore(_MOST_RECALLS)
         self._checkpoints: dict[str, PolicyId] = {}  # path -> what it was found to be
         self._bringing: dict[str, asyncio.Task[PolicyId]] = {}
+        gate.on_recall = self._recall
 
     async def run(self) -> None:
         """Loads whatever is announced, in that order, for ever."""
-        while True:
-            for policy in self._gate.recalled.copy():
-                self._recall(policy)
-            order = self._table.next_load()
-            if order is None:
-                await self._gate.changed()
-            else:
-                await self._carry_out(order)
+        try:
+            while True:
+                revision = self._table.revision
+                order = self._table.next_load()
+                if self._table.revision != revision:
+                    self._gate.notify()
+                if order is None:
+                    await self._gate.changed()
+                else:
+                    await self._carry_out(order)
+        finally:
+            for task in self._recalls.values():
+                task.cancel()
 
     def offer(self, policy: PolicyId, data: bytes) -> None:
         """Takes a run's policy as the feed brought it: `Adapter.to_bytes`."""
-        if self._announce(policy, partial(Adapter.from_bytes, self._layers, data)):
-            self._data[policy] = data
+        self.offer_files(policy, {TENSORS_FILE: data})
+
+    def offer_files(self, policy: PolicyId, files: PolicyFiles) -> None:
+        """Takes a run's newest policy as files."""
+        if self._table.history(policy.source) not in ("", policy.history):
+            log.warning("the versions of %s begin anew at %d: another store, or another run", *_parts(policy))
+        if self._table.announce(policy):
+            self._withdraw_older(policy)
+            self._recent.put(policy, files)
+            self._enter(policy, partial(self._adapter_of, files))
 
     async def bring(self, path: str) -> Serve:
         """A checkpoint of the store, loaded if it is not resident. Pin it before anything else is awaited.
@@ -96,45 +122,74 @@ class Swapper:
                 f"{path} is of base model {base_model!r}; this sampler serves {ours!r}", field="model_path"
             )
         version = manifest.meta.get("policy_version")
-        policy = PolicyId(path, version if isinstance(version, int) else 0)
-        self._announce(policy, partial(Adapter.from_files, self._layers, files))
-        if self._table.ready(policy) is None:
-            await asyncio.shield(self._arrivals[policy])
+        policy = PolicyId(path, version if isinstance(version, int) else 0, history=str(manifest.created_at))
+        if self._table.announce(policy):
+            self._enter(policy, partial(Adapter.from_files, self._layers, files))
+        while self._table.has(policy) and self._table.ready(policy) is None:
+            if policy in self._arrivals:
+                await asyncio.shield(self._arrivals[policy])
+            else:
+                await self._gate.changed()  # it is there, but about to leave
         return policy
 
-    def _announce(self, policy: PolicyId, build: _Build) -> bool:
-        is_new = self._table.announce(policy)
-        if is_new:
-            self._builds[policy] = build
-            self._arrivals[policy] = asyncio.get_running_loop().create_future()
-            self._gate.notify()
-        return is_new
+    def _enter(self, policy: PolicyId, build: _Build) -> None:
+        self._builds[policy] = build
+        self._arrivals[policy] = asyncio.get_running_loop().create_future()
+        self._gate.notify()
+
+    def _withdraw_older(self, newer: PolicyId) -> None:
+        """Passes over what waits for a slot, unless somebody waits for just that."""
+        for policy in [p for p in self._builds if p.source == newer.source and p not in self._recalls]:
+            if policy != newer and self._table.withdraw(policy):
+                del self._builds[policy]
+                self._arrivals.pop(policy).cancel()
 
     def _recall(self, policy: PolicyId) -> None:
-        self._gate.recalled.discard(policy)
-        if policy in self._data:  # else a newer one has come meanwhile
-            self.offer(policy, self._data[policy])
+        """Begins to fetch a policy back, unless that is on its way."""
+        if policy not in self._recalls:
+            self._recalls[policy] = asyncio.create_task(self._fetch_back(policy))
 
-    def _forget_older(self, newest: PolicyId) -> None:
-        """Drops the bytes of versions that nobody can recall any more."""
-        for policy in [p for p in self._data if p.source == newest.source and p.version < newest.version]:
-            del self._data[policy]
+    async def _fetch_back(self, policy: PolicyId) -> None:
+        try:
+            async with self._recalling:  # so many are in memory at a time
+                files = await self._archive.fetch(policy)
+                if self._table.readmit(policy):
+                    self._enter(policy, partial(self._adapter_of, files))
+                    await asyncio.wait([self._arrivals[policy]])
+        except NotFound as error:
+            log.info("%s", error.message)
+            self._table.mark_lost(policy)
+        except Exception as error:  # nobody can tell: those who still wait ask again
+            log.warning("%s cannot be fetched back: %s", policy, error)
+            await asyncio.sleep(_RECALL_AGAIN_S)
+        finally:
+            del self._recalls[policy]  # before anyone looks again
+        self._gate.notify()
+
+    def _adapter_of(self, files: PolicyFiles) -> Adapter:
+        if files.get(CONFIG_FILE):
+            return Adapter.from_files(self._layers, files)
+        return Adapter.from_bytes(self._layers, files[TENSORS_FILE])
 
     async def _carry_out(self, order: Load) -> None:
         began = time.perf_counter()
-        policy, arrival = order.policy, self._arrivals.pop(order.policy)
+        policy, arrival = order.policy, self._arrivals[order.policy]
         try:
             adapter = await asyncio.to_thread(self._builds.pop(policy))
             await self._load(order.slot, adapter)
         except Exception as error:  # whatever the bytes hold: it must not stop later policies
             log.warning("%s cannot be loaded: %s", policy, error)
             self._table.mark_failed(policy)
-            self._data.pop(policy, None)
+            self._recent.forget(policy)
             arrival.set_exception(error)
             arrival.exception()  # the feed waits for nobody; this marks the error as seen
         else:
             log.info("%s is served after %.1f ms", policy, (time.perf_counter() - began) * 1e3)
             self._table.mark_ready(policy)
-            self._forget_older(policy)
             arrival.set_result(None)
+        del self._arrivals[policy]
         self._gate.notify()
+
+
+def _parts(policy: PolicyId) -> tuple[str, int]:
+    return policy.source, policy.version

@@ -147,6 +147,11 @@ class OperationTable:
         entry = self._entries.get(operation_id)
         return entry is not None and entry.state == pb.OPERATION_STATE_QUEUED
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is pending and every outcome is acknowledged."""
+        return not any(channel.num_pending or channel.undelivered for channel in self._channels.values())
+
     async def poll(self, request: pb.PollRequest) -> pb.PollResponse:
         """Answers as soon as anything of this client's is finished, with all that is (up to MAX_POLL_BYTES)."""
         self._acknowledge(request.client_id, request.ack)

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import FrameType
 
 import uvicorn
@@ -66,8 +66,12 @@ async def serve(
     *,
     on_ready: Callable[[], None] = lambda: None,
     on_stop: Callable[[], None] = lambda: None,
+    drain: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM; `on_stop` is called at once then, so that parked requests can go."""
+    """Serves until SIGINT or SIGTERM; `on_stop` is called at once then, so that parked requests can go.
+
+    With `drain`, everything is still served until that is done; a second signal does not wait for it.
+    """
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -76,14 +80,22 @@ async def serve(
         timeout_graceful_shutdown=int(EXIT_GRACE_S),
         backlog=2048,
     )
-    await _Server(config, on_ready, on_stop).serve(sockets=[sock])
+    await _Server(config, on_ready, on_stop, drain).serve(sockets=[sock])
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], on_stop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_ready: Callable[[], None],
+        on_stop: Callable[[], None],
+        drain: Callable[[], Awaitable[None]] | None,
+    ) -> None:
         super().__init__(config)
         self._on_ready = on_ready
         self._on_stop = on_stop
+        self._drain = drain
+        self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
@@ -92,9 +104,23 @@ class _Server(uvicorn.Server):
             self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.started and self._drain is not None and self._draining is None:
+            self._loop.call_soon_threadsafe(self._begin_to_drain, sig)
+            return
         if self.started:
             self._loop.call_soon_threadsafe(self._on_stop)
         super().handle_exit(sig, frame)
+
+    def _begin_to_drain(self, sig: int) -> None:
+        async def drain() -> None:
+            assert self._drain is not None
+            try:
+                await self._drain()
+            finally:
+                self.handle_exit(sig, None)
+
+        if self._draining is None:
+            self._draining = asyncio.create_task(drain(), name="drain")
 
 
 def exit_with_parent() -> None:

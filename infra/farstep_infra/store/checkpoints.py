@@ -44,6 +44,11 @@ class CheckpointStore:
         self._root = root
         self._clock = clock
 
+    @property
+    def root(self) -> Path:
+        """The directory; published policies are beside the checkpoints (`farstep_infra.store.policies`)."""
+        return self._root
+
     def write(
         self,
         path: CheckpointPath,

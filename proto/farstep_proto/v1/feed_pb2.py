@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x61rstep_proto/v1/feed.proto\x12\nfarstep.v1\"\x89\x01\n\x10SubscribeRequest\x12\x12\n\nsubscriber\x18\x01 \x01(\t\x12\x34\n\x04have\x18\x02 \x03(\x0b\x32&.farstep.v1.SubscribeRequest.HaveEntry\x1a+\n\tHaveEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"S\n\x0bPolicyEvent\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.farstep.v1.PolicyHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05\x65vent\"h\n\x0cPolicyHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x11\n\tnum_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x14\n\x0cpublished_at\x18\x05 \x01(\x01\x32R\n\nPolicyFeed\x12\x44\n\tSubscribe\x12\x1c.farstep.v1.SubscribeRequest\x1a\x17.farstep.v1.PolicyEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x61rstep_proto/v1/feed.proto\x12\nfarstep.v1\"\xfb\x01\n\x10SubscribeRequest\x12\x12\n\nsubscriber\x18\x01 \x01(\t\x12\x34\n\x04have\x18\x02 \x03(\x0b\x32&.farstep.v1.SubscribeRequest.HaveEntry\x12>\n\thistories\x18\x32 \x03(\x0b\x32+.farstep.v1.SubscribeRequest.HistoriesEntry\x1a+\n\tHaveEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x30\n\x0eHistoriesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"@\n\x0c\x46\x65tchRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07history\x18\x03 \x01(\t\"S\n\x0bPolicyEvent\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.farstep.v1.PolicyHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05\x65vent\"\x91\x01\n\x0cPolicyHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x11\n\tnum_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x14\n\x0cpublished_at\x18\x05 \x01(\x01\x12\x0f\n\x07history\x18\x32 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_config\x18\x33 \x01(\x0c\x32\x90\x01\n\nPolicyFeed\x12\x44\n\tSubscribe\x12\x1c.farstep.v1.SubscribeRequest\x1a\x17.farstep.v1.PolicyEvent0\x01\x12<\n\x05\x46\x65tch\x12\x18.farstep.v1.FetchRequest\x1a\x17.farstep.v1.PolicyEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SUBSCRIBEREQUEST_HAVEENTRY']._loaded_options = None
   _globals['_SUBSCRIBEREQUEST_HAVEENTRY']._serialized_options = b'8\001'
+  _globals['_SUBSCRIBEREQUEST_HISTORIESENTRY']._loaded_options = None
+  _globals['_SUBSCRIBEREQUEST_HISTORIESENTRY']._serialized_options = b'8\001'
   _globals['_SUBSCRIBEREQUEST']._serialized_start=44
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=181
-  _globals['_SUBSCRIBEREQUEST_HAVEENTRY']._serialized_start=138
-  _globals['_SUBSCRIBEREQUEST_HAVEENTRY']._serialized_end=181
-  _globals['_POLICYEVENT']._serialized_start=183
-  _globals['_POLICYEVENT']._serialized_end=266
-  _globals['_POLICYHEADER']._serialized_start=268
-  _globals['_POLICYHEADER']._serialized_end=372
-  _globals['_POLICYFEED']._serialized_start=374
-  _globals['_POLICYFEED']._serialized_end=456
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=295
+  _globals['_SUBSCRIBEREQUEST_HAVEENTRY']._serialized_start=202
+  _globals['_SUBSCRIBEREQUEST_HAVEENTRY']._serialized_end=245
+  _globals['_SUBSCRIBEREQUEST_HISTORIESENTRY']._serialized_start=247
+  _globals['_SUBSCRIBEREQUEST_HISTORIESENTRY']._serialized_end=295
+  _globals['_FETCHREQUEST']._serialized_start=297
+  _globals['_FETCHREQUEST']._serialized_end=361
+  _globals['_POLICYEVENT']._serialized_start=363
+  _globals['_POLICYEVENT']._serialized_end=446
+  _globals['_POLICYHEADER']._serialized_start=449
+  _globals['_POLICYHEADER']._serialized_end=594
+  _globals['_POLICYFEED']._serialized_start=597
+  _globals['_POLICYFEED']._serialized_end=741
 # @@protoc_insertion_point(module_scope)

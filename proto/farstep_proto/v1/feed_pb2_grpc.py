@@ -41,6 +41,11 @@ class PolicyFeedStub(object):
                 request_serializer=farstep__proto_dot_v1_dot_feed__pb2.SubscribeRequest.SerializeToString,
                 response_deserializer=farstep__proto_dot_v1_dot_feed__pb2.PolicyEvent.FromString,
                 _registered_method=True)
+        self.Fetch = channel.unary_stream(
+                '/farstep.v1.PolicyFeed/Fetch',
+                request_serializer=farstep__proto_dot_v1_dot_feed__pb2.FetchRequest.SerializeToString,
+                response_deserializer=farstep__proto_dot_v1_dot_feed__pb2.PolicyEvent.FromString,
+                _registered_method=True)
 
 
 class PolicyFeedServicer(object):
@@ -55,12 +60,24 @@ class PolicyFeedServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Fetch(self, request, context):
+        """One policy that is still kept, also an old one; NOT_FOUND where it is not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyFeedServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Subscribe': grpc.unary_stream_rpc_method_handler(
                     servicer.Subscribe,
                     request_deserializer=farstep__proto_dot_v1_dot_feed__pb2.SubscribeRequest.FromString,
+                    response_serializer=farstep__proto_dot_v1_dot_feed__pb2.PolicyEvent.SerializeToString,
+            ),
+            'Fetch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=farstep__proto_dot_v1_dot_feed__pb2.FetchRequest.FromString,
                     response_serializer=farstep__proto_dot_v1_dot_feed__pb2.PolicyEvent.SerializeToString,
             ),
     }
@@ -92,6 +109,33 @@ class PolicyFeed(object):
             target,
             '/farstep.v1.PolicyFeed/Subscribe',
             farstep__proto_dot_v1_dot_feed__pb2.SubscribeRequest.SerializeToString,
+            farstep__proto_dot_v1_dot_feed__pb2.PolicyEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/farstep.v1.PolicyFeed/Fetch',
+            farstep__proto_dot_v1_dot_feed__pb2.FetchRequest.SerializeToString,
             farstep__proto_dot_v1_dot_feed__pb2.PolicyEvent.FromString,
             options,
             channel_credentials,

@@ -134,7 +134,35 @@ class PolicyState(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., newest_version: _Optional[int] = ..., resident_versions: _Optional[_Iterable[int]] = ..., model_path: _Optional[str] = ...) -> None: ...
 
 class ListPoliciesResponse(_message.Message):
-    __slots__ = ("policies",)
+    __slots__ = ("policies", "revision", "draining")
     POLICIES_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     policies: _containers.RepeatedCompositeFieldContainer[PolicyState]
-    def __init__(self, policies: _Optional[_Iterable[_Union[PolicyState, _Mapping]]] = ...) -> None: ...
+    revision: int
+    draining: bool
+    def __init__(self, policies: _Optional[_Iterable[_Union[PolicyState, _Mapping]]] = ..., revision: _Optional[int] = ..., draining: bool = ...) -> None: ...
+
+class ReplicaState(_message.Message):
+    __slots__ = ("url", "state", "num_in_flight", "message")
+    URL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    NUM_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    url: str
+    state: str
+    num_in_flight: int
+    message: str
+    def __init__(self, url: _Optional[str] = ..., state: _Optional[str] = ..., num_in_flight: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
+class ListReplicasResponse(_message.Message):
+    __slots__ = ("replicas",)
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    replicas: _containers.RepeatedCompositeFieldContainer[ReplicaState]
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaState, _Mapping]]] = ...) -> None: ...
+
+class AddReplicaRequest(_message.Message):
+    __slots__ = ("url",)
+    URL_FIELD_NUMBER: _ClassVar[int]
+    url: str
+    def __init__(self, url: _Optional[str] = ...) -> None: ...

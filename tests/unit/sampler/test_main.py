@@ -19,7 +19,8 @@ BODY = {"prompt": {"chunks": [{"encoded_text": {"ids": [5, 6]}}]}, "num_samples"
 def test_defaults(tmp_path: Path) -> None:
     config = parse_config(["--store", str(tmp_path)], {})
     assert (config.model, config.host, config.port, config.device) == ("farstep/tiny", "127.0.0.1", 0, "auto")
-    assert (config.resident_versions, config.num_threads, config.api_key, config.feed) == (8, 0, None, None)
+    assert (config.resident_versions, config.resident_policies) == (4, 8)
+    assert (config.num_threads, config.api_key, config.feed, config.weight_sync_uri) == (0, None, None, None)
 
 
 def test_the_environment_gives_key_and_threads(tmp_path: Path) -> None:

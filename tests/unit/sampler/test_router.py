@@ -1,20 +1,23 @@
 """The router before replicas whose engines are faked: real routes, real polls, answers that name their replica."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import httpx
+import pytest
 import pytest_asyncio
 
 from farstep_proto import paths
-from farstep_proto.errors import ApiError, PolicyNotReady, TooManyRequests
+from farstep_proto.errors import ApiError, Draining, PolicyNotReady, TooManyRequests
 from farstep_proto.tensors import model_input_to_proto
 from farstep_proto.v1 import common_pb2, operations_pb2, training_pb2
 from farstep_proto.v1 import sampling_pb2 as pb
-from farstep_sampler.replica_link import ReplicaLink
-from farstep_sampler.router import Router
+from farstep_sampler.router.admin import replica_routes
+from farstep_sampler.router.backend import Router
+from farstep_sampler.router.link import ReplicaLink
 from farstep_sampler.server import make_sampler_app
 from farstep_sampler.submissions import Submissions, Work
 from farstep_sampler.versions import AtLeast, VersionGate
@@ -34,8 +37,14 @@ class FakeReplica:
     open_gate: asyncio.Event = field(default_factory=asyncio.Event)
     seen: list[tuple[pb.SampleRequest, VersionGate]] = field(default_factory=list)
     num_cancelled: int = 0
+    revision: int = 1
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    is_draining: bool = False
 
     def prepare(self, request: pb.SampleRequest, gate: VersionGate) -> Work:
+        if self.is_draining:
+            raise Draining("draining")
+
         async def work() -> pb.SampleResponse:
             self.seen.append((request, gate))
             if self.error is not None:
@@ -51,8 +60,25 @@ class FakeReplica:
 
         return work
 
-    async def list_policies(self) -> pb.ListPoliciesResponse:
-        return pb.ListPoliciesResponse(policies=[self.state()] if self.versions else [])
+    def publish(self, *versions: int) -> None:
+        self.versions = [*versions]
+        self.notify()
+
+    def notify(self) -> None:
+        self.revision += 1
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def drain(self) -> None:
+        self.is_draining = True
+        self.notify()
+
+    async def list_policies(self, *, after: int, wait_s: float) -> pb.ListPoliciesResponse:
+        if self.revision <= after and not self.is_draining:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.changed.wait(), wait_s)
+        policies = [self.state()] if self.versions else []
+        return pb.ListPoliciesResponse(policies=policies, revision=self.revision, draining=self.is_draining)
 
     async def wait_for_policy(self, run_id: str, *, min_version: int, wait_s: float) -> pb.PolicyState:
         if max([0, *self.versions]) < min_version:
@@ -98,6 +124,24 @@ class Fleet:
     replicas: list[FakeReplica]
     wires: list[Wire]
     links: list[ReplicaLink]
+    router: Router
+    wire_by_url: dict[str, Wire]
+    stack: AsyncExitStack
+
+    async def start_replica(self, number: int) -> tuple[str, FakeReplica]:
+        """One that the router does not know yet."""
+        replica = FakeReplica(number)
+        replica.open_gate.set()
+        url = f"http://{number - 1}"
+        self.wire_by_url[url] = Wire(await self.stack.enter_async_context(serving(replica)))
+        return url, replica
+
+    async def join(self, url: str) -> httpx.Response:
+        return await self.http.post(paths.REPLICAS, content=pb.AddReplicaRequest(url=url).SerializeToString())
+
+    async def listed(self) -> dict[str, str]:
+        answer = pb.ListReplicasResponse.FromString((await self.http.get(paths.REPLICAS)).content)
+        return {replica.url: replica.state for replica in answer.replicas}
 
     async def sample(self, message: pb.SampleRequest | None = None, **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -111,8 +155,8 @@ class Fleet:
         return pb.SampleResponse.FromString(response.content).prompt_cache_hit_tokens
 
 
-def request(**fields: object) -> pb.SampleRequest:
-    return pb.SampleRequest(prompt=model_input_to_proto([1, 2]), num_samples=1, run_id="r", **fields)
+def request(*, prompt: Sequence[int] = (1, 2), **fields: object) -> pb.SampleRequest:
+    return pb.SampleRequest(prompt=model_input_to_proto([*prompt]), num_samples=1, run_id="r", **fields)
 
 
 @asynccontextmanager
@@ -126,11 +170,15 @@ async def fleet(until: Until) -> AsyncIterator[Fleet]:
     replicas = [FakeReplica(1), FakeReplica(2)]
     async with AsyncExitStack() as stack:
         wires = [Wire(await stack.enter_async_context(serving(replica))) for replica in replicas]
-        links = [ReplicaLink(f"http://{i}", key=KEY, transport=wire) for i, wire in enumerate(wires)]
-        router = Router(links)
+        wire_by_url = {f"http://{i}": wire for i, wire in enumerate(wires)}
+        router = Router(
+            list(wire_by_url), make_link=lambda url: ReplicaLink(url, key=KEY, transport=wire_by_url[url])
+        )
         submissions = await stack.enter_async_context(Submissions(max_pending=50))
         await stack.enter_async_context(router.running())
-        app = make_sampler_app(router, submissions, keys=KeyRing.of(KEY))
+        links = list(router.members)
+        routes = replica_routes(router.members)
+        app = make_sampler_app(router, submissions, keys=KeyRing.of(KEY), more_routes=routes)
         headers = {"Authorization": f"Bearer {KEY}", "Accept": paths.PROTOBUF, "Content-Type": paths.PROTOBUF}
         http = await stack.enter_async_context(
             httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://router", headers=headers)
@@ -138,7 +186,7 @@ async def fleet(until: Until) -> AsyncIterator[Fleet]:
         await until(lambda: all(link.is_healthy for link in links))
         for replica in replicas:
             replica.open_gate.set()
-        yield Fleet(http, replicas, wires, links)
+        yield Fleet(http, replicas, wires, links, router, wire_by_url, stack)
 
 
 async def test_the_least_busy_replica_answers(fleet: Fleet, until: Until) -> None:
@@ -164,7 +212,7 @@ async def test_an_affinity_key_stays_with_its_replica(fleet: Fleet) -> None:
 
 
 async def test_a_gate_leads_to_the_replica_that_satisfies_it(fleet: Fleet, until: Until) -> None:
-    fleet.replicas[1].versions = [3, 4]
+    fleet.replicas[1].publish(3, 4)
     await until(lambda: "r" in fleet.links[1].policies)
     for _ in range(4):
         assert await fleet.number(X_Min_Policy_Version="4") == 2
@@ -173,15 +221,19 @@ async def test_a_gate_leads_to_the_replica_that_satisfies_it(fleet: Fleet, until
     assert fleet.replicas[0].seen == []
 
 
-async def test_a_gate_that_none_satisfies_is_the_replicas_425(fleet: Fleet) -> None:
-    response = await fleet.sample(X_Min_Policy_Version="9")
+async def test_a_gate_that_none_satisfies_is_a_425_with_both_versions(fleet: Fleet, until: Until) -> None:
+    fleet.replicas[1].publish(3, 4)
+    await until(lambda: "r" in fleet.links[1].policies)
+    response = await fleet.sample(request(gate_wait_s=0.05), X_Min_Policy_Version="9")
     assert response.status_code == 425
-    assert common_pb2.Error.FromString(response.content).wanted_version == 9
+    error = common_pb2.Error.FromString(response.content)
+    assert (error.wanted_version, error.newest_version) == (9, 4)
+    assert not any(replica.seen for replica in fleet.replicas)
     assert response.headers["Retry-After"] == "1"
 
 
 async def test_waiting_for_a_policy_ends_with_the_first_replica_that_has_it(fleet: Fleet) -> None:
-    fleet.replicas[1].versions = [1]
+    fleet.replicas[1].publish(1)
     async with asyncio.timeout(5):
         response = await fleet.http.get("/v1/policies/r?min_version=1&wait_s=30")
     assert pb.PolicyState.FromString(response.content).newest_version == 1
@@ -256,8 +308,8 @@ async def test_what_it_says_of_itself(fleet: Fleet, until: Until) -> None:
     assert (info.role, info.base_model) == ("router", "m")
     tokenizer = training_pb2.TokenizerFiles.FromString((await fleet.http.get(paths.TOKENIZER)).content)
     assert tokenizer.sha256 == "abc"
-    fleet.replicas[0].versions = [1, 2]
-    fleet.replicas[1].versions = [2, 3]
+    fleet.replicas[0].publish(1, 2)
+    fleet.replicas[1].publish(2, 3)
     await until(lambda: all("r" in link.policies for link in fleet.links))
     (state,) = pb.ListPoliciesResponse.FromString((await fleet.http.get(paths.POLICIES)).content).policies
     assert (state.newest_version, list(state.resident_versions)) == (3, [1, 2, 3])
@@ -265,3 +317,103 @@ async def test_what_it_says_of_itself(fleet: Fleet, until: Until) -> None:
     body = pb.LoadPolicyRequest(model_path=path).SerializeToString()
     loaded = await fleet.http.post(paths.LOAD_POLICY, content=body)
     assert pb.PolicyState.FromString(loaded.content).model_path == path
+
+
+async def test_a_request_waits_at_the_router_for_its_version(fleet: Fleet) -> None:
+    waiting = [asyncio.create_task(fleet.number(X_Min_Policy_Version="2")) for _ in range(3)]
+    exact = asyncio.create_task(fleet.number(X_Policy_Version="2"))
+    await asyncio.sleep(0.1)
+    assert not any(task.done() for task in (*waiting, exact))
+    fleet.replicas[1].publish(2)
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*waiting, exact) == [2, 2, 2, 2]
+
+
+async def test_a_joining_replica_without_the_policy_does_not_answer_with_the_base_model(
+    fleet: Fleet, until: Until
+) -> None:
+    fleet.replicas[1].publish(1)
+    await until(lambda: "r" in fleet.links[1].policies)
+    assert [await fleet.number() for _ in range(4)] == [2, 2, 2, 2]
+
+
+async def test_the_router_draws_the_seed_that_a_request_leaves_open(fleet: Fleet, until: Until) -> None:
+    for replica in fleet.replicas:
+        replica.open_gate.clear()
+    waiting = asyncio.create_task(fleet.number())
+    await until(lambda: bool(fleet.replicas[0].seen))
+    fleet.wires[0].is_cut = True
+    fleet.replicas[1].open_gate.set()
+    assert await waiting == 2
+    first, second = fleet.replicas[0].seen[0][0], fleet.replicas[1].seen[0][0]
+    assert first.params.HasField("seed")
+    assert first.params.seed == second.params.seed
+    given = request(params=pb.SamplingParams(seed=5))
+    await fleet.number(given)
+    assert fleet.replicas[1].seen[-1][0].params.seed == 5
+
+
+async def test_the_beginning_of_a_prompt_stays_with_its_replica(fleet: Fleet, until: Until) -> None:
+    first = request(prompt=[7] * 40)
+    fleet.replicas[0].open_gate.clear()
+    held = asyncio.create_task(fleet.number(request(prompt=[8] * 3)))
+    await until(lambda: bool(fleet.replicas[0].seen))
+    assert await fleet.number(first) == 2  # the less busy one
+    fleet.replicas[0].open_gate.set()
+    await held
+    assert [await fleet.number(request(prompt=[7] * 33 + [9])) for _ in range(3)] == [2, 2, 2]
+    assert await fleet.number(request(prompt=[7] * 8 + [9] * 30)) == 1
+
+
+async def test_replicas_join_and_leave_while_requests_are_in_flight(fleet: Fleet, until: Until) -> None:
+    url, third = await fleet.start_replica(3)
+    assert (await fleet.join(url)).status_code == 200
+    await until(lambda: len(fleet.links) < len(list(fleet.router.members)))
+    await until(lambda: all(link.is_healthy for link in fleet.router.members))
+    fleet.replicas[0].open_gate.clear()
+    in_flight = asyncio.create_task(fleet.number())
+    await until(lambda: fleet.links[0].num_in_flight == 1)
+    assert (await fleet.http.delete(f"{paths.REPLICAS}?url=http://0")).status_code == 200
+    assert await fleet.listed() == {"http://0": "leaving", "http://1": "serving", url: "serving"}
+    for number in range(6):
+        assert await fleet.number(request(affinity_key=str(number))) in (2, 3)
+    assert third.seen
+    assert not in_flight.done()
+    fleet.replicas[0].open_gate.set()
+    assert await in_flight == 1
+    await until(lambda: len(fleet.router.members) == 2)
+    assert await fleet.listed() == {"http://1": "serving", url: "serving"}
+
+
+async def test_a_draining_replica_gets_nothing_new(fleet: Fleet, until: Until) -> None:
+    fleet.replicas[0].drain()
+    assert [await fleet.number() for _ in range(4)] == [2, 2, 2, 2]  # whether or not the router has heard of it
+    await until(lambda: fleet.links[0].is_draining)
+    assert (await fleet.listed())["http://0"] == "draining"
+    assert fleet.replicas[0].seen == []
+
+
+@pytest.mark.parametrize("url", ["", "ftp://x", "http://", "http://a:b/", "http://u:p@x", "http://x/path", "http://x:0"])
+async def test_a_replicas_address_is_checked(fleet: Fleet, url: str) -> None:
+    response = await fleet.join(url)
+    assert response.status_code == 400
+    assert common_pb2.Error.FromString(response.content).field == "url"
+    assert (await fleet.http.delete(f"{paths.REPLICAS}?url=http://9")).status_code == 404
+
+
+async def test_only_whoever_has_the_key_changes_the_fleet(fleet: Fleet) -> None:
+    for method in ("GET", "POST", "DELETE"):
+        response = await fleet.http.request(method, paths.REPLICAS, headers={"Authorization": "Bearer no"})
+        assert response.status_code == 401
+
+
+async def test_a_router_that_drains_finishes_what_it_has(fleet: Fleet, until: Until) -> None:
+    fleet.replicas[0].open_gate.clear()
+    in_flight = asyncio.create_task(fleet.number())
+    waiting = asyncio.create_task(fleet.sample(X_Min_Policy_Version="3"))
+    await until(lambda: fleet.links[0].num_in_flight == 1)
+    await fleet.http.post(paths.DRAIN)
+    assert (await waiting).status_code == 503
+    assert (await fleet.sample()).status_code == 503
+    fleet.replicas[0].open_gate.set()
+    assert await in_flight == 1

@@ -13,10 +13,13 @@ import pytest
 import pytest_asyncio
 import uvicorn
 
+from farstep_infra.store.blobs import open_blobs
 from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.policies import PolicyShelves, ShelvedPolicy
 from farstep_model.adapter import Adapter
 from farstep_model.load import BaseModel
 from farstep_proto import paths
+from farstep_proto.errors import NotFound
 from farstep_proto.names import CheckpointPath
 from farstep_proto.tensors import ids_from_bytes, model_input_to_proto
 from farstep_proto.v1 import common_pb2, feed_pb2, operations_pb2, training_pb2
@@ -29,7 +32,8 @@ from farstep_sampler.replica import Replica
 from farstep_sampler.request import ModelLimits
 from farstep_sampler.server import make_sampler_app
 from farstep_sampler.submissions import Submissions
-from farstep_sampler.versions import AtLeast, PolicyId
+from farstep_sampler.versions import AtLeast, Exactly, PolicyId
+from farstep_sampler.weight_sync import SyncConfig
 from farstep_serving.keys import KeyRing
 from farstep_serving.process import bind, url_of
 
@@ -48,7 +52,7 @@ async def replica(
     base: BaseModel, engine: TorchEngine, table: AdapterTable, store: CheckpointStore
 ) -> AsyncIterator[Replica]:
     limits = ModelLimits(base.max_seq_len, base.vocab_size, base.eos_token_ids)
-    made = Replica(base, engine, table, limits=limits, store=store, feed=None)
+    made = Replica(base, engine, table, limits=limits, store=store, policies=None)
     async with made.running():
         yield made
 
@@ -165,7 +169,7 @@ async def test_policies_arrive_by_the_feed(
     await server.start()
     limits = ModelLimits(base.max_seq_len, base.vocab_size, base.eos_token_ids)
     feed = FeedConfig(f"127.0.0.1:{port}", None, "test")
-    replica = Replica(base, engine, table, limits=limits, store=store, feed=feed)
+    replica = Replica(base, engine, table, limits=limits, store=store, policies=feed)
     async with replica.running():
         response = await replica.prepare(request(run_id="r"), AtLeast(4))()
         replica.check_health()
@@ -454,3 +458,145 @@ async def test_a_client_that_goes_away_frees_its_rows(replica: Replica, engine: 
         assert time.monotonic() - began < 2  # the samples take much longer
         server.should_exit = True
         await serving
+
+
+async def test_a_retired_version_is_fetched_back_and_one_that_nobody_keeps_is_a_clear_no(
+    http: httpx.AsyncClient, replica: Replica, store: CheckpointStore, make_adapter: MakeAdapter
+) -> None:
+    """Four slots, seven versions: the store's shelf has the last five of them, a checkpoint has the first."""
+    shelves = PolicyShelves.of_store(store.root, keep=5)
+    tokens = {}
+    for version in range(1, 8):
+        adapter = make_adapter(version)
+        data = adapter.to_bytes()
+        config = adapter.files("farstep/tiny")["adapter_config.json"]
+        files = {"adapter_model.safetensors": data, "adapter_config.json": config}
+        shelves.put(ShelvedPolicy("r", version, "h", 1.0, files))
+        if version == 1:
+            meta = {"policy_version": 1, "history": "h"}
+            store.write(CheckpointPath("r", "sampler_weights", "first"), adapter.files("farstep/tiny"), meta)
+        replica._swapper.offer(PolicyId("r", version, "h"), data)
+        response = await sampled(http, request(run_id="r"), X_Policy_Version=str(version))
+        tokens[version] = response.sequences[0].tokens
+    assert len(set(tokens.values())) == 7
+    for version in tokens:  # nothing is remembered here: all comes from the store
+        replica._swapper._recent.forget(PolicyId("r", version, "h"))
+    for version in (3, 1, 4, 6, 3):
+        response = await sampled(http, request(run_id="r"), X_Policy_Version=str(version))
+        assert (response.policy_version, response.sequences[0].tokens) == (version, tokens[version])
+    assert (await sampled(http, request(run_id="r"))).policy_version == 7
+    began = time.monotonic()
+    refused = await sample(http, request(run_id="r"), X_Policy_Version="2")
+    assert time.monotonic() - began < 5
+    assert refused.status_code == 404
+    assert "is not kept any more; the newest is 7, at hand are " in error_of(refused).message
+    assert (error_of(refused).wanted_version, error_of(refused).newest_version) == (2, 7)
+
+
+async def test_what_is_kept_but_damaged_is_not_served(
+    http: httpx.AsyncClient, replica: Replica, store: CheckpointStore, make_adapter: MakeAdapter
+) -> None:
+    shelves = PolicyShelves.of_store(store.root, keep=5)
+    offer(replica, "r", 2, make_adapter(2))
+    await sampled(http, request(run_id="r"), X_Min_Policy_Version="2")
+    files = {"adapter_model.safetensors": make_adapter(1).to_bytes(), "adapter_config.json": b""}
+    shelves.put(ShelvedPolicy("r", 1, "", 1.0, files))
+    (weights,) = (store.root / "policies~").rglob("adapter_model.safetensors")
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    refused = await sample(http, request(run_id="r"), X_Policy_Version="1")
+    assert refused.status_code == 404
+    offer(replica, "r", 3, make_adapter(3))
+    assert (await sampled(http, request(run_id="r"), X_Min_Policy_Version="3")).policy_version == 3
+
+
+async def test_another_history_of_a_run_is_served_and_the_old_one_is_not(
+    http: httpx.AsyncClient, replica: Replica, make_adapter: MakeAdapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    replica._swapper.offer(PolicyId("r", 7, "old"), make_adapter(1).to_bytes())
+    old = await sampled(http, request(run_id="r"), X_Min_Policy_Version="7")
+    replica._swapper.offer(PolicyId("r", 1, "new"), make_adapter(2).to_bytes())
+    response = await sampled(http, request(run_id="r"), X_Policy_Version="1")
+    assert (response.policy_version, response.sequences[0].tokens != old.sequences[0].tokens) == (1, True)
+    assert (await sample(http, request(run_id="r", gate_wait_s=0.05), X_Min_Policy_Version="7")).status_code == 425
+    assert "begin anew" in caplog.text
+
+
+async def test_a_draining_replica_ends_what_it_has_and_takes_nothing_new(
+    http: httpx.AsyncClient, replica: Replica
+) -> None:
+    long = asyncio.create_task(sampled(http, request(params={"max_tokens": 300})))
+    waiting = asyncio.create_task(sample(http, request(run_id="r"), X_Min_Policy_Version="1"))
+    await asyncio.sleep(0.05)
+    assert (await http.post(paths.DRAIN)).status_code == 200
+    assert (await waiting).status_code == 503
+    assert (await sample(http, request())).status_code == 503
+    assert (await http.get(paths.HEALTH)).status_code == 503
+    state = pb.ListPoliciesResponse.FromString((await http.get(f"{paths.POLICIES}?after=99&wait_s=30")).content)
+    assert state.draining
+    assert len(ids_from_bytes((await long).sequences[0].tokens)) == 300
+
+
+async def test_whoever_asks_is_told_when_something_new_is_served(
+    http: httpx.AsyncClient, replica: Replica, make_adapter: MakeAdapter
+) -> None:
+    async def listed(after: int, wait_s: float) -> pb.ListPoliciesResponse:
+        return pb.ListPoliciesResponse.FromString(
+            (await http.get(f"{paths.POLICIES}?after={after}&wait_s={wait_s}")).content
+        )
+
+    before = await listed(0, 0.01)
+    assert list(before.policies) == []
+    told = asyncio.create_task(listed(before.revision, 30))
+    await asyncio.sleep(0.05)
+    assert not told.done()
+    offer(replica, "r", 1, make_adapter(1))
+    state = await told
+    while not state.policies:  # the run was heard of first
+        state = await listed(state.revision, 30)
+    assert [(policy.run_id, policy.newest_version) for policy in state.policies] == [("r", 1)]
+    assert (await http.get(f"{paths.POLICIES}?after=x")).status_code == 400
+
+
+@pytest.mark.parametrize("is_damaged_first", [False, True])
+async def test_policies_arrive_by_a_weight_sync_uri(
+    base: BaseModel,
+    engine: TorchEngine,
+    table: AdapterTable,
+    store: CheckpointStore,
+    make_adapter: MakeAdapter,
+    tmp_path: Path,
+    is_damaged_first: bool,
+) -> None:
+    shelves = PolicyShelves(open_blobs(f"file://{tmp_path}/sync"), keep=3)
+    limits = ModelLimits(base.max_seq_len, base.vocab_size, base.eos_token_ids)
+    sync = SyncConfig(shelves, interval_s=0.02)
+
+    def put(version: int) -> bytes:
+        adapter = make_adapter(version)
+        config = adapter.files("farstep/tiny")["adapter_config.json"]
+        files = {"adapter_model.safetensors": adapter.to_bytes(), "adapter_config.json": config}
+        shelves.put(ShelvedPolicy("r", version, "h", 1.0, files))
+        return files["adapter_model.safetensors"]
+
+    replica = Replica(base, engine, table, limits=limits, store=store, policies=sync)
+    async with replica.running():
+        good = put(1)
+        weights = tmp_path / "sync" / "r" / "v1-h" / "adapter_model.safetensors"
+        if is_damaged_first:
+            weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        waiting = asyncio.create_task(replica.prepare(request(run_id="r"), AtLeast(1))())
+        if is_damaged_first:
+            await asyncio.sleep(0.3)
+            assert not waiting.done()
+            weights.write_bytes(good)
+        assert (await waiting).policy_version == 1
+        for version in (2, 3):
+            put(version)
+            assert (await replica.prepare(request(run_id="r"), AtLeast(version))()).policy_version == version
+        (tmp_path / "sync" / "not a run").mkdir()
+        put(7)
+        assert (await replica.prepare(request(run_id="r"), Exactly(7))()).policy_version == 7
+        with pytest.raises(NotFound, match="at hand are 1, 2, 3, 7"):
+            await replica.prepare(request(run_id="r"), Exactly(6))()

@@ -1,9 +1,6 @@
-"""The state machine of policies, by example and by random walks."""
+"""The table of policies, by example; random walks are in `test_gate`."""
 
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
+from farstep_sampler.version_table import VersionTable
 from farstep_sampler.versions import (
     BASE,
     AtLeast,
@@ -12,7 +9,6 @@ from farstep_sampler.versions import (
     Load,
     PolicyId,
     Serve,
-    VersionTable,
     Wait,
 )
 
@@ -68,15 +64,140 @@ def test_the_least_recently_used_old_version_leaves() -> None:
     order = table.next_load()
     assert order is not None
     assert order.retired == PolicyId("r", 1)
-    assert table.decide("r", Exactly(1)) == Impossible(2)
+    assert table.decide("r", Exactly(1)) == Wait(2, recall=PolicyId("r", 1))
 
 
-def test_a_passed_over_version_never_comes() -> None:
-    table = VersionTable(num_slots=2)
-    serve_up_to(table, "r", 5)
-    assert table.decide("r", Exactly(4)) == Impossible(5)
+def test_a_passed_over_version_is_fetched_until_nobody_keeps_it() -> None:
+    table = VersionTable(num_slots=3)
+    serve_up_to(table, "r", 3, 5)
+    assert table.decide("r", Exactly(4)) == Wait(5, recall=PolicyId("r", 4))
     assert not table.announce(PolicyId("r", 4))
+    table.mark_lost(PolicyId("r", 4))
+    assert table.decide("r", Exactly(4)) == Impossible(5, (3, 5))
     assert table.decide("r", Exactly(6)) == Wait(5)
+
+
+def test_a_version_that_was_fetched_back_is_served_and_the_newest_still_answers() -> None:
+    table = VersionTable(num_slots=2)
+    serve_up_to(table, "r", 1, 2, 3)
+    assert table.readmit(PolicyId("r", 1))
+    order = table.next_load()
+    assert order is not None
+    assert order.retired == PolicyId("r", 2)
+    table.mark_ready(order.policy)
+    assert table.decide("r", Exactly(1)) == Serve(PolicyId("r", 1), order.slot)
+    newest = table.decide("r", AtLeast(0))
+    assert isinstance(newest, Serve)
+    assert newest.policy.version == 3
+    assert not table.readmit(PolicyId("r", 1))
+
+
+def test_without_the_newest_an_older_version_answers_only_once_the_newest_is_lost() -> None:
+    table = VersionTable(num_slots=1)
+    serve_up_to(table, "r", 1, 2)
+    assert table.readmit(PolicyId("r", 1))
+    order = table.next_load()
+    assert order is not None
+    table.mark_ready(order.policy)
+    assert table.decide("r", AtLeast(1)) == Wait(2, recall=PolicyId("r", 2))
+    table.mark_lost(PolicyId("r", 2))
+    assert table.decide("r", AtLeast(1)) == Serve(PolicyId("r", 1), 1)
+    assert table.decide("r", AtLeast(2)) == Wait(2)
+
+
+def test_what_was_fetched_back_and_is_no_good_is_lost() -> None:
+    table = VersionTable(num_slots=2)
+    serve_up_to(table, "r", 1, 2, 3)
+    table.readmit(PolicyId("r", 1))
+    assert table.next_load() is not None
+    table.mark_failed(PolicyId("r", 1))
+    assert table.decide("r", Exactly(1)) == Impossible(3, (3,))
+
+
+def test_a_busy_run_keeps_its_last_versions_and_pushes_out_nobody() -> None:
+    table = VersionTable(num_slots=6, per_run=3)
+    serve_up_to(table, "quiet", 1, 2)
+    serve_up_to(table, "busy", *range(1, 20))
+    assert table.resident_versions("busy") == [17, 18, 19]
+    assert table.resident_versions("quiet") == [1, 2]
+    crowded = VersionTable(num_slots=3, per_run=3)
+    serve_up_to(crowded, "quiet", 1)
+    serve_up_to(crowded, "busy", *range(1, 20))
+    assert crowded.resident_versions("quiet") == [1]
+
+
+def test_a_run_may_hold_more_than_its_share_while_it_is_in_use() -> None:
+    table = VersionTable(num_slots=4, per_run=1)
+    serve_up_to(table, "r", 1)
+    table.pin(PolicyId("r", 1))
+    serve_up_to(table, "r", 2)
+    assert table.resident_versions("r") == [1, 2]
+    table.unpin(PolicyId("r", 1))
+    serve_up_to(table, "r", 3)
+    assert table.resident_versions("r") == [2, 3]
+
+
+def test_endless_traffic_does_not_keep_a_new_version_out() -> None:
+    """With one slot and somebody always on version 1, the next request for it waits until version 2 is there."""
+    table = VersionTable(num_slots=1)
+    serve_up_to(table, "r", 1)
+    table.pin(PolicyId("r", 1))
+    table.announce(PolicyId("r", 2))
+    assert table.next_load() is None
+    assert table.decide("r", AtLeast(0)) == Wait(1)
+    assert table.decide("r", Exactly(1)) == Wait(1)
+    table.unpin(PolicyId("r", 1))
+    assert table.next_load() == Load(PolicyId("r", 2), 1, PolicyId("r", 1))
+
+
+def test_a_policy_that_need_not_leave_after_all_stays() -> None:
+    table = VersionTable(num_slots=2)
+    serve_up_to(table, "r", 1)
+    serve_up_to(table, "s", 1)
+    for run_id in "rs":
+        table.pin(PolicyId(run_id, 1))
+    table.announce(PolicyId("t", 1))
+    assert table.next_load() is None
+    revision = table.revision
+    assert table.withdraw(PolicyId("t", 1))
+    assert table.next_load() is None
+    assert table.revision > revision
+    assert all(isinstance(table.decide(run_id, AtLeast(1)), Serve) for run_id in "rs")
+
+
+def test_another_history_takes_the_place_of_the_one_before() -> None:
+    """A trainer that lost its store numbers from 1 again: its version 1 must not hide behind an old version 7."""
+    table = VersionTable(num_slots=4)
+    old = PolicyId("r", 7, "old")
+    table.announce(old)
+    assert table.next_load() is not None
+    table.mark_ready(old)
+    table.pin(old)
+    new = PolicyId("r", 1, "new")
+    assert table.announce(new)
+    assert table.decide("r", AtLeast(7)) == Wait(0)
+    order = table.next_load()
+    assert order is not None
+    table.mark_ready(new)
+    assert table.decide("r", AtLeast(0)) == Serve(new, order.slot)
+    assert table.decide("r", Exactly(7)) == Wait(1)
+    assert not table.readmit(old)
+    table.unpin(old)
+    assert table.resident_versions("r") == [1]
+
+
+def test_a_late_load_of_a_history_that_is_over_is_not_served() -> None:
+    table = VersionTable(num_slots=2)
+    old, new = PolicyId("r", 7, "old"), PolicyId("r", 1, "new")
+    table.announce(old)
+    assert table.next_load() is not None
+    table.announce(new)
+    table.mark_ready(old)
+    assert (table.newest_ready("r"), table.resident_versions("r")) == (0, [])
+    order = table.next_load()
+    assert order is not None
+    table.mark_failed(new)
+    assert table.newest_seen("r") == 0
 
 
 def test_pins_keep_a_policy_and_make_the_next_wait_for_a_slot() -> None:
@@ -120,79 +241,3 @@ def test_a_failed_load_frees_its_slot_and_may_be_tried_again() -> None:
     assert table.newest_seen("r") == 1
     assert table.decide("r", AtLeast(2)) == Wait(1)
     serve_up_to(table, "r", 2)
-
-
-class RandomWalk(RuleBasedStateMachine):
-    """Announces, loads, failures, pins and releases in any order."""
-
-    runs = st.sampled_from(["a", "b", "c"])
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = VersionTable(num_slots=3)
-        self.loading: dict[PolicyId, int] = {}
-        self.pinned: list[Serve] = []
-        self.published: dict[str, int] = {}
-
-    @rule(run_id=runs, skip=st.integers(1, 2))
-    def publish(self, run_id: str, skip: int) -> None:
-        version = self.published.get(run_id, 0) + skip
-        assert self.table.announce(PolicyId(run_id, version))
-        self.published[run_id] = version
-
-    @rule()
-    def load(self) -> None:
-        order = self.table.next_load()
-        if order is not None:
-            assert order.slot not in self.loading.values()
-            assert order.slot not in [serve.slot for serve in self.pinned]
-            self.loading[order.policy] = order.slot
-
-    @precondition(lambda self: self.loading)
-    @rule(is_good=st.booleans())
-    def finish_load(self, is_good: bool) -> None:
-        policy = next(iter(self.loading))
-        slot = self.loading.pop(policy)
-        if is_good:
-            self.table.mark_ready(policy)
-            assert self.table.ready(policy) == Serve(policy, slot)
-        else:
-            self.table.mark_failed(policy)
-
-    @rule(run_id=runs, version=st.integers(0, 6), is_exact=st.booleans())
-    def request(self, run_id: str, version: int, is_exact: bool) -> None:
-        gate = Exactly(version) if is_exact else AtLeast(version)
-        match self.table.decide(run_id, gate):
-            case Serve(policy, slot):
-                assert policy.version == version if is_exact else policy.version >= version
-                assert policy == BASE or policy.source == run_id
-                self.table.pin(policy)
-                self.pinned.append(Serve(policy, slot))
-            case Wait(recall=PolicyId() as recall):
-                assert self.table.announce(recall)
-            case Impossible():
-                assert is_exact
-                assert version < self.published[run_id]
-
-    @precondition(lambda self: self.pinned)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        serve = self.pinned.pop(data.draw(st.integers(0, len(self.pinned) - 1)))
-        self.table.unpin(serve.policy)
-
-    @invariant()
-    def pinned_policies_keep_their_slot(self) -> None:
-        for serve in self.pinned:
-            if serve.policy != BASE:
-                assert self.table.ready(serve.policy) == serve
-
-    @invariant()
-    def no_more_are_resident_than_there_are_slots(self) -> None:
-        resident = [PolicyId(run, v) for run in "abc" for v in self.table.resident_versions(run)]
-        slots = [serve.slot for policy in resident if (serve := self.table.ready(policy))]
-        assert len(set(slots)) == len(slots) <= 3
-        assert not set(slots) & set(self.loading.values())
-
-
-TestRandomWalk = RandomWalk.TestCase
-TestRandomWalk.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
+from farstep_proto.errors import NotFound
 from farstep_proto.v1 import feed_pb2 as pb
 from farstep_proto.v1.feed_pb2_grpc import PolicyFeedStub
 from farstep_serving.keys import KeyRing
@@ -120,3 +121,44 @@ async def test_a_taken_port_is_an_error(feed):
     port = int(feed.address.rpartition(":")[2])
     with pytest.raises(SystemExit, match=str(port)):
         await FeedServer(PolicyFeed(KeyRing.of())).start("127.0.0.1", port)
+
+
+async def fetched(feed, version, *, history="", key=KEY):
+    async with grpc.aio.insecure_channel(feed.address) as channel:
+        metadata = (("authorization", f"Bearer {key}"),)
+        request = pb.FetchRequest(run_id="a", version=version, history=history)
+        return await receive(PolicyFeedStub(channel).Fetch(request, metadata=metadata))
+
+
+async def test_another_history_is_sent_whatever_the_subscriber_has(feed):
+    feed.offer(Policy.of("a", version=1, data=b"x", published_at=1.0, history="new"))
+    async with grpc.aio.insecure_channel(feed.address) as channel:
+        request = pb.SubscribeRequest(have={"a": 7}, histories={"a": "old"})
+        call = PolicyFeedStub(channel).Subscribe(request, metadata=(("authorization", f"Bearer {KEY}"),))
+        header, _ = await receive(call)
+        assert (header.version, header.history) == (1, "new")
+        same = pb.SubscribeRequest(have={"a": 7}, histories={"a": "new"})
+        await silent(PolicyFeedStub(channel).Subscribe(same, metadata=(("authorization", f"Bearer {KEY}"),)))
+
+
+async def test_an_old_policy_is_fetched_by_its_number(feed):
+    data = bytes(2 * CHUNK_BYTES + 5)
+    old = Policy.of("a", version=1, data=data, published_at=1.0, history="h", config=b"{}")
+
+    def read(run_id, version, history):
+        if (run_id, version) != ("a", 1) or history not in ("", "h"):
+            raise NotFound(f"version {version} of {run_id} is not kept any more")
+        return old
+
+    feed._read = read
+    feed.offer(Policy.of("a", version=2, data=b"newest", published_at=2.0, history="h"))
+    header, received = await fetched(feed, 1, history="h")
+    assert (header.version, header.history, header.adapter_config, received) == (1, "h", b"{}", data)
+    assert (await fetched(feed, 2))[1] == b"newest"
+    for version, history in ((3, "h"), (1, "other")):
+        with pytest.raises(grpc.aio.AioRpcError, match="not kept any more") as caught:
+            await fetched(feed, version, history=history)
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await fetched(feed, 1, key="wrong")
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
