@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import socket
 import sys
 import time
@@ -24,7 +25,9 @@ import httpx
 from farstep_infra.home import Home
 from farstep_infra.launchers.local import LaunchFailed, LocalProcess
 from farstep_proto import paths
-from farstep_proto.v1 import training_pb2
+from farstep_proto.v1 import sampling_pb2, training_pb2
+
+log = logging.getLogger(__name__)
 
 Role = Literal["trainer", "sampler", "router"]
 
@@ -216,13 +219,32 @@ class Fleet:
         servers = (*alive, *new)
         if len(servers) == 1:
             return Samplers(servers, None)
+        if router is not None and router.is_running:
+            dead = [server.url for server in old if server not in alive]
+            if await self._change(router, joining=[server.url for server in new], leaving=dead):
+                return Samplers(servers, router)
         try:
-            # A new router, since one keeps the replicas it was started with; the old one goes on for its clients.
             router = await self._start("router", base_model, tuple(f"--replica={server.url}" for server in servers))
         except BaseException:
             await self.stop(new)
             raise
         return Samplers(servers, router)
+
+    async def _change(self, router: Server, *, joining: Sequence[str], leaving: Sequence[str]) -> bool:
+        """Has replicas join and leave a router that goes on serving; False where it does not answer."""
+        place = router.url + paths.REPLICAS
+        try:
+            for url in joining:
+                body = sampling_pb2.AddReplicaRequest(url=url).SerializeToString()
+                headers = {"Content-Type": paths.PROTOBUF}
+                response = await self._client.post(place, content=body, headers=headers, timeout=_ANSWER_S)
+                response.raise_for_status()
+            for url in leaving:
+                await self._client.delete(place, params={"url": url}, timeout=_ANSWER_S)
+        except httpx.HTTPError as error:
+            log.warning("%s at %s cannot be told of other replicas: %r", router.process.name, router.url, error)
+            return False
+        return True
 
     async def _start_all(self, role: Role, base_model: str, args: tuple[str, ...], count: int) -> list[Server]:
         """All or, where one fails, none."""

@@ -64,6 +64,23 @@ def test_more_sampler_replicas_come_with_a_router_that_knows_all(up):
     assert up.run(up.session(), base_model="fake/grows")["sampler_url"] == three["sampler_url"]
 
 
+def test_a_running_fleet_grows_and_mends_behind_the_same_router(up):
+    two = up.run(up.session(), base_model="fake/scales", sampler_replicas=2)
+    four = up.run(up.session(), base_model="fake/scales", sampler_replicas=4)
+    assert four["sampler_url"] == two["sampler_url"], "nobody has to be told of a new address"
+    replicas = up.asked(four["sampler_url"])["replica"]
+    assert len(set(replicas)) == 4
+    up.kill_server(replicas[0])
+    family = [process for process in up.processes("sampler") if process["base_model"] == "fake/scales"]
+    assert len(family) == 4
+    up.wait_until(lambda: any(p["state"] == "died" for p in up.processes("sampler") if p["url"] == replicas[0]))
+    mended = up.run(up.session(), base_model="fake/scales", sampler_replicas=4)
+    assert mended["sampler_url"] == two["sampler_url"]
+    after = up.asked(mended["sampler_url"])["replica"]
+    assert len(set(after)) == 4
+    assert replicas[0] not in after
+
+
 def test_failed_provisioning_says_why_and_can_be_tried_again(up):
     for _ in range(2):
         run = up.run(up.session(), base_model="fake/fails")

@@ -17,10 +17,10 @@ from starlette.routing import Route
 
 from farstep_proto import paths
 from farstep_proto.errors import Draining
-from farstep_proto.v1 import common_pb2, training_pb2
+from farstep_proto.v1 import common_pb2, sampling_pb2, training_pb2
 from farstep_serving.app import make_app
 from farstep_serving.keys import KeyRing
-from farstep_serving.messages import respond
+from farstep_serving.messages import read_message, respond
 from farstep_serving.process import announce, bind, exit_with_parent, serve, url_of
 
 
@@ -78,7 +78,16 @@ async def run(role: str, arguments: argparse.Namespace) -> None:
         print(f"{role} was told to die", file=sys.stderr, flush=True)
         os._exit(7)
 
+    async def change_replicas(request):
+        if request.method == "DELETE":
+            arguments.replica.remove(request.query_params["url"])
+        else:
+            arguments.replica.append((await read_message(request, sampling_pb2.AddReplicaRequest)).url)
+        return respond(request, common_pb2.Empty())
+
     routes = [Route(paths.HEALTH, health), Route(paths.INFO, get_info), Route("/asked", asked), Route("/die", die)]
+    if role == "router":
+        routes.append(Route(paths.REPLICAS, change_replicas, methods=["POST", "DELETE"]))
     sock = bind(arguments.host, arguments.port)
     facts = {"feed": f"{arguments.host}:{arguments.feed_port or 4242}"} if role == "trainer" else {}
     app = make_app(routes, keys=KeyRing.of(os.environ["FARSTEP_API_KEY"]))
