@@ -60,9 +60,7 @@ class StoreSource:
         self._archive = archive
 
     async def fetch(self, policy: PolicyId) -> PolicyFiles:
-        found = await asyncio.to_thread(
-            self._archive.read, policy.source, policy.version, history=policy.history
-        )
+        found = await asyncio.to_thread(self._archive.read, policy.source, policy.version, history=policy.history)
         return found.files
 
 

@@ -20,6 +20,7 @@ from farstep_proto.v1 import training_pb2
 from farstep_sampler.engine_thread import EngineThread
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.torch_engine import TorchEngine
+from farstep_sampler.events import Events, events_of
 from farstep_sampler.feed import FeedClient, FeedConfig, FeedSource
 from farstep_sampler.gate import Gate
 from farstep_sampler.grammars import Grammars
@@ -29,7 +30,7 @@ from farstep_sampler.result import response_of
 from farstep_sampler.submissions import Work
 from farstep_sampler.swapper import Swapper
 from farstep_sampler.version_table import VersionTable
-from farstep_sampler.versions import AtLeast, VersionGate
+from farstep_sampler.versions import AtLeast, Serve, VersionGate
 from farstep_sampler.weight_sync import SyncConfig, WeightSyncPoller
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,11 @@ class Replica:
         target = target_of(request, gate=gate, default_wait_s=DEFAULT_GATE_WAIT_S)
         return partial(self._sample, job, target)
 
+    def open_stream(self, request: pb.SampleRequest, gate: VersionGate) -> Events:
+        self._check_draining()
+        job = job_of(request, limits=self._limits)
+        return self._stream(job, target_of(request, gate=gate, default_wait_s=DEFAULT_GATE_WAIT_S))
+
     async def list_policies(self, *, after: int, wait_s: float) -> pb.ListPoliciesResponse:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
@@ -146,15 +152,27 @@ class Replica:
             raise Internal(f"the {ended[0]} has stopped", hint="restart the sampler; its log has the reason")
 
     async def _sample(self, job: SampleJob, target: Target) -> pb.SampleResponse:
+        job, serve = await self._admitted(job, target)
+        with self._gate.pinned(serve.policy):
+            result = await self._engine.sample(job, slot=serve.slot, version=serve.policy.version)
+        return response_of(result, policy_version=serve.policy.version)
+
+    async def _stream(self, job: SampleJob, target: Target) -> Events:
+        job, serve = await self._admitted(job, target)
+        version = serve.policy.version
+        with self._gate.pinned(serve.policy):
+            async with self._engine.sampling(job, slot=serve.slot, version=version, streams=True) as sampling:
+                async with contextlib.aclosing(events_of(sampling, version=version)) as events:
+                    async for event in events:
+                        yield event
+
+    async def _admitted(self, job: SampleJob, target: Target) -> tuple[SampleJob, Serve]:
+        """The job with its grammar, and the policy that answers it, to be pinned at once."""
         if job.constraint is not None:
             job = replace(job, grammar=await self._grammars.compiled(job.constraint))
         if target.is_checkpoint:
-            serve = await self._swapper.bring(target.source)
-        else:
-            serve = await self._gate.admit(target)
-        with self._gate.pinned(serve.policy):
-            result = await self._engine.sample(job, slot=serve.slot)
-        return response_of(result, policy_version=serve.policy.version)
+            return job, await self._swapper.bring(target.source)
+        return job, await self._gate.admit(target)
 
     def _state(self, source: str) -> pb.PolicyState:
         is_checkpoint = "://" in source

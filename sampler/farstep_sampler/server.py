@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import Awaitable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -13,10 +12,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from farstep_proto import paths
-from farstep_proto.errors import Draining
 from farstep_proto.names import check_run_id
 from farstep_proto.v1 import common_pb2, sampling_pb2, training_pb2
+from farstep_sampler.events import Events
 from farstep_sampler.request import gate_of, version_of
+from farstep_sampler.streaming import counted, event_stream, while_connected
 from farstep_sampler.submissions import Submissions, Work
 from farstep_sampler.versions import VersionGate
 from farstep_serving.app import make_app, operation_routes
@@ -25,14 +25,16 @@ from farstep_serving.messages import MAX_BODY_BYTES, decode, read_body, read_mes
 
 MAX_WAIT_S = 60.0
 
-T = TypeVar("T")
-
 
 class Backend(Protocol):
     """What stands behind the routes: a replica's engine, or a router's replicas."""
 
     def prepare(self, request: sampling_pb2.SampleRequest, gate: VersionGate) -> Work:
         """Checks a request; what is returned runs it. Raises InvalidInput naming the field."""
+        ...
+
+    def open_stream(self, request: sampling_pb2.SampleRequest, gate: VersionGate) -> Events:
+        """Checks a request as `prepare`; what is returned says its events, or raises why there are none."""
         ...
 
     async def list_policies(self, *, after: int, wait_s: float) -> sampling_pb2.ListPoliciesResponse:
@@ -68,6 +70,7 @@ def make_sampler_app(
         Route(paths.TOKENIZER, handlers.tokenizer, methods=["GET"]),
         Route(paths.SAMPLES, handlers.submit, methods=["POST"]),
         Route(paths.SAMPLE, handlers.sample, methods=["POST"]),
+        Route(paths.SAMPLE_STREAM, handlers.sample_stream, methods=["POST"]),
         Route(paths.POLICIES, handlers.policies, methods=["GET"]),
         Route(paths.LOAD_POLICY, handlers.load_policy, methods=["POST"]),
         Route(paths.POLICY, handlers.policy, methods=["GET"]),
@@ -109,9 +112,14 @@ class _Handlers:
 
     async def sample(self, request: Request) -> Response:
         message = await read_message(request, sampling_pb2.SampleRequest)
-        self._submissions.check_room()
-        work = self._backend.prepare(message, _gate(request))
-        return respond(request, await _while_connected(request, work()))
+        with self._submissions.watched():
+            work = self._backend.prepare(message, _gate(request))
+            return respond(request, await while_connected(request, work()))
+
+    async def sample_stream(self, request: Request) -> Response:
+        message = await read_message(request, sampling_pb2.SampleRequest)
+        events = self._backend.open_stream(message, _gate(request))
+        return await event_stream(request, counted(self._submissions, events))
 
     async def policies(self, request: Request) -> Response:
         after = version_of(request.query_params.get("after", "0"), "after")
@@ -141,22 +149,3 @@ def _gate(request: Request) -> VersionGate:
 def _digest(request: Request, body: bytes) -> bytes:
     """What makes a submission the same: its body and its gate."""
     return hashlib.sha256(repr(_gate(request)).encode() + b"\0" + body).digest()
-
-
-async def _while_connected(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the client goes away first."""
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Draining("the client went away")  # nobody reads this
-        return task.result()
-    finally:
-        task.cancel()
-        watch.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -46,6 +46,7 @@ PUBLIC = [
     "RunInfo",
     "SampleResult",
     "SampledSequence",
+    "SampledToken",
     "SamplingClient",
     "SamplingParams",
     "SaveWeightsResponse",
@@ -55,6 +56,7 @@ PUBLIC = [
     "ServiceClient",
     "SupportedModel",
     "TensorData",
+    "TokenStream",
     "TrainingClient",
     "TrainingInfo",
     "TransportError",
@@ -62,7 +64,7 @@ PUBLIC = [
     "WandbConfig",
 ]
 
-WITHOUT_TWIN = {"health", "ensure_ready", "get_tokenizer", "get_info", "close", "aclose", "local", "run_id"}
+WITHOUT_TWIN = {"stream", "health", "ensure_ready", "get_tokenizer", "get_info", "close", "aclose", "local", "run_id"}
 CLIENTS = [farstep.ServiceClient, farstep.TrainingClient, farstep.SamplingClient]
 
 CALLS = {

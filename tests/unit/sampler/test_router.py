@@ -171,9 +171,7 @@ async def fleet(until: Until) -> AsyncIterator[Fleet]:
     async with AsyncExitStack() as stack:
         wires = [Wire(await stack.enter_async_context(serving(replica))) for replica in replicas]
         wire_by_url = {f"http://{i}": wire for i, wire in enumerate(wires)}
-        router = Router(
-            list(wire_by_url), make_link=lambda url: ReplicaLink(url, key=KEY, transport=wire_by_url[url])
-        )
+        router = Router(list(wire_by_url), make_link=lambda url: ReplicaLink(url, key=KEY, transport=wire_by_url[url]))
         submissions = await stack.enter_async_context(Submissions(max_pending=50))
         await stack.enter_async_context(router.running())
         links = list(router.members)
@@ -393,7 +391,9 @@ async def test_a_draining_replica_gets_nothing_new(fleet: Fleet, until: Until) -
     assert fleet.replicas[0].seen == []
 
 
-@pytest.mark.parametrize("url", ["", "ftp://x", "http://", "http://a:b/", "http://u:p@x", "http://x/path", "http://x:0"])
+@pytest.mark.parametrize(
+    "url", ["", "ftp://x", "http://", "http://a:b/", "http://u:p@x", "http://x/path", "http://x:0"]
+)
 async def test_a_replicas_address_is_checked(fleet: Fleet, url: str) -> None:
     response = await fleet.join(url)
     assert response.status_code == 400
