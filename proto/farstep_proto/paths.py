@@ -38,6 +38,12 @@ LOAD_POLICY = "/v1/policies:load"
 DRAIN = "/v1/drain"
 REPLICAS = "/v1/replicas"  # of a router
 
+# sampler, in the terms of the OpenAI API
+OPENAI_CHAT = "/v1/chat/completions"
+OPENAI_COMPLETIONS = "/v1/completions"
+OPENAI_MODELS = "/v1/models"
+OPENAI_MODEL = "/v1/models/{model:path}"
+
 # control plane (RUNS and RUN as well)
 SESSIONS = "/v1/sessions"
 SESSION = "/v1/sessions/{session_id}"

@@ -15,15 +15,18 @@ from farstep_proto import paths
 from farstep_proto.names import check_run_id
 from farstep_proto.v1 import common_pb2, sampling_pb2, training_pb2
 from farstep_sampler.events import Events
-from farstep_sampler.request import gate_of, version_of
+from farstep_sampler.openai_api import errors as openai_errors
+from farstep_sampler.openai_api.routes import OpenAiSettings, is_openai_path, openai_routes
+from farstep_sampler.request import gate_of_headers, version_of
 from farstep_sampler.streaming import counted, event_stream, while_connected
 from farstep_sampler.submissions import Submissions, Work
 from farstep_sampler.versions import VersionGate
 from farstep_serving.app import make_app, operation_routes
 from farstep_serving.keys import KeyRing
-from farstep_serving.messages import MAX_BODY_BYTES, decode, read_body, read_message, respond, wait_s_of
+from farstep_serving.messages import MAX_BODY_BYTES, decode, read_body, read_message, respond, respond_error, wait_s_of
 
 MAX_WAIT_S = 60.0
+_OPENAI = OpenAiSettings()
 
 
 class Backend(Protocol):
@@ -61,8 +64,14 @@ class Backend(Protocol):
 
 
 def make_sampler_app(
-    backend: Backend, submissions: Submissions, *, keys: KeyRing, more_routes: Sequence[Route] = ()
+    backend: Backend,
+    submissions: Submissions,
+    *,
+    keys: KeyRing,
+    more_routes: Sequence[Route] = (),
+    openai: OpenAiSettings = _OPENAI,
 ) -> Starlette:
+    """An app with the native routes, those of the OpenAI API, and whatever routes come with them."""
     handlers = _Handlers(backend, submissions)
     routes = [
         Route(paths.HEALTH, handlers.health, methods=["GET"]),
@@ -75,10 +84,18 @@ def make_sampler_app(
         Route(paths.LOAD_POLICY, handlers.load_policy, methods=["POST"]),
         Route(paths.POLICY, handlers.policy, methods=["GET"]),
         Route(paths.DRAIN, handlers.drain, methods=["POST"]),
+        *openai_routes(backend, submissions, openai),
         *more_routes,
         *operation_routes(submissions.table, cancel=submissions.cancel),
     ]
-    return make_app(routes, keys=keys)
+    return make_app(routes, keys=keys, error_response=_respond_error)
+
+
+async def _respond_error(request: Request, error: Exception) -> Response:
+    """In the terms of the API whose route it is."""
+    if is_openai_path(request.url.path):
+        return openai_errors.respond_error(error, request)
+    return await respond_error(request, error)
 
 
 class _Handlers:
@@ -101,7 +118,9 @@ class _Handlers:
 
     async def submit(self, request: Request) -> Response:
         body = await read_body(request)
-        work = self._backend.prepare(decode(request, body, sampling_pb2.SampleRequest), _gate(request))
+        work = self._backend.prepare(
+            decode(request, body, sampling_pb2.SampleRequest), gate_of_headers(request.headers)
+        )
         accepted = self._submissions.submit(
             request.query_params.get("key", ""),
             client_id=request.headers.get(paths.CLIENT_ID, ""),
@@ -113,12 +132,12 @@ class _Handlers:
     async def sample(self, request: Request) -> Response:
         message = await read_message(request, sampling_pb2.SampleRequest)
         with self._submissions.watched():
-            work = self._backend.prepare(message, _gate(request))
+            work = self._backend.prepare(message, gate_of_headers(request.headers))
             return respond(request, await while_connected(request, work()))
 
     async def sample_stream(self, request: Request) -> Response:
         message = await read_message(request, sampling_pb2.SampleRequest)
-        events = self._backend.open_stream(message, _gate(request))
+        events = self._backend.open_stream(message, gate_of_headers(request.headers))
         return await event_stream(request, counted(self._submissions, events))
 
     async def policies(self, request: Request) -> Response:
@@ -141,11 +160,6 @@ class _Handlers:
         return respond(request, await self._backend.load_policy(message.model_path))
 
 
-def _gate(request: Request) -> VersionGate:
-    names = (paths.MIN_POLICY_VERSION, paths.EXACT_POLICY_VERSION)
-    return gate_of(at_least=request.headers.get(names[0]), exactly=request.headers.get(names[1]), fields=names)
-
-
 def _digest(request: Request, body: bytes) -> bytes:
     """What makes a submission the same: its body and its gate."""
-    return hashlib.sha256(repr(_gate(request)).encode() + b"\0" + body).digest()
+    return hashlib.sha256(repr(gate_of_headers(request.headers)).encode() + b"\0" + body).digest()

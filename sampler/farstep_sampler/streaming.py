@@ -107,12 +107,11 @@ async def event_stream(request: Request, events: Events) -> Stream:
     """
     is_framed = paths.PROTOBUF in request.headers.get("accept", "")
     encode = framed if is_framed else _server_sent
-    first, rest = await begun(request, events)
+    first, all_events = await first_of(request, events)
 
     async def pieces() -> Pieces:
-        async with contextlib.aclosing(rest):
-            yield encode(first)
-            async for event in rest:
+        async with contextlib.aclosing(all_events):
+            async for event in all_events:
                 yield encode(event)
 
     return Stream(
@@ -124,13 +123,16 @@ async def event_stream(request: Request, events: Events) -> Stream:
     )
 
 
-async def begun(request: Request, events: Events) -> tuple[pb.SampleEvent, Events]:
-    """The event `begin`, as soon as it is known that another follows, and the events after it.
+async def first_of(request: Request, items: AsyncGenerator[T, None]) -> tuple[T, AsyncGenerator[T, None]]:
+    """The first item, as soon as it is known that another follows, and all of them, to be closed by who takes them.
 
-    A job that takes long to say its first word is taken to be alright.
+    Items that are long in coming after the first are taken to be alright.
+
+    Raises:
+        ApiError: nothing comes, and why; Draining where the client goes away.
     """
-    first = await while_connected(request, anext(events))
-    coming = asyncio.ensure_future(anext(events))
+    first = await while_connected(request, anext(items))
+    coming = asyncio.ensure_future(anext(items))
     watch = asyncio.ensure_future(_disconnected(request.receive))
     try:
         await asyncio.wait((coming, watch), timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
@@ -140,21 +142,22 @@ async def begun(request: Request, events: Events) -> tuple[pb.SampleEvent, Event
             coming.result()
     except BaseException:
         await _ended(coming)
-        await events.aclose()
+        await items.aclose()
         raise
     finally:
         await _ended(watch)
+    return first, _all(first, coming, items)
 
-    async def rest() -> Events:
-        try:
-            yield await coming
-            async for event in events:
-                yield event
-        finally:
-            await _ended(coming)
-            await events.aclose()
 
-    return first, rest()
+async def _all(first: T, coming: asyncio.Future[T], items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    try:
+        yield first
+        yield await coming
+        async for item in items:
+            yield item
+    finally:
+        await _ended(coming)
+        await items.aclose()
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
