@@ -24,6 +24,7 @@ from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.memory import cache_budget
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.feed import FeedConfig
+from farstep_sampler.openai_api.settings import OpenAiSettings, add_openai_flags, take_openai_flags
 from farstep_sampler.replica import Replica
 from farstep_sampler.request import ModelLimits
 from farstep_sampler.server import make_sampler_app
@@ -54,6 +55,7 @@ class SamplerConfig:
     max_requests: int
     cache_tokens: int
     num_threads: int
+    openai: OpenAiSettings
     drain_s: float
     exit_with_parent: bool
     log_level: str
@@ -89,9 +91,12 @@ def parse_config(arguments: Sequence[str] | None, environment: dict[str, str]) -
     parser.add_argument("--drain-s", type=_seconds, default=DRAIN_S, help="most time for what is in flight at the end")
     parser.add_argument("--exit-with-parent", action="store_true")
     parser.add_argument("--log-level", default="INFO")
-    flags = vars(parser.parse_args(arguments))
+    add_openai_flags(parser)
+    namespace = parser.parse_args(arguments)
+    openai = take_openai_flags(namespace)
     return SamplerConfig(
-        **flags,
+        **vars(namespace),
+        openai=openai,
         num_threads=int(environment.get("OMP_NUM_THREADS") or 0),
         api_key=environment.get("FARSTEP_API_KEY"),
     )
@@ -135,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 async def _serve(config: SamplerConfig, replica: Replica, keys: KeyRing) -> None:
     submissions = Submissions(max_pending=config.max_requests)
-    app = make_sampler_app(replica, submissions, keys=keys)
+    app = make_sampler_app(replica, submissions, keys=keys, openai=config.openai)
     sock = bind(config.host, config.port)
     if config.exit_with_parent:
         exit_with_parent()

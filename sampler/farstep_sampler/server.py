@@ -16,7 +16,8 @@ from farstep_proto.names import check_run_id
 from farstep_proto.v1 import common_pb2, sampling_pb2, training_pb2
 from farstep_sampler.events import Events
 from farstep_sampler.openai_api import errors as openai_errors
-from farstep_sampler.openai_api.routes import OpenAiSettings, is_openai_path, openai_routes
+from farstep_sampler.openai_api.routes import is_openai_path, openai_routes
+from farstep_sampler.openai_api.settings import OpenAiSettings
 from farstep_sampler.request import gate_of_headers, version_of
 from farstep_sampler.streaming import counted, event_stream, while_connected
 from farstep_sampler.submissions import Submissions, Work

@@ -95,6 +95,7 @@ class Common(_Harmless):
     prompt_logprobs: Int32 | None = None
     skip_special_tokens: bool = True
     prompt_cache_key: str | None = None
+    gate_wait_s: float | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -35,6 +35,7 @@ _PARAMS = {
     "choice": "structured_outputs.choice",
     "run_id": "model",
     "model_path": "model",
+    "path": "model",
 }
 
 

@@ -21,6 +21,7 @@ def sample_request(
         run_id=model.run_id,
         model_path=model.model_path,
         affinity_key=body.prompt_cache_key or "",
+        gate_wait_s=body.gate_wait_s,
     )
     if body.prompt_logprobs is not None:
         request.include_prompt_logprobs = True

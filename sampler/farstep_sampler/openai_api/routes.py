@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -21,6 +20,7 @@ from farstep_sampler.openai_api.chat import Chat, plan_chat
 from farstep_sampler.openai_api.completions import Completions, plan_completions
 from farstep_sampler.openai_api.errors import NoSuchModel, error_event
 from farstep_sampler.openai_api.model_names import ModelChoice, choose_model, list_models
+from farstep_sampler.openai_api.settings import OpenAiSettings
 from farstep_sampler.openai_api.tokenizing import Tokenizer
 from farstep_sampler.request import gate_of_headers
 from farstep_sampler.streaming import SSE_HEARTBEAT, Stream, counted, first_of, while_connected
@@ -38,14 +38,6 @@ class Backend(Sampling, Protocol):
     async def info(self) -> training_pb2.ServerInfo: ...
 
     async def tokenizer(self) -> training_pb2.TokenizerFiles: ...
-
-
-@dataclass(frozen=True, slots=True)
-class OpenAiSettings:
-    """`served_names` are further names of the base model; `tool_parser` is a format of calls, None: the template's."""
-
-    served_names: Sequence[str] = ()
-    tool_parser: str | None = None
 
 
 def is_openai_path(path: str) -> bool:

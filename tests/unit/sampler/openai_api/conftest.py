@@ -23,7 +23,7 @@ from farstep_proto.v1 import training_pb2
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.events import Events
-from farstep_sampler.openai_api.routes import OpenAiSettings
+from farstep_sampler.openai_api.settings import OpenAiSettings
 from farstep_sampler.replica import Replica
 from farstep_sampler.request import ModelLimits, job_of
 from farstep_sampler.server import make_sampler_app

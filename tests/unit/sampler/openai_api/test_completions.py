@@ -145,9 +145,9 @@ async def test_models_and_their_names(client: Client, replica: Replica, make_ada
     assert (await said("run-a@0"))[0] == (await said(MODEL))[0]
     with pytest.raises(openai.BadRequestError):
         await said("run-a@1", X_Policy_Version="2")
-    with pytest.raises(openai.NotFoundError) as caught:
-        await said("run-a@7")
-    assert caught.value.status_code == 404
+    with pytest.raises(openai.APIStatusError) as early:
+        await client.completions.create(model="run-a@7", prompt="abc", extra_body={"gate_wait_s": 0.1})
+    assert (early.value.status_code, early.value.code) == (425, "policy_not_ready")
     for name in ("nobody", "run-a@x", "bt://nonsense", "bt://loops:r/sampler_weights/none", "a b", ""):
         with pytest.raises(openai.NotFoundError) as caught:
             await said(name)
@@ -195,11 +195,6 @@ async def test_clients_raise_their_own_errors(url: str, client: Client, http: ht
     assert caught.value.code == "invalid_api_key"
     with pytest.raises(openai.NotFoundError):
         await client.embeddings.create(model=MODEL, input="x")
-    with pytest.raises(openai.RateLimitError):
-        await asyncio.gather(
-            *(client.completions.create(model=MODEL, prompt="x", max_tokens=200, extra_body={"ignore_eos": True})
-              for _ in range(40))
-        )  # fmt: skip
     response = await http.get("/v1/completions")
     assert (response.status_code, response.json()["error"]["type"]) == (405, "invalid_request_error")
     response = await http.post("/v1/completions", content=b"\xff{")
@@ -208,6 +203,11 @@ async def test_clients_raise_their_own_errors(url: str, client: Client, http: ht
         "/v1/completions", json={"model": "r", "prompt": "x"}, headers={"X-Min-Policy-Version": "no"}
     )
     assert waited.json()["error"]["param"] == "X-Min-Policy-Version"
+    with pytest.raises(openai.RateLimitError):
+        await asyncio.gather(
+            *(client.completions.create(model=MODEL, prompt="x", max_tokens=200, extra_body={"ignore_eos": True})
+              for _ in range(40))
+        )  # fmt: skip
 
 
 async def test_a_client_that_leaves_a_stream_frees_the_rows(client: Client, engine: TorchEngine) -> None:

@@ -31,7 +31,12 @@ GOOD = [
     ("hermes", '<tool_call>{"name": "time"}</tool_call>', "", [T]),
     ("hermes", '<tool_call>{"name": "weather", "arguments": "{\\"city\\": \\"Zürich\\"}"}</tool_call>', "", [W]),
     ("llama3_json", '{"name": "weather", "parameters": {"city": "Zürich"}}', "", [W]),
-    ("llama3_json", '<|python_tag|>{"name": "weather", "parameters": {"city": "Zürich"}}; {"name": "time"}', "", [W, T]),
+    (
+        "llama3_json",
+        '<|python_tag|>{"name": "weather", "parameters": {"city": "Zürich"}}; {"name": "time"}',
+        "",
+        [W, T],
+    ),
     ("llama3_json", 'Well. <|python_tag|>{"name": "time", "parameters": {}}', "Well. ", [T]),
     ("mistral", '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Zürich"}}, {"name": "time"}]', "", [W, T]),
     ("mistral", 'So: [TOOL_CALLS]weather[ARGS]{"city": "Zürich"}[TOOL_CALLS]time{}', "So: ", [W, T]),
@@ -67,7 +72,18 @@ def test_what_is_no_call_is_text(name: str, text: str, size: int) -> None:
     assert parsed(FORMATS[name](NAMES), text, size) == (text, [])
 
 
-PIECES = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", '{"name": "time"}', "[", "]", "{", "time()", "a "]
+PIECES = [
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "<|python_tag|>",
+    '{"name": "time"}',
+    "[",
+    "]",
+    "{",
+    "time()",
+    "a ",
+]
 
 
 @settings(max_examples=200, deadline=None)
