@@ -135,7 +135,7 @@ class SamplingClient(Closing):
             for token in client.stream(prompt): ...
             async for token in client.stream(prompt): ...
 
-        Where the connection or a replica is lost, it goes on with the same tokens, under the version that it began with.
+        Where the connection or a replica is lost, it goes on with the same tokens, of the version that it began with.
 
         Args:
             prompt, sampling_params, topk_logprobs, affinity_key: as in `sample`.

@@ -161,10 +161,10 @@ class Replica:
         job, serve = await self._admitted(job, target)
         version = serve.policy.version
         with self._gate.pinned(serve.policy):
-            async with self._engine.sampling(job, slot=serve.slot, version=version, streams=True) as sampling:
-                async with contextlib.aclosing(events_of(sampling, version=version)) as events:
-                    async for event in events:
-                        yield event
+            sampling = self._engine.sampling(job, slot=serve.slot, version=version, streams=True)
+            async with sampling, contextlib.aclosing(events_of(sampling, version=version)) as events:
+                async for event in events:
+                    yield event
 
     async def _admitted(self, job: SampleJob, target: Target) -> tuple[SampleJob, Serve]:
         """The job with its grammar, and the policy that answers it, to be pinned at once."""

@@ -76,7 +76,7 @@ class Submissions:
         """Waits until every client has heard what became of its samples; whether it came to that in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self._num_watched or not self.table.is_settled:
+                while self._num_watched or not self.table.is_settled:  # noqa: ASYNC110
                     await asyncio.sleep(_SETTLE_S)
         return not self._num_watched and self.table.is_settled
 

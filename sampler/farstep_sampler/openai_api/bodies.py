@@ -1,7 +1,7 @@
 """What the OpenAI routes take: bodies with their types checked, and nothing ignored that would change the answer.
 
-Types are strict: "0.5" is no number and 1 is no truth value. A parameter that is not here is refused by its name, unless
-it is null; those in `_Harmless` are taken and change nothing. Names beyond OpenAI's own are vLLM's.
+Types are strict: "0.5" is no number and 1 is no truth value. A parameter that is not here is refused by its name,
+unless it is null; those in `_Harmless` are taken and change nothing. Names beyond OpenAI's own are vLLM's.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ or the sequence had gone on with a newer one), the stream ends with an error rat
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 
 import httpx
 from google.protobuf.message import DecodeError
@@ -42,25 +43,12 @@ async def relay(attempts: Attempts, forward: Forward, *, num_sequences: int, wai
     error: ApiError | None = None
     try:
         async for link in attempts:
-            gate = Exactly(delivered.begin.policy_version) if delivered.begin is not None else None
-            body, headers = forward(gate)
-            delivered.start_again()
             try:
                 with link.busy(num_sequences):
-                    async with link.http.stream(
-                        "POST", paths.SAMPLE_STREAM, body, headers=headers, wait_s=wait_s
-                    ) as response:
-                        async for event in _events_of(response):
-                            if event.WhichOneof("event") == "error":
-                                raise RelayedError(event.error)
-                            new = delivered.take(event)
-                            if new is not None:
-                                yield new
-                            if event.WhichOneof("event") == "end":
-                                return
-                raise ReplicaLost(f"{link.url} ended the stream before its end")
-            except Differs as differs:
-                raise _different(link, differs) from differs
+                    async with aclosing(_attempt(link, forward, delivered, wait_s=wait_s)) as events:
+                        async for event in events:
+                            yield event
+                return
             except ReplicaLost as lost:
                 error = Internal(f"the replica was lost in the middle of the stream: {lost}", retry_after_s=1.0)
             except RelayedError as caught:
@@ -71,6 +59,26 @@ async def relay(attempts: Attempts, forward: Forward, *, num_sequences: int, wai
         raise error or nobody from None
     finally:
         await attempts.aclose()
+
+
+async def _attempt(link: ReplicaLink, forward: Forward, delivered: Delivered, *, wait_s: float) -> Events:
+    """What one replica says to the end, without what was delivered; raises ReplicaLost where it breaks off."""
+    begin = delivered.begin
+    body, headers = forward(None if begin is None else Exactly(begin.policy_version))
+    delivered.start_again()
+    async with link.http.stream("POST", paths.SAMPLE_STREAM, body, headers=headers, wait_s=wait_s) as response:
+        async for event in _events_of(response):
+            if event.WhichOneof("event") == "error":
+                raise RelayedError(event.error)
+            try:
+                new = delivered.take(event)
+            except Differs as differs:
+                raise _different(link, differs) from differs
+            if new is not None:
+                yield new
+            if event.WhichOneof("event") == "end":
+                return
+    raise ReplicaLost(f"{link.url} ended the stream before its end")
 
 
 async def _events_of(response: httpx.Response) -> AsyncIterator[pb.SampleEvent]:

@@ -65,9 +65,9 @@ async def submissions() -> AsyncIterator[Submissions]:
 @pytest_asyncio.fixture
 async def http(replica: Replica, submissions: Submissions) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"Accept": paths.PROTOBUF, "Content-Type": paths.PROTOBUF}
-    async with serving(make_sampler_app(replica, submissions, keys=KeyRing.of())) as url:
-        async with httpx.AsyncClient(base_url=url, headers=headers) as client:
-            yield client
+    app = make_sampler_app(replica, submissions, keys=KeyRing.of())
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, headers=headers) as client:
+        yield client
 
 
 def request(max_tokens: int = 8, **fields: object) -> pb.SampleRequest:
@@ -148,7 +148,7 @@ async def test_a_client_that_goes_away_frees_the_rows(
         await anext(response.aiter_raw())
         assert engine.has_work
     async with asyncio.timeout(10):
-        while engine.has_work or not await submissions.settled(1):
+        while engine.has_work or not await submissions.settled(1):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

@@ -160,9 +160,11 @@ async def test_calls_are_streamed(scripted: Make) -> None:
 
 
 async def test_a_conversation_with_calls_goes_through_the_template(scripted: Make) -> None:
-    template = """{%- for m in messages if m.tool_calls %}CALLED {{ m.tool_calls[0].function.arguments.city }} {% endfor %}
-{%- for m in messages if m.role == "tool" %}SAID {{ m.content }} {{ m.tool_call_id }} {% endfor %}{% if tools %}{% endif %}
-{%- set messages = [] %}"""
+    template = (
+        "{%- for m in messages if m.tool_calls %}CALLED {{ m.tool_calls[0].function.arguments.city }} {% endfor %}"
+        '{%- for m in messages if m.role == "tool" %}SAID {{ m.content }} {{ m.tool_call_id }} {% endfor %}'
+        "{% if tools %}{% endif %}{%- set messages = [] %}"
+    )
     backend = scripted("Fine.", template=template)
     async with serving(backend, tool_parser="hermes") as url, speaking_to(url) as client:
         call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}

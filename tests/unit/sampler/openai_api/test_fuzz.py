@@ -14,12 +14,44 @@ json_values: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-NAMES = (
-    "n max_tokens temperature top_p top_k min_p seed stop stop_token_ids ignore_eos min_tokens presence_penalty "
-    "frequency_penalty repetition_penalty logit_bias response_format structured_outputs stream stream_options logprobs "
-    "return_token_ids prompt_logprobs echo best_of prompt messages model top_logprobs tools tool_choice user "
-    "chat_template_kwargs continue_final_message add_generation_prompt parallel_tool_calls skip_special_tokens"
-).split()
+NAMES = [
+    "n",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "response_format",
+    "structured_outputs",
+    "stream",
+    "stream_options",
+    "logprobs",
+    "return_token_ids",
+    "prompt_logprobs",
+    "echo",
+    "best_of",
+    "prompt",
+    "messages",
+    "model",
+    "top_logprobs",
+    "tools",
+    "tool_choice",
+    "user",
+    "chat_template_kwargs",
+    "continue_final_message",
+    "add_generation_prompt",
+    "parallel_tool_calls",
+    "skip_special_tokens",
+]
 plausible = (
     st.integers(-2, 5) | st.floats(-1, 2) | st.sampled_from(["auto", "required", "", "x", MODEL]) | st.booleans()
 )
