@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
 
-.PHONY: demo test test-fast bench-train check fmt lint types imports proto proto-check light clean
+.PHONY: demo test test-fast test-gpu bench-gpu bench-train check fmt lint types imports proto proto-check light clean
 
 # What a person runs -----------------------------------------------------------
 
@@ -21,8 +21,17 @@ test: $(VENV)/.installed-dev  ## install, then every test
 test-fast: $(VENV)/.installed-dev  ## the tests that start no processes
 	$(BIN)/python -m pytest -m "not system" $(ARGS)
 
+test-gpu: $(VENV)/.installed-dev  ## what only a CUDA device can show; elsewhere all is skipped
+	$(BIN)/python -m pytest tests/gpu -rs $(ARGS)
+
+bench-gpu: $(VENV)/.installed-all  ## utilisation of a GPU in LoRA training; ARGS="--size 8b --gradient-checkpointing"
+	$(BIN)/python -m bench.train_gpu $(ARGS)
+
 bench-train: $(VENV)/.installed-all  ## how fast the dp_worker trains here; ARGS="--threads 2 --model random-100m"
 	$(BIN)/python -m bench.train $(ARGS)
+
+bench-sample: $(VENV)/.installed-all  ## how fast a sampler samples here; ARGS="--model random-30m --seconds 10"
+	$(BIN)/python -m bench.sample $(ARGS)
 
 # What a change must pass --------------------------------------------------------
 

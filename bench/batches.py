@@ -7,20 +7,21 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Kind = Literal["equal", "mixed", "tiny", "large"]
+Kind = Literal["equal", "mixed", "tiny", "small", "large"]
 Sequence = npt.NDArray[np.int64]
 
 EQUAL_LENGTH = 128
 SHORTEST, LONGEST = 16, 512
 TINY_LENGTH = 8
+SMALL_LENGTH = 32
 NUM_SPECIAL_TOKENS = 3
 
 
 def draw_batch(kind: Kind, *, seed: int, num_sequences: int, vocab_size: int) -> list[Sequence]:
     """Sequences of length T + 1: a model sees the first T tokens and predicts the last T.
 
-    `mixed` draws T uniformly from 16 to 512 anew for every seed; `tiny` is a single sequence; `large` is as many as
-    asked for of the longest.
+    `mixed` draws T uniformly from 16 to 512 anew for every seed; `tiny` is a single sequence, `small` two; `large`
+    is as many as asked for of the longest.
     """
     rng = np.random.default_rng(seed)
     match kind:
@@ -30,6 +31,8 @@ def draw_batch(kind: Kind, *, seed: int, num_sequences: int, vocab_size: int) ->
             lengths = rng.integers(SHORTEST, LONGEST + 1, num_sequences)
         case "tiny":
             lengths = np.full(1, TINY_LENGTH)
+        case "small":
+            lengths = np.full(2, SMALL_LENGTH)
         case "large":
             lengths = np.full(num_sequences, LONGEST)
     return [rng.integers(NUM_SPECIAL_TOKENS, vocab_size, length + 1) for length in lengths]

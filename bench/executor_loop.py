@@ -18,11 +18,9 @@ from bench.batches import draw_batch
 from bench.child import answer
 from bench.settings import RANK
 from farstep_infra.store.checkpoints import CheckpointStore
-from farstep_model.load import load_base_model
-from farstep_model.lora import LoraLayers
 from farstep_model.spec import LoraSpec
+from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.executor import Executor
-from farstep_worker.main import default_token_budget
 from farstep_worker.memory import settle_memory
 from farstep_worker.runs import RunConfig
 from farstep_worker.submission import Example, Pass
@@ -35,10 +33,10 @@ def main() -> None:
     settle_memory()
     num_threads = int(os.environ["OMP_NUM_THREADS"])
     torch.set_num_threads(num_threads)
-    base = load_base_model(flags.model, device="cpu")
+    ready = prepare(flags.model, ComputeSettings(), device="cpu", num_threads=num_threads)
+    base = ready.layers.base
     with tempfile.TemporaryDirectory() as folder:
-        token_budget = default_token_budget(base.device, num_threads=num_threads)
-        executor = Executor(LoraLayers.install(base), CheckpointStore(Path(folder)), token_budget=token_budget)
+        executor = Executor(ready.layers, CheckpointStore(Path(folder)), token_budget=ready.token_budget)
         executor.create_run(RunConfig("run", LoraSpec(RANK), 1, base.max_seq_len))
         answer(ready=True)
         for line in sys.stdin:

@@ -10,26 +10,31 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from farstep_model.embedded import MODEL_NAME, model_dir
 
+RANDOM_30M = "random-30m"
 RANDOM_100M = "random-100m"
+
+# hidden size, intermediate size, layers, query heads, key heads
+_SHAPES = {RANDOM_30M: (512, 1_408, 8, 8, 4), RANDOM_100M: (768, 2_048, 14, 12, 4)}
 
 
 def model_folder(name: str, *, scratch: Path) -> Path:
     """The folder of a model's files; random weights are written below `scratch`."""
     if name == MODEL_NAME:
         return model_dir()
-    return _write_random_100m(scratch / RANDOM_100M) if name == RANDOM_100M else Path(name)
+    return _write_random(name, scratch / name) if name in _SHAPES else Path(name)
 
 
-def _write_random_100m(folder: Path) -> Path:
-    """A Qwen3 of 101 M parameters, 88 M of them in its blocks, with the embedded model's tokenizer."""
+def _write_random(name: str, folder: Path) -> Path:
+    """A Qwen3 with the embedded model's tokenizer: 32 M parameters, 23 M of them in its blocks, or 101 M and 88 M."""
     shutil.copytree(model_dir(), folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    hidden_size, intermediate_size, num_layers, num_heads, num_key_heads = _SHAPES[name]
     config = Qwen3Config(
         vocab_size=16_384,
-        hidden_size=768,
-        intermediate_size=2_048,
-        num_hidden_layers=14,
-        num_attention_heads=12,
-        num_key_value_heads=4,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_key_heads,
         head_dim=64,
         max_position_embeddings=2_048,
         tie_word_embeddings=True,

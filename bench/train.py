@@ -14,6 +14,7 @@ import math
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +33,7 @@ from farstep_model.embedded import MODEL_NAME
 
 LOSS_TOLERANCE = 1e-3  # relative, after as many steps as are taken: both sides round differently
 TINY_TURN = 20  # tiny operations of one side before it is the other's turn
+SMALL_RUNS = 16
 MIB = 1 << 20
 
 
@@ -49,6 +51,7 @@ class Plan:
     tiny_repeats: int
     tiny_warm_up: int
     tiny_operations: int
+    small_steps: int
 
 
 EMBEDDED = Plan(
@@ -62,6 +65,7 @@ EMBEDDED = Plan(
     tiny_repeats=400,
     tiny_warm_up=6_000,  # more than a server keeps outcomes of
     tiny_operations=10_000,
+    small_steps=60,
 )
 LARGER = replace(  # a hundred times the compute: fewer of everything, so that a run ends within ten minutes
     EMBEDDED,
@@ -73,6 +77,7 @@ LARGER = replace(  # a hundred times the compute: fewer of everything, so that a
     tiny_repeats=60,
     tiny_warm_up=200,
     tiny_operations=400,
+    small_steps=10,
 )
 
 
@@ -86,6 +91,10 @@ class Bench:
     local: Child
     executor: Child
     clients: Sequence[TrainingClient]
+    service: ServiceClient
+    folder: Path
+    small_runs: Sequence[TrainingClient]
+    unfused_runs: Sequence[TrainingClient]
     seed: int = 0
 
     def compare(self, kind: Kind) -> dict[str, float]:
@@ -120,6 +129,34 @@ class Bench:
                 four_s.append(together.seconds)
         one, four = statistics.median(one_s), statistics.median(four_s)
         return {"four_runs_over_one": len(self.clients[1:5]) * one / four, "one_run_s": one, "four_runs_s": four}
+
+    def many_small_runs(self) -> dict[str, float]:
+        """A small step of many runs at once, on a worker that fuses and on one that does not, in turn."""
+        fused_s, alone_s = [], []
+        for step in range(self.plan.warm_up + self.plan.small_steps):
+            data = remote.to_data(self._next_batch("small"))
+            fused, alone = (remote.train_step(clients, data) for clients in (self.small_runs, self.unfused_runs))
+            if fused.loss_sums != alone.loss_sums:
+                raise SystemExit(f"small step {step}: losses {fused.loss_sums} fused, {alone.loss_sums} alone")
+            if step >= self.plan.warm_up:
+                fused_s.append(fused.seconds)
+                alone_s.append(alone.seconds)
+        fused, alone = statistics.median(fused_s), statistics.median(alone_s)
+        return {"small_runs_fused_over_not": alone / fused, "small_runs_fused_s": fused, "small_runs_alone_s": alone}
+
+    def creation(self) -> dict[str, float]:
+        """A run is created while the worker is busy with a large step of another."""
+        data = remote.to_data(self._next_batch("equal"))
+        seconds = []
+        for _ in range(self.plan.steps):
+            future = self.clients[0].forward_backward(data)
+            started = time.perf_counter()
+            created = self.service.create_lora_training_client(str(self.folder), rank=RANK)
+            seconds.append(time.perf_counter() - started)
+            future.result()
+            self.service.delete_run(created.run_id)
+            created.close()
+        return {"create_run_while_busy_ms": 1e3 * statistics.median(seconds)}
 
     def large_operation(self) -> dict[str, float]:
         """Seconds from submission to outcome of a large pass, over those of its compute alone, in turn."""
@@ -193,6 +230,8 @@ def main() -> None:
             lambda: bench.compare("equal"),
             lambda: bench.compare("mixed"),
             bench.four_runs,
+            bench.many_small_runs,
+            bench.creation,
         ):
             found = measure()
             print(*(f"{name} {value:.4g}" for name, value in found.items()), sep="  ", flush=True)
@@ -217,6 +256,7 @@ def read_plan() -> Plan:
             tiny_repeats=40,
             tiny_warm_up=100,
             tiny_operations=tiny_operations,
+            small_steps=3,
         )
     return replace(plan, model=flags.model, threads=flags.threads)
 
@@ -231,9 +271,18 @@ def start(plan: Plan, stack: ExitStack) -> Bench:
         log = scratch / f"{module}.log"
         return stack.enter_context(Child(module, *arguments, num_threads=plan.threads, log=log))
 
-    worker = child("farstep_worker", "--model", folder, "--store", store, "--device", "cpu", "--exit-with-parent")
-    url = worker.facts["url"]
-    service = stack.enter_context(ServiceClient.local(trainer_url=url, sampler_url=url))
+    def service_of(worker: Child) -> ServiceClient:
+        url = worker.facts["url"]
+        return stack.enter_context(ServiceClient.local(trainer_url=url, sampler_url=url))
+
+    def small_runs(service: ServiceClient) -> list[TrainingClient]:
+        seeds = range(SMALL_RUNS)
+        return [service.create_lora_training_client(str(folder), rank=RANK, seed=seed) for seed in seeds]
+
+    flags = ("--model", folder, "--device", "cpu", "--exit-with-parent")
+    worker = child("farstep_worker", *flags, "--store", store)
+    unfused = child("farstep_worker", *flags, "--store", scratch / "unfused", "--fuse-runs", "off")
+    service = service_of(worker)
     clients = [service.create_lora_training_client(str(folder), rank=RANK, seed=seed) for seed in range(5)]
     clients[0].save_state("start").result()
     (adapter,) = store.rglob("adapter_config.json")
@@ -244,6 +293,10 @@ def start(plan: Plan, stack: ExitStack) -> Bench:
         local=child("bench.local_loop", folder, adapter.parent, "--num-sequences", str(plan.num_sequences)),
         executor=child("bench.executor_loop", folder),
         clients=clients,
+        service=service,
+        folder=folder,
+        small_runs=small_runs(service),
+        unfused_runs=small_runs(service_of(unfused)),
     )
 
 

@@ -85,6 +85,9 @@ class ControlPlane:
         path = path_of(paths.RUN, run_id=run_id)
         return await self.connection.call("GET", path, pb.ProvisionedRun, wait_s=wait_s, budget_s=budget_s)
 
+    async def delete_run(self, run_id: str) -> None:
+        await self.connection.call("DELETE", path_of(paths.RUN, run_id=run_id), common_pb2.Empty)
+
     async def list_runs(self) -> list[RunInfo]:
         listed = await self.connection.call("GET", paths.RUNS, pb.ListProvisionedRunsResponse)
         return [run_from_proto(run) for run in listed.runs]

@@ -30,7 +30,7 @@ from farstep_proto import tensors
 from farstep_proto.loss_table import INT_INPUTS, LossSpec
 from farstep_proto.tensors import Array
 from farstep_proto.v1 import common_pb2, operations_pb2, sampling_pb2, training_pb2
-from farstep_proto.validation import check_adapter, check_datum, check_loss, check_num_data, check_tokens
+from farstep_proto.validation import check_adapter, check_datum, check_loss, check_num_data, check_output, check_tokens
 
 T = TypeVar("T")
 Decode = Callable[[operations_pb2.Operation], T]
@@ -47,6 +47,8 @@ def forward_request(
     vocab_size: int,
     max_seq_len: int,
     adapter: str = "current",
+    backward: bool = True,
+    has_value_head: bool = False,
 ) -> training_pb2.ForwardRequest:
     """A checked batch.
 
@@ -55,8 +57,9 @@ def forward_request(
     """
     config = {key: number(f"loss_fn_config.{key}", value) for key, value in (loss_fn_config or {}).items()}
     with checked():
-        spec = check_loss(loss_fn, config)
-        check_adapter(adapter, backward=False)
+        spec = check_loss(loss_fn, config, backward=backward)
+        check_adapter(adapter, backward=backward)
+        check_output(spec, adapter=adapter, has_value_head=has_value_head)
     messages = [
         _datum_to_proto(datum, spec, vocab_size=vocab_size, max_seq_len=max_seq_len, field=f"data[{index}]")
         for index, datum in enumerate(data)
@@ -173,6 +176,9 @@ def lora_to_proto(lora: LoraConfig) -> common_pb2.LoraConfig:
         train_attn=lora.train_attn,
         train_mlp=lora.train_mlp,
         train_unembed=lora.train_unembed,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        value_head=lora.value_head,
     )
 
 
@@ -277,6 +283,7 @@ def operation_trace(message: training_pb2.OperationTrace) -> OperationTrace:
         total_s=message.total_s,
         num_tokens=message.num_tokens,
         computed_s=message.computed_s,
+        fused_with=tuple(message.fused_with),
     )
 
 
@@ -289,6 +296,9 @@ def lora_from_proto(message: common_pb2.LoraConfig) -> LoraConfig:
         train_attn=message.train_attn,
         train_mlp=message.train_mlp,
         train_unembed=message.train_unembed,
+        use_rslora=message.use_rslora,
+        use_dora=message.use_dora,
+        value_head=message.value_head,
     )
 
 

@@ -46,7 +46,7 @@ class RunMeter:
         num_active = metrics.get("pairs:sum", metrics.get("tokens:sum", num_tokens))
         self._since.num_active += num_active
         self._since.weighted_loss += loss * num_active
-        self._since.metrics = dict(metrics)
+        self._since.metrics |= metrics
 
     def count_step(self, response: training_pb2.OptimStepResponse) -> StepRecord:
         now = self._clock()

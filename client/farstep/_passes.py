@@ -42,7 +42,8 @@ class Passes:
         adapter: AdapterChoice = "current",
     ) -> Coroutine[Any, Any, Future[ForwardBackwardOutput]]:
         """Checks the data and takes the seq now; the coroutine submits."""
-        request = self._request(data, loss_fn, loss_fn_config, adapter=adapter)
+        is_backward = verb == Verb.FORWARD_BACKWARD
+        request = self._request(data, loss_fn, loss_fn_config, adapter=adapter, backward=is_backward)
         num_tokens = _convert.num_tokens(request)
 
         def on_arrival(operation: operations_pb2.Operation) -> None:
@@ -54,7 +55,7 @@ class Passes:
             verb,
             self._split(request),
             _convert.forward_backward_output,
-            on_arrival=on_arrival if verb == Verb.FORWARD_BACKWARD else None,
+            on_arrival=on_arrival if is_backward else None,
         )
 
     def submit_custom(
@@ -102,6 +103,7 @@ class Passes:
         loss_fn_config: Mapping[str, float] | None = None,
         *,
         adapter: AdapterChoice = "current",
+        backward: bool = True,
     ) -> training_pb2.ForwardRequest:
         return _convert.forward_request(
             data,
@@ -110,6 +112,8 @@ class Passes:
             vocab_size=self._run.vocab_size,
             max_seq_len=self._run.max_seq_len,
             adapter=adapter,
+            backward=backward,
+            has_value_head=self._run.lora.value_head,
         )
 
     def _split(self, request: training_pb2.ForwardRequest) -> list[bytes]:

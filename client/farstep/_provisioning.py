@@ -21,7 +21,7 @@ from farstep.errors import FarstepError, InvalidInputError, NotFoundError
 from farstep.results import ServerCapabilities, SupportedModel
 from farstep_proto import paths
 from farstep_proto.names import CheckpointPath
-from farstep_proto.v1 import control_pb2
+from farstep_proto.v1 import common_pb2, control_pb2
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ class Provisioner(Protocol):
         ...
 
     async def find_run(self, run_id: str) -> Place: ...
+
+    async def delete_run(self, run_id: str) -> None: ...
 
     async def get_checkpoint(self, path: CheckpointPath) -> Checkpoint: ...
 
@@ -98,6 +100,9 @@ class ManagedServers:
             raise NotFoundError(f"run {run_id} has no trainer; it is {run.state}")
         return Place(run.run_id, run.trainer_url, run.sampler_url)
 
+    async def delete_run(self, run_id: str) -> None:
+        await self.control.delete_run(run_id)
+
     async def get_checkpoint(self, path: CheckpointPath) -> Checkpoint:
         return await _get_checkpoint(self.control.connection, path)
 
@@ -139,6 +144,9 @@ class LocalPair:
 
     async def find_run(self, run_id: str) -> Place:
         return self._place(run_id)
+
+    async def delete_run(self, run_id: str) -> None:
+        await self._trainer.call("DELETE", path_of(paths.RUN, run_id=run_id), common_pb2.Empty)
 
     async def get_checkpoint(self, path: CheckpointPath) -> Checkpoint:
         return await _get_checkpoint(self._trainer, path)

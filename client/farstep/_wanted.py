@@ -29,8 +29,13 @@ class RunOptions(TypedDict, total=False):
 
 
 class FromStateOptions(RunOptions, total=False):
-    """What can be said about a run that starts from a checkpoint; model and adapter are the checkpoint's."""
+    """What can be said about a run that starts from a checkpoint; model and adapter are the checkpoint's.
 
+    `value_head` gives the run a fresh value head beside a checkpoint's weights, or leaves that of a checkpoint out;
+    None: as the checkpoint has it.
+    """
+
+    value_head: bool | None
     wandb_config: WandbConfig | None
 
 
@@ -98,6 +103,9 @@ def wanted_lora(
     train_attn: bool = True,
     train_mlp: bool = True,
     train_unembed: bool = False,
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    value_head: bool = False,
 ) -> LoraConfig:
     """Raises InvalidInputError or TypeError, naming the argument."""
     if isinstance(target_modules, str) or not all(isinstance(module, str) for module in target_modules or ()):
@@ -110,6 +118,9 @@ def wanted_lora(
         train_attn=train_attn,
         train_mlp=train_mlp,
         train_unembed=train_unembed,
+        use_rslora=use_rslora,
+        use_dora=use_dora,
+        value_head=value_head,
     )
     with checked():
         return lora_from_proto(resolve_lora(lora_to_proto(lora)))

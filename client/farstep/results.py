@@ -19,7 +19,7 @@ class ForwardBackwardOutput:
     Args:
         loss: mean over the active tokens, or over pairs, for people to read; of a loss of one's own, what it gave.
         metrics: `loss:sum` is what was differentiated; the rest depends on the loss.
-        loss_fn_outputs: per datum; `logprobs` is [T] or [T, K].
+        loss_fn_outputs: per datum; `logprobs` is [T] or [T, K]; of the loss `value`, `values` is [T] instead.
     """
 
     loss: float
@@ -102,7 +102,7 @@ class SampleResult:
 
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
-    """`alpha` 0 means equal to `rank`; no `target_modules` means that the three switches choose."""
+    """`alpha` 0 means equal to `rank`; no `target_modules` means that the three `train_` switches choose."""
 
     rank: int
     alpha: float = 0.0
@@ -111,17 +111,21 @@ class LoraConfig:
     train_attn: bool = True
     train_mlp: bool = True
     train_unembed: bool = False
+    use_rslora: bool = False
+    use_dora: bool = False
+    value_head: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingInfo:
-    """What a run is made of. `max_seq_len` is in tokens."""
+    """What a run is made of. `max_seq_len` is in tokens; `value_head`: whether it takes the loss `value`."""
 
     run_id: str
     base_model: str
     lora_rank: int
     max_seq_len: int
     vocab_size: int
+    value_head: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,8 @@ class OperationTrace:
         phases_s: of "decode", "forward", "backward", "optimizer", "checkpoint" and "encode" those it had.
         total_s: from arrival to outcome.
         computed_s: from its start until the trainer could start the next one; decoding and encoding are not in it.
+        fused_with: ids of operations of other runs that were computed in the same batch, which changes no number; the
+            times of "forward" and "backward" are then an even share.
     """
 
     operation_id: str
@@ -144,6 +150,7 @@ class OperationTrace:
     total_s: float
     num_tokens: int
     computed_s: float
+    fused_with: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

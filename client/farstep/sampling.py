@@ -96,6 +96,7 @@ class SamplingClient(Closing):
         topk_prompt_logprobs: int = 0,
         topk_logprobs: int = 0,
         affinity_key: str | None = None,
+        in_flight: Literal["finish", "switch"] = "finish",
     ) -> Coroutine[Any, Any, Future[SampleResult]]:
         """Samples `num_samples` continuations of one prompt.
 
@@ -104,6 +105,8 @@ class SamplingClient(Closing):
             include_prompt_logprobs: also log-probabilities of the prompt's tokens, at temperature 1.
             topk_prompt_logprobs, topk_logprobs: so many candidates for each prompt or sampled token.
             affinity_key: requests with the same key prefer the same replica.
+            in_flight: "switch" lets sequences go on with a newer version of the run that comes meanwhile; what they
+                have read so far stays as the old one read it. `policy_versions` then says whose each token is.
 
         Raises:
             InvalidInputError: an argument cannot be; nothing was submitted.
@@ -115,6 +118,11 @@ class SamplingClient(Closing):
         request.topk_prompt_logprobs = whole_number("topk_prompt_logprobs", topk_prompt_logprobs, at_least=0)
         request.topk_logprobs = whole_number("topk_logprobs", topk_logprobs, at_least=0)
         request.affinity_key = affinity_key or ""
+        if in_flight not in ("finish", "switch"):
+            raise InvalidInputError(f"{in_flight!r} is neither 'finish' nor 'switch'", field="in_flight")
+        if in_flight == "switch" and (not self._target.run_id or self._target.pin == "exact"):
+            raise InvalidInputError("only a run that is not pinned to one version can switch", field="in_flight")
+        request.in_flight = in_flight
         return self._submit(request, sample_result, "sample")
 
     sample = blocking(_sample)

@@ -104,6 +104,9 @@ class ServiceClient(Closing):
         train_attn: bool = True,
         train_mlp: bool = True,
         train_unembed: bool = False,
+        use_rslora: bool = False,
+        use_dora: bool = False,
+        value_head: bool = False,
         seed: int | None = None,
         max_seq_len: int | None = None,
         replicas: int = 1,
@@ -121,6 +124,10 @@ class ServiceClient(Closing):
             base_model: a model id or directory that the server can load.
             rank, alpha, dropout: of the adapter; `alpha` None means equal to `rank`.
             target_modules: names of modules; None: chosen by the three `train_` switches.
+            use_rslora: scaling alpha / √rank instead of alpha / rank (rank-stabilised LoRA).
+            use_dora: weight-decomposed LoRA: a magnitude for each output of a layer is trained, too.
+            value_head: a value head is trained along with the adapter, for the loss `value` (a critic). It begins at
+                0, is kept in training checkpoints, and never goes to samplers.
             seed: of the adapter's start and of dropout; None: the server draws one.
             max_seq_len: in tokens; None: the model's own limit.
             timeout: bounds the provisioning requests, in seconds.
@@ -139,6 +146,9 @@ class ServiceClient(Closing):
             train_attn=train_attn,
             train_mlp=train_mlp,
             train_unembed=train_unembed,
+            use_rslora=use_rslora,
+            use_dora=use_dora,
+            value_head=value_head,
         )
         wanted = wanted_run(
             base_model,
@@ -164,7 +174,11 @@ class ServiceClient(Closing):
     def _create_training_client_from_state(
         self, path: str, **options: Unpack[FromStateOptions]
     ) -> Coroutine[Any, Any, TrainingClient]:
-        """The same, beginning with a training checkpoint's weights and an empty optimizer."""
+        """The same, beginning with a training checkpoint's weights and an empty optimizer.
+
+        `value_head=True` gives the run a fresh value head where the checkpoint has none: a critic that begins with
+        what a policy has learnt. `False` leaves the checkpoint's out.
+        """
         return self._from_state(path, optimizer=False, **options)
 
     create_training_client_from_state = blocking(_create_training_client_from_state)
@@ -251,6 +265,22 @@ class ServiceClient(Closing):
     resume_run = blocking(_resume_run)
     resume_run_async = awaiting(_resume_run)
 
+    def _delete_run(self, run_id: str) -> Coroutine[Any, Any, None]:
+        """Ends a run on its trainer, which frees the room that it took there. Its checkpoints stay.
+
+        What was submitted to it and has not ended fails with `RemoteOpError` ("RunDeletedError"). Policies that
+        samplers have loaded are served until they need the room. Deleting a run again does nothing.
+
+        Raises:
+            NotFoundError: there was never such a run.
+        """
+        run_id = _checked_run_id(run_id)
+        self._refuse_closed()
+        return self._provisioner.delete_run(run_id)
+
+    delete_run = blocking(_delete_run)
+    delete_run_async = awaiting(_delete_run)
+
     async def _release(self) -> None:
         await self._provisioner.release()
 
@@ -301,7 +331,13 @@ class ServiceClient(Closing):
         )
 
     def _from_state(
-        self, path: str, *, optimizer: bool, wandb_config: WandbConfig | None = None, **options: Unpack[RunOptions]
+        self,
+        path: str,
+        *,
+        optimizer: bool,
+        value_head: bool | None = None,
+        wandb_config: WandbConfig | None = None,
+        **options: Unpack[RunOptions],
     ) -> Coroutine[Any, Any, TrainingClient]:
         with checked():
             checkpoint = CheckpointPath.parse(path)
@@ -314,13 +350,25 @@ class ServiceClient(Closing):
         self._refuse_closed()
         if wandb_config is not None:
             require_wandb()
-        return self._start_from_state(checkpoint, optimizer, wanted, wandb_config)
+        return self._start_from_state(checkpoint, optimizer, wanted, value_head, wandb_config)
 
     async def _start_from_state(
-        self, checkpoint: CheckpointPath, optimizer: bool, wanted: WantedRun, wandb_config: WandbConfig | None
+        self,
+        checkpoint: CheckpointPath,
+        optimizer: bool,
+        wanted: WantedRun,
+        value_head: bool | None,
+        wandb_config: WandbConfig | None,
     ) -> TrainingClient:
         found = await self._provisioner.get_checkpoint(checkpoint)
-        wanted = replace(wanted, base_model=found.base_model, lora=found.lora_adapter_config)
+        lora = found.lora_adapter_config
+        if value_head is not None and value_head != lora.value_head:
+            if optimizer:
+                raise InvalidInputError(
+                    "with its optimizer a run has a value head exactly where the checkpoint has one", field="value_head"
+                )
+            lora = replace(lora, value_head=value_head)
+        wanted = replace(wanted, base_model=found.base_model, lora=lora)
         client = await self._start_run(wanted, wandb_config)
         try:
             await (await client._load(str(checkpoint), optimizer=optimizer))

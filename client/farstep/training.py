@@ -105,7 +105,7 @@ class TrainingClient(Closing):
 
         `data` of any size travels in as many requests as it takes, as one operation. If that fails, the
         buffer is as it was before. The losses, their inputs and settings: `farstep_proto.loss_table`. Data of a loss
-        over pairs alternate: chosen, rejected, chosen, …
+        over pairs alternate: chosen, rejected, chosen, …; `value` is for runs with a value head.
 
         Raises:
             InvalidInputError: naming the datum and the key; nothing was submitted.
@@ -124,7 +124,7 @@ class TrainingClient(Closing):
         *,
         adapter: AdapterChoice = "current",
     ) -> Coroutine[Any, Any, Future[ForwardBackwardOutput]]:
-        """The same without a gradient; the run's buffer is untouched.
+        """The same without a gradient; the run's buffer is untouched. `value` needs no inputs here: it gives values.
 
         Args:
             adapter: "base": with the adapter off. "start": with the weights that the run began with, as the reference
@@ -316,9 +316,9 @@ class TrainingClient(Closing):
 
     def get_info(self) -> TrainingInfo:
         """Base model, rank and limits, without a round trip."""
-        created = self._run
+        created, lora = self._run, self._run.lora
         return TrainingInfo(
-            created.run_id, created.base_model, created.lora.rank, created.max_seq_len, created.vocab_size
+            created.run_id, created.base_model, lora.rank, created.max_seq_len, created.vocab_size, lora.value_head
         )
 
     def health(self) -> bool:

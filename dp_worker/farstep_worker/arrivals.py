@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from farstep_proto.v1 import operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
+from farstep_worker.operations import split_operation_id
 from farstep_worker.telemetry import Telemetry
 from farstep_worker.torch_thread import Ended
 
@@ -49,12 +50,17 @@ class Arrivals:
             computed_s=ended.ended - ended.started,
             total_s=total_s,
             num_tokens=work.call.num_tokens,
+            fused_with=[wanted for wanted in ended.together if wanted != work.operation_id],
         )
         self._telemetry.record(work.run_id, trace)
 
     def dropped(self, operation_id: str, outcome: str) -> None:
         """It will not run."""
         self._telemetry.count(self._arrivals.pop(operation_id).verb, outcome)
+
+    def of_run(self, run_id: str) -> list[str]:
+        """Ids of its operations that have not been told of."""
+        return [wanted for wanted in self._arrivals if split_operation_id(wanted)[0] == run_id]
 
     def forget(self, operation_id: str) -> None:
         """Its other parts will not come."""

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from farstep_proto.errors import Conflict, InvalidInput
-from farstep_worker.operations import operation_id
+from farstep_worker.operations import operation_id, split_operation_id
 from farstep_worker.submission import Call, Pass
 
 MAX_PARTS = 10_000
@@ -118,6 +118,11 @@ class Assembler:
             return False
         self.num_bytes -= assembly.num_bytes
         return True
+
+    def forget_run(self, run_id: str) -> None:
+        """Drops what came of a run's operations that are not complete."""
+        for wanted in [key for key in self._open if split_operation_id(key)[0] == run_id]:
+            self.forget(wanted)
 
     def _close(self, wanted: str) -> Assembled:
         assembly = self._open[wanted]

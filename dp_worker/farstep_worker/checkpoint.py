@@ -1,7 +1,8 @@
 """Runs to checkpoints and back.
 
-A training checkpoint (`weights`) holds the adapter in PEFT's files, Adam's state, the adapter that the run began with
-unless that was a fresh one, and in its manifest the counters; a sampler's (`sampler_weights`) holds the adapter alone.
+A training checkpoint (`weights`) holds the adapter in PEFT's files, the value head where the run has one, Adam's state,
+adapter and head that the run began with unless those were fresh, and in its manifest the counters; a sampler's
+(`sampler_weights`) holds the adapter alone.
 
 Invariant: loading changes a run wholly or not at all.
 """
@@ -13,13 +14,17 @@ from collections.abc import Mapping
 
 from farstep_infra.store.checkpoints import JSON, CheckpointStore, Manifest
 from farstep_model.adapter import Adapter
+from farstep_model.spec import LoraSpec
+from farstep_model.value_head import ValueHead
 from farstep_proto.errors import InvalidInput
 from farstep_proto.names import CheckpointPath, Kind
 from farstep_worker.runs import RandomStream, Run, fresh_optimizer
 from farstep_worker.submission import LoadState, Publish, SaveState
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+VALUE_HEAD_FILE = "value_head.safetensors"
 START_FILE = "start_adapter.safetensors"
+START_VALUE_HEAD_FILE = "start_value_head.safetensors"
 _TARGETS: Mapping[Kind, str] = {"weights": "trainer", "sampler_weights": "sampler"}
 
 
@@ -35,10 +40,14 @@ def save_state(
     """
     path = CheckpointPath(run.config.run_id, "weights", call.name)
     files = {**run.adapter.files(_base_model(run)), OPTIMIZER_FILE: run.optimizer.state_bytes()}
+    if run.adapter.value_head is not None:
+        files[VALUE_HEAD_FILE] = run.adapter.value_head.to_bytes()
     if run.start_adapter is not None:
         files[START_FILE] = run.start_adapter.to_bytes()
+        if run.start_adapter.value_head is not None:
+            files[START_VALUE_HEAD_FILE] = run.start_adapter.value_head.to_bytes()
     version = run.policy_version if policy_version is None else policy_version
-    meta = _meta(run, path, policy_version=version, metadata=call.metadata)
+    meta = _meta(run, path, spec=run.adapter.spec, policy_version=version, metadata=call.metadata)
     store.write(path, files, meta, overwrite=call.overwrite, ttl_seconds=call.ttl_seconds)
     return path
 
@@ -52,7 +61,8 @@ def save_policy(
         Conflict: the name is taken.
     """
     path = CheckpointPath(run.config.run_id, "sampler_weights", call.name)
-    meta = _meta(run, path, policy_version=policy_version, metadata={}) | {"history": history}
+    spec = dataclasses.replace(run.adapter.spec, value_head=False)
+    meta = _meta(run, path, spec=spec, policy_version=policy_version, metadata={}) | {"history": history}
     store.write(path, run.adapter.files(_base_model(run)), meta, ttl_seconds=call.ttl_seconds)
     return path
 
@@ -62,41 +72,62 @@ def load_state(store: CheckpointStore, run: Run, call: LoadState) -> None:
 
     Without it, Adam begins afresh and the step count at 0, as for a new run; the random stream goes on. Before the
     run's first step, the weights are then those it begins with. With the optimizer, the run goes on where the
-    checkpoint's was, and has its beginning. In both cases collected gradients are dropped.
+    checkpoint's was, and has its beginning. In both cases collected gradients are dropped. Without the optimizer, a
+    value head that the run has and the checkpoint lacks is a fresh one, and one that the run lacks is left out.
 
     Raises:
         NotFound: no such checkpoint.
-        InvalidInput: it is of another base model or of an adapter of another form, or lacks optimizer state.
+        InvalidInput: it is of another base model or of an adapter of another form, or lacks optimizer state or, for
+            going on with the optimizer, has a value head that the run lacks or lacks one that it has.
     """
     manifest, files = store.read(call.path)
     _check_base_model(manifest, run)
     adapter = Adapter.from_files(run.adapter.layers, files)
     _check_form(call.path, adapter, run)
     adapter.spec = run.adapter.spec  # the same update; the run's own dropout and choice of layers
+    if adapter.spec.value_head:
+        adapter.value_head = _value_head(run, files, VALUE_HEAD_FILE)
     optimizer = fresh_optimizer(adapter)
     step, random = 0, run.random
     start_adapter, is_at_start = run.start_adapter, run.is_at_start
     if call.optimizer:
         if OPTIMIZER_FILE not in files:
             raise InvalidInput(f"{call.path} has no optimizer state", field="path", hint="load the weights alone")
+        _check_same_heads(call.path, in_checkpoint=VALUE_HEAD_FILE in files, in_run=adapter.spec.value_head)
         optimizer.load_state_bytes(files[OPTIMIZER_FILE])
         step = _int_of(manifest, "step")
         random = RandomStream(_int_of(manifest, "seed"), _int_of(manifest, "draws"))
-        start = files.get(START_FILE)
-        start_adapter = Adapter.from_bytes(run.adapter.layers, start) if start is not None else None
+        start_adapter = _start_adapter(run, files)
         is_at_start = manifest.meta.get("is_at_start") is True
     elif is_at_start:
-        start_adapter = None if _is_fresh(adapter) else adapter.clone()
+        start_adapter = None if adapter.is_fresh() else adapter.clone()
     run.adapter, run.optimizer, run.step, run.random, run.gradients = adapter, optimizer, step, random, None
     run.start_adapter, run.is_at_start = start_adapter, is_at_start
     if call.path.run_id == run.config.run_id:  # in a new process: a version number never goes back
         run.policy_version = max(run.policy_version, _int_of(manifest, "policy_version"))
 
 
-def _meta(run: Run, path: CheckpointPath, *, policy_version: int, metadata: Mapping[str, str]) -> dict[str, JSON]:
+def _value_head(run: Run, files: Mapping[str, bytes], name: str) -> ValueHead:
+    """That in the file; a fresh one where there is no such file."""
+    base = run.adapter.layers.base
+    return ValueHead.from_bytes(base, files[name], field=name) if name in files else ValueHead.fresh(base)
+
+
+def _start_adapter(run: Run, files: Mapping[str, bytes]) -> Adapter | None:
+    if START_FILE not in files:
+        return None
+    adapter = Adapter.from_bytes(run.adapter.layers, files[START_FILE])
+    if run.adapter.spec.value_head:
+        adapter.value_head = _value_head(run, files, START_VALUE_HEAD_FILE)
+    return adapter
+
+
+def _meta(
+    run: Run, path: CheckpointPath, *, spec: LoraSpec, policy_version: int, metadata: Mapping[str, str]
+) -> dict[str, JSON]:
     return {
         "base_model": _base_model(run),
-        "lora": {**dataclasses.asdict(run.adapter.spec), "target_modules": list(run.adapter.spec.target_modules)},
+        "lora": {**dataclasses.asdict(spec), "target_modules": list(spec.target_modules)},
         "step": run.step,
         "policy_version": policy_version,
         "target": _TARGETS[path.kind],
@@ -105,11 +136,6 @@ def _meta(run: Run, path: CheckpointPath, *, policy_version: int, metadata: Mapp
         "is_at_start": run.is_at_start,
         "metadata": dict(metadata),
     }
-
-
-def _is_fresh(adapter: Adapter) -> bool:
-    """Whether it computes nothing, as one that was just made."""
-    return not any(bool(weights.b.any()) for weights in adapter.weights.values())
 
 
 def _base_model(run: Run) -> str:
@@ -127,12 +153,23 @@ def _check_base_model(manifest: Manifest, run: Run) -> None:
 def _check_form(path: CheckpointPath, adapter: Adapter, run: Run) -> None:
     hint = "create a run from the checkpoint: it takes over the checkpoint's settings"
     theirs, ours = adapter.spec, run.adapter.spec
-    for name, there, here in (("rank", theirs.rank, ours.rank), ("alpha", theirs.alpha, ours.alpha)):
+    for name in ("rank", "alpha", "use_rslora", "use_dora"):
+        there, here = getattr(theirs, name), getattr(ours, name)
         if there != here:
             raise InvalidInput(f"{path} has LoRA {name} {there}, the run has {here}", field="path", hint=hint)
     if adapter.weights.keys() != run.adapter.weights.keys():
         raise InvalidInput(
             f"{path} adapts {_modules(adapter)}, the run adapts {_modules(run.adapter)}", field="path", hint=hint
+        )
+
+
+def _check_same_heads(path: CheckpointPath, *, in_checkpoint: bool, in_run: bool) -> None:
+    if in_checkpoint != in_run:
+        has, lacks = (path, "the run") if in_checkpoint else ("the run", path)
+        raise InvalidInput(
+            f"{has} has a value head, {lacks} has none",
+            field="path",
+            hint="load the weights alone, or create a run from the checkpoint",
         )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -24,18 +25,20 @@ from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.adapter import Adapter
 from farstep_model.lora import LoraLayers
 from farstep_model.metrics import combine_metrics
+from farstep_model.packed import Layout
 from farstep_proto.errors import ApiError
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.tensors import tensor_from_proto
 from farstep_proto.v1 import common_pb2, operations_pb2, ranks_pb2
+from farstep_worker.evicted import EvictedRuns
 from farstep_worker.executor import Executor, Outcome, failed
 from farstep_worker.gradients import PassResult
 from farstep_worker.phases import Phases
-from farstep_worker.rank_messages import ReplicatedCall, read_call, to_command, to_creation
 from farstep_worker.publisher import Publisher
+from farstep_worker.rank_messages import ReplicatedCall, read_call, to_command, to_creation
 from farstep_worker.ranks import RankDied, RankGroup
 from farstep_worker.runs import RandomStream, Run, RunConfig, read_config
-from farstep_worker.submission import Call, Limits, Pass
+from farstep_worker.submission import Call, Pass
 
 _NO_TOKENS: Mapping[str, float] = {"loss:sum": 0.0, "tokens:sum": 0.0}
 _DATUM = re.compile(r"\bdata\[(\d+)\]")
@@ -83,37 +86,82 @@ class LeadingExecutor(Executor):
         *,
         token_budget: int,
         group: RankGroup,
+        layout: Layout = "padded",
+        evicted: EvictedRuns | None = None,
+        run_memory_bytes: int | None = None,
         publisher: Publisher | None = None,
     ) -> None:
-        super().__init__(layers, store, token_budget=token_budget, publisher=publisher)
+        super().__init__(
+            layers,
+            store,
+            token_budget=token_budget,
+            layout=layout,
+            evicted=evicted,
+            run_memory_bytes=run_memory_bytes,
+            publisher=publisher,
+        )
         self._group = group
         self._followers = range(1, group.world)
+        self._untold: deque[ranks_pb2.RankCommand] = deque()
 
     def create_run(self, config: RunConfig) -> Run:
-        """Raises RankDied, and whatever is wrong with the configuration."""
+        """The others hear of it before the first call that needs them: none of them can be spoken to during a pass.
+
+        Raises RankDied, and whatever is wrong with the configuration.
+        """
+        self._group.check_whole()
         run = super().create_run(config)
-        command = to_creation(config, base_model=self.base.name)
-        for rank in self._followers:
-            self._group.send(rank, command)
-        self._check_equal(ranks_pb2.RankReport(checksum=checksum(run.adapter)))
+        self._untold.append(to_creation(config, base_model=self.base.name))
         return run
+
+    def delete_run(self, run_id: str) -> None:
+        super().delete_run(run_id)
+        self._untold.append(ranks_pb2.RankCommand(forget_run=run_id))
+
+    def evict(self, run: Run) -> Mapping[str, Tensor]:
+        self._untold.append(ranks_pb2.RankCommand(evict_run=run.config.run_id))
+        return super().evict(run)
+
+    def restore(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+        """The others get what rank 0 has kept; raises RankDied."""
+        super().restore(run, tensors)
+        self._untold.append(ranks_pb2.RankCommand(restore_run=run.config.run_id))
+        self._tell()
+
+    def _tell(self) -> None:
+        """Has the others create, drop, evict and restore what rank 0 has, in the same order; raises RankDied."""
+        while self._untold:
+            command = self._untold.popleft()
+            for rank in self._followers:
+                self._group.send(rank, command)
+            run = self.runs.get(command.create_run.run_id or command.restore_run)
+            if command.HasField("restore_run") and run is not None:
+                self._group.hand_out(run.tensors().values())
+            if run is None or run.away is not None:  # dropped or evicted, be it after it was created
+                for rank in self._followers:
+                    self._group.receive(rank, ranks_pb2.RankReport)
+            else:
+                self._check_equal(ranks_pb2.RankReport(checksum=checksum(run.adapter)))
 
     def _outcome(self, run_id: str, call: Call, phases: Phases) -> Outcome:
         if not isinstance(call, ReplicatedCall) or run_id not in self.runs:
             # a pass is shared out where it is computed; files and policies are of this process alone
             return super()._outcome(run_id, call, phases)
         try:
+            self._resident(run_id, phases)
+            self._tell()
             for rank in self._followers:
                 self._group.send(rank, to_command(run_id, call))
             outcome = super()._outcome(run_id, call, phases)
             self._check_equal(_report(self.runs[run_id], outcome))
-        except RankDied as error:
+        except ApiError as error:
             return failed(error)
         return outcome
 
     def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
         mine, *others = shares(call, self._group.world)
         with phases.measure("exchange"):
+            self._tell()
             for rank, share in enumerate(others, start=1):
                 self._group.send(rank, to_command(run.config.run_id, share.call))
         failure: Exception | None = None
@@ -149,8 +197,16 @@ class LeadingExecutor(Executor):
 class FollowingExecutor(Executor):
     """The executor of every other rank."""
 
-    def __init__(self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int, group: RankGroup) -> None:
-        super().__init__(layers, store, token_budget=token_budget)
+    def __init__(
+        self,
+        layers: LoraLayers,
+        store: CheckpointStore,
+        *,
+        token_budget: int,
+        group: RankGroup,
+        layout: Layout = "padded",
+    ) -> None:
+        super().__init__(layers, store, token_budget=token_budget, layout=layout)
         self._group = group
 
     def obey(self, command: ranks_pb2.RankCommand) -> ranks_pb2.RankReport:
@@ -163,13 +219,28 @@ class FollowingExecutor(Executor):
                 request, base_model=base.name, max_seq_len=limit, default_run_id="", default_seed=request.seed
             )
             return ranks_pb2.RankReport(checksum=checksum(self.create_run(config).adapter))
+        if command.HasField("forget_run"):
+            self.delete_run(command.forget_run)
+            return ranks_pb2.RankReport()
+        if command.HasField("evict_run"):
+            self.evict(self.runs[command.evict_run])
+            return ranks_pb2.RankReport()
+        if command.HasField("restore_run"):
+            return ranks_pb2.RankReport(checksum=self._restored(self.runs[command.restore_run]))
         run = self.runs[command.execute.run_id]
-        call = read_call(command.execute, Limits(base.vocab_size, run.config.max_seq_len))
+        call = read_call(command.execute, run.config.limits(base.vocab_size))
         outcome = self.execute(run.config.run_id, call)
         return _report(run, outcome) if isinstance(call, ReplicatedCall) else _report(None, outcome)
 
+    def _restored(self, run: Run) -> int:
+        """Takes a run back from rank 0; the checksum of what came."""
+        assert run.away is not None
+        self.restore(run, {name: torch.empty(shape) for name, shape in run.away.items()})
+        self._group.hand_out(run.tensors().values())
+        return checksum(run.adapter)
+
     def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
-        """This rank's own logprobs and metrics, and the gradients of all. Its dropout is not that of rank 0."""
+        """This rank's own outputs and metrics, and the gradients of all. Its dropout is not that of rank 0."""
         own_seed = RandomStream(dropout_seed, self._group.rank).current()
         return _joined(
             self._group,
@@ -199,7 +270,7 @@ def _joined(group: RankGroup, compute: Callable[[], PassResult], phases: Phases)
     """
     try:
         result = compute()
-        flat = None if result.gradients is None else torch.cat([gradient.flatten() for gradient in result.gradients])
+        flat = None if result.gradients is None else _flat(result.gradients)
     except Exception:
         group.all_succeeded(succeeded=False)
         raise
@@ -212,10 +283,18 @@ def _joined(group: RankGroup, compute: Callable[[], PassResult], phases: Phases)
     return result if result.metrics else dataclasses.replace(result, metrics=_NO_TOKENS)
 
 
-def _cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a flat tensor in the shapes of others."""
-    ends = accumulate((tensor.numel() for tensor in like), initial=0)
-    return [flat[start:end].view(tensor.shape) for (start, end), tensor in zip(pairwise(ends), like, strict=True)]
+def _flat(tensors: Sequence[Tensor | None]) -> Tensor:
+    """Those that are there, one after the other: of a pass they are the same on every rank."""
+    return torch.cat([tensor.flatten() for tensor in tensors if tensor is not None])
+
+
+def _cut(flat: Tensor, like: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Views of a flat tensor in the shapes of others, where there are others."""
+    ends = accumulate((0 if tensor is None else tensor.numel() for tensor in like), initial=0)
+    return [
+        None if tensor is None else flat[start:end].view(tensor.shape)
+        for (start, end), tensor in zip(pairwise(ends), like, strict=True)
+    ]
 
 
 def _whole(
@@ -226,20 +305,20 @@ def _whole(
     reports: Sequence[operations_pb2.Operation],
 ) -> PassResult:
     """The result of all data, from rank 0's and the reports of the others."""
-    logprobs: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(call.examples)
-    for index, array in zip(mine.indices, local.logprobs, strict=True):
-        logprobs[index] = array
-    outputs = [report.forward_backward for report in reports]
-    for share, output in zip(others, outputs, strict=True):
+    outputs: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(call.examples)
+    for index, array in zip(mine.indices, local.outputs, strict=True):
+        outputs[index] = array
+    theirs = [report.forward_backward for report in reports]
+    for share, output in zip(others, theirs, strict=True):
         for index, fields in zip(share.indices, output.loss_fn_outputs, strict=True):
-            logprobs[index] = tensor_from_proto(fields.fields["logprobs"])
-    metrics = combine_metrics([local.metrics, *(dict(output.metrics) for output in outputs)])
+            outputs[index] = tensor_from_proto(fields.fields[LOSS_TABLE[call.loss_fn].output])
+    metrics = combine_metrics([local.metrics, *(dict(output.metrics) for output in theirs)])
     return dataclasses.replace(
         local,
         loss_sum=metrics["loss:sum"],
         num_active=int(metrics["tokens:sum"]),
         metrics=metrics,
-        logprobs=logprobs,
+        outputs=outputs,
     )
 
 

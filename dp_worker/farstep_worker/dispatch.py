@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
 
-from farstep_proto.errors import Conflict, Draining, ModelError, NotFound
+from farstep_proto.errors import Draining, ModelError
 from farstep_proto.paths import Verb
 from farstep_proto.v1 import operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
@@ -27,7 +25,8 @@ from farstep_worker.assembly import Address, Assembler, digest_of
 from farstep_worker.executor import Executor
 from farstep_worker.feed import PolicyFeed
 from farstep_worker.operations import GAP_WAIT_S, OperationQueue, QueueLimits, Work, operation_id
-from farstep_worker.runs import Run, RunConfig, read_config
+from farstep_worker.registry import DEFAULT_MAX_RUNS, RunRegistry
+from farstep_worker.runs import Run
 from farstep_worker.submission import Call, Limits
 from farstep_worker.telemetry import SpanWriter, Telemetry
 from farstep_worker.torch_thread import Ended, TorchThread
@@ -45,17 +44,18 @@ class Dispatcher:
         *,
         feed: PolicyFeed,
         num_threads: int,
+        max_runs: int = DEFAULT_MAX_RUNS,
         limits: QueueLimits | None = None,
         gap_wait_s: float = GAP_WAIT_S,
         spans: SpanWriter | None = None,
     ) -> None:
         self._executor = executor
         self._feed = feed
+        self.registry = RunRegistry(executor, max_runs=max_runs)
         self._queue = OperationQueue(limits=limits, gap_wait_s=gap_wait_s)
         self._assembler = Assembler()
         self._torch = TorchThread(executor, self._queue, num_threads=num_threads, on_start=self._on_start)
         self._gap_timer: asyncio.TimerHandle | None = None
-        self._creating = asyncio.Lock()
         self._left: list[Work] = []
         self._drained: asyncio.Task[None] | None = None
         self.table = OperationTable(queue_place=self._queue.place)
@@ -73,10 +73,7 @@ class Dispatcher:
             started = time.monotonic()
             operation = await self._encode(ended)
             encode_s = time.monotonic() - started
-            self._finish(ended, operation)
-            if self._queue.is_closed and not self._torch.has_more:
-                self._fail_left()  # in the same breath, so that one poll brings all
-            self._arrivals.ran(ended, operation, encode_s=encode_s)
+            self._finish(ended, operation, encode_s=encode_s)
         self._fail_left()
 
     async def _encode(self, ended: Ended) -> operations_pb2.Operation:
@@ -84,22 +81,31 @@ class Dispatcher:
             return ended.outcome.operation
         return await asyncio.to_thread(lambda: ended.outcome.operation)
 
-    def _finish(self, ended: Ended, operation: operations_pb2.Operation) -> None:
+    def _finish(self, ended: Ended, operation: operations_pb2.Operation, *, encode_s: float) -> None:
+        work = ended.work
+        if self.registry.is_deleted(work.run_id):
+            return  # its end was told when the run was deleted
         if ended.outcome.policy is not None:
             self._feed.offer(ended.outcome.policy)
-        if self.table.is_pending(ended.work.operation_id):  # else the drain gave it up
-            self.table.finish(ended.work.operation_id, operation)
+        if self.table.is_pending(work.operation_id):  # else the drain gave it up
+            self.table.finish(work.operation_id, operation)
+        if self._queue.is_closed and not self._torch.has_more:
+            self._fail_left()  # in the same breath, so that one poll brings all
+        self._arrivals.ran(ended, operation, encode_s=encode_s)
 
     def _on_start(self, work: Work) -> None:
-        self.table.set_running(work.operation_id)
+        if not self.registry.is_deleted(work.run_id):
+            self.table.set_running(work.operation_id)
         self._watch_gaps()
 
     def _gauges(self) -> dict[str, float]:
         return {
-            "farstep_runs": len(self._executor.runs),
+            "farstep_runs": len(self.registry.runs),
+            "farstep_evicted_runs": sum(run.away is not None for run in self.registry.runs),
+            "farstep_resident_bytes": self._executor.resident_bytes,
             "farstep_queued_operations": self._queue.num_operations,
             "farstep_queued_bytes": self._queue.num_bytes,
-            "farstep_running_operations": int(self.is_computing),
+            "farstep_running_operations": len(self._torch.running),
         }
 
     def _watch_gaps(self) -> None:
@@ -126,48 +132,45 @@ class Dispatcher:
 
     # Runs
 
-    @property
-    def runs(self) -> list[Run]:
-        return list(self._executor.runs.values())
-
-    def run(self, run_id: str) -> Run:
-        """Raises NotFound for a run that is not here."""
-        run = self._executor.runs.get(run_id)
-        if run is None:
-            raise NotFound(f"no run {run_id!r} on this trainer", field="run_id")
-        return run
-
     def describe(self, run: Run) -> pb.Run:
         next_seq = self._queue.first_free_seq(run.config.run_id)
         return run.to_proto(vocab_size=self._executor.base.vocab_size, next_seq=next_seq)
 
     async def create_run(self, request: pb.CreateRunRequest) -> pb.Run:
-        """A run by its id, made if it is not there yet.
+        """A run by its id, made if it is not there yet; waits for no operation.
 
         Raises:
-            InvalidInput: naming the field.
-            Conflict: it is there with another configuration.
+            InvalidInput, Conflict: as the registry does.
             Draining: the server takes nothing new.
         """
-        base = self._executor.base
-        async with self._creating:
-            known = self._executor.runs.get(request.run_id)
-            config = read_config(
-                request,
-                base_model=base.name,
-                max_seq_len=base.max_seq_len,
-                default_run_id=f"run-{secrets.token_hex(6)}",
-                default_seed=secrets.randbits(31) if known is None else known.config.seed,
-            )
-            if known is not None:
-                _check_same(known.config, config)
-                return self.describe(known)
-            if self._queue.is_closed:
-                raise Draining("the server is shutting down", retry_after_s=5.0)
-            return self.describe(await self._torch.call(partial(self._executor.create_run, config)))
+        if self._queue.is_closed:
+            raise Draining("the server is shutting down", retry_after_s=5.0)
+        run = await self.registry.create(request)
+        self._torch.post(self._torch.make_room)
+        return self.describe(run)
+
+    def delete_run(self, run_id: str) -> None:
+        """Ends a run at once: what waits or runs of it fails; its checkpoints stay. Again does nothing.
+
+        An operation that is being computed ends unheard, and the run's memory is free after that.
+
+        Raises:
+            NotFound: there was never such a run.
+        """
+        if not self.registry.hide(run_id):
+            return
+        self._queue.forget(run_id)
+        self._assembler.forget_run(run_id)
+        for wanted in self._arrivals.of_run(run_id):
+            self._arrivals.dropped(wanted, "deleted")
+            if self.table.is_pending(wanted):  # else some of its parts are missing
+                self.table.fail(wanted, _deleted(run_id).to_proto())
+        self._feed.forget(run_id)
+        self.telemetry.forget(run_id)
+        self._torch.post(partial(self._executor.delete_run, run_id))
 
     def limits(self, run: Run) -> Limits:
-        return Limits(self._executor.base.vocab_size, run.config.max_seq_len)
+        return run.config.limits(self._executor.base.vocab_size)
 
     # Operations
 
@@ -190,11 +193,11 @@ class Dispatcher:
             TooManyRequests, Draining: not now.
         """
         digest = digest_of(verb, body, address)
-        if not self._is_known(address, verb, digest):
+        if not self._is_known(address, verb, digest, client_id):
             started = time.monotonic()
             call = parse() if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse)
             entered = time.monotonic()
-            if not self._is_known(address, verb, digest):  # it may have come twice meanwhile
+            if not self._is_known(address, verb, digest, client_id):  # it may have come twice meanwhile
                 self._enter(address, verb, call, digest=digest, num_bytes=len(body), client_id=client_id, now=entered)
                 self._arrivals.note(address.operation_id, verb, entered=entered, decode_s=entered - started)
         place = self._queue.place(address.operation_id) + self.is_computing
@@ -208,12 +211,12 @@ class Dispatcher:
             self._watch_gaps()
         return dropped
 
-    def _is_known(self, address: Address, verb: str, digest: bytes) -> bool:
+    def _is_known(self, address: Address, verb: str, digest: bytes, client_id: str) -> bool:
         if verb == Verb.SKIP:
             self._forget_parts(address.operation_id)  # the rest of them will not come
         if self._assembler.has(address, digest):
             return True
-        return self.table.knows(address.operation_id, digest)
+        return self.table.repeats(address.operation_id, digest, client_id=client_id)
 
     def _forget_parts(self, operation_id: str) -> None:
         if self._assembler.forget(operation_id):
@@ -223,6 +226,7 @@ class Dispatcher:
         self, address: Address, verb: str, call: Call, *, digest: bytes, num_bytes: int, client_id: str, now: float
     ) -> None:
         """All or nothing: whatever can refuse comes first, and nothing here waits."""
+        self.registry.find(address.run_id)  # it may have been deleted while this came in
         self._queue.check_seq(address.run_id, address.seq)
         self.check_room(address, num_bytes=num_bytes)
         assembled = self._assembler.add(address, call, digest=digest, num_bytes=num_bytes, now=now)
@@ -242,7 +246,7 @@ class Dispatcher:
 
     @property
     def is_computing(self) -> bool:
-        return self._torch.running is not None
+        return bool(self._torch.running)
 
     def drain(self) -> asyncio.Task[None]:
         """Takes nothing new, lets the running operation finish if it does so in time, and fails the rest."""
@@ -254,16 +258,18 @@ class Dispatcher:
         self._left = self._queue.close()
         self._torch.wake()
         await asyncio.wait([self._loop_task], timeout=DRAIN_S)
-        running = self._torch.running
-        if running is not None:
-            log.warning("%s did not finish within %s s", running.operation_id, DRAIN_S)
-            self._left.insert(0, running)
+        for work in self._torch.running:
+            log.warning("%s did not finish within %s s", work.operation_id, DRAIN_S)
+            self._left.append(work)
         self._fail_left()
         self.table.drain()
+        self.registry.close()
 
     def _fail_left(self) -> None:
         for work in self._left:
             error = Draining(f"the server stopped before {work.operation_id} was done")
+            if not self.table.is_pending(work.operation_id):
+                continue  # its run was deleted while it was computed
             self.table.fail(work.operation_id, error.to_proto())
         self._left = []
 
@@ -275,12 +281,9 @@ def _end_if_failed(task: asyncio.Task[None]) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
-def _check_same(known: RunConfig, asked: RunConfig) -> None:
-    for field in fields(known):
-        here, there = getattr(known, field.name), getattr(asked, field.name)
-        if here != there:
-            raise Conflict(
-                f"run {known.run_id} is there with {field.name} {here}, not {there}",
-                field=field.name,
-                hint="choose another run_id",
-            )
+def _deleted(run_id: str) -> ModelError:
+    return ModelError(
+        f"run {run_id} was deleted before this was done",
+        error_class="RunDeletedError",
+        hint="its checkpoints are still there: create a run from one of them",
+    )

@@ -1,4 +1,4 @@
-"""What each verb does to a run. All of it happens on the torch thread, one call at a time.
+"""What each verb does to a run. All of it happens on the torch thread, one call at a time; runs are made on any.
 
 It knows neither HTTP nor the queue: a call goes in, an outcome comes out. Whatever goes wrong in a call
 becomes its outcome; the next call finds the run as it was before.
@@ -7,31 +7,37 @@ becomes its outcome; the next call finds the run as it was before.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import torch
 from google.protobuf.message import Message
+from torch import Tensor
 
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_infra.store.policy_numbers import Numbered
 from farstep_model.load import BaseModel
 from farstep_model.lora import LoraLayers
 from farstep_model.metrics import mean_loss
+from farstep_model.packed import Layout
 from farstep_proto.errors import ApiError, ModelError, error_from_exception
+from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.tensors import tensor_to_proto
 from farstep_proto.v1 import common_pb2, operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker import checkpoint
+from farstep_worker.device import device_at, is_out_of_memory
+from farstep_worker.evicted import EvictedRuns
 from farstep_worker.feed import Policy
+from farstep_worker.fusing import Fusing, can_share, in_order, run_together
 from farstep_worker.gradients import PassResult, run_pass
 from farstep_worker.phases import Phases
 from farstep_worker.publisher import Publisher
+from farstep_worker.residence import Residence
 from farstep_worker.runs import Run, RunConfig
 from farstep_worker.submission import AdamSettings, Call, LoadState, Pass, Publish, Reset, SaveState, Skip
+from farstep_worker.token_budget import TokenBudget
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +52,7 @@ class Outcome:
     encode: Callable[[], operations_pb2.Operation]
     policy: Policy | None = None
     phases_s: Mapping[str, float] = field(default_factory=dict)
+    is_fused: bool = False
 
     @property
     def operation(self) -> operations_pb2.Operation:
@@ -61,43 +68,165 @@ class Executor:
     """All runs on one base model.
 
     Args:
-        token_budget: padded tokens of a micro-batch.
+        token_budget: tokens of a micro-batch, padding included.
+        layout: "packed" only where the model has been prepared for it.
+        evicted: where runs go that have no room; without it, all stay.
+        run_memory_bytes: room for adapters, gradients and moments of all runs together; None: no limit.
+        fuse_runs: small passes of several runs may share a batch, where that gives the same bits.
         publisher: where policies go; by default to the store's shelf.
     """
 
     def __init__(
-        self, layers: LoraLayers, store: CheckpointStore, *, token_budget: int, publisher: Publisher | None = None
+        self,
+        layers: LoraLayers,
+        store: CheckpointStore,
+        *,
+        token_budget: int,
+        layout: Layout = "padded",
+        evicted: EvictedRuns | None = None,
+        run_memory_bytes: int | None = None,
+        fuse_runs: bool = False,
+        publisher: Publisher | None = None,
     ) -> None:
         self.runs: dict[str, Run] = {}
+        self._evicted = evicted
+        self.fusing = Fusing.of(layers, is_on=fuse_runs and layout == "padded")
+        self._residence = Residence(run_memory_bytes if evicted is not None else None)
         self._layers = layers
         self.store = store
         self.publisher = publisher or Publisher(store)
-        self._token_budget = token_budget
+        self._token_budget = TokenBudget(token_budget)
+        self._layout = layout
 
     @property
     def base(self) -> BaseModel:
         return self._layers.base
 
     def create_run(self, config: RunConfig) -> Run:
+        """On any thread, also while another run's call is computed: a fresh adapter comes of its seed alone."""
         run = Run.start(self._layers, config)
         self.runs[config.run_id] = run
+        self._residence.used(config.run_id, run.num_bytes)
         return run
+
+    def delete_run(self, run_id: str) -> None:
+        run = self.runs.pop(run_id, None)
+        self._residence.gone(run_id)
+        if run is not None and run.away is not None and self._evicted is not None:
+            self._evicted.forget(run_id)
+
+    def make_room(self, is_busy: Callable[[str], bool]) -> None:
+        """Has runs leave memory, least recently used first, until the others fit; those that are busy stay."""
+        if self._evicted is None or not self._evicted.takes_more:
+            return
+        for run_id in self._residence.leaving(is_busy):
+            self._residence.gone(run_id)
+            self._evicted.put(run_id, self.evict(self.runs[run_id]))
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the runs in memory take."""
+        return self._residence.num_bytes
+
+    def evict(self, run: Run) -> Mapping[str, Tensor]:
+        """The tensors of a run, which has none afterwards; where several processes train together, in all of them."""
+        return run.go_away()
+
+    def restore(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+        """The reverse."""
+        run.come_back(tensors)
 
     def execute(self, run_id: str, call: Call) -> Outcome:
         """Runs one call to its end; never raises."""
+        phases = device_at(self.base.device).phases()
+        outcome = self._outcome(run_id, call, phases)
+        phases.finish()
+        self._note_use(run_id)
+        return replace(outcome, phases_s=phases.seconds)
+
+    def execute_together(self, calls: Sequence[tuple[str, Call]]) -> list[Outcome]:
+        """What `execute` gives for calls of different runs, bit for bit, in one batch where that pays."""
+        passes = [
+            (run_id, self.runs[run_id].adapter, call)
+            for run_id, call in calls
+            if isinstance(call, Pass)
+            and can_share(self.runs[run_id].adapter, call, token_budget=self._token_budget.current())
+        ]
+        shared = self._fused(in_order(passes))
+        return [shared[run_id] if run_id in shared else self.execute(run_id, call) for run_id, call in calls]
+
+    def _fused(self, passes: Sequence[tuple[str, Pass]]) -> dict[str, Outcome]:
+        """Nothing where they are to be executed one by one, be it to see whose mistake it is."""
         phases = Phases()
-        return replace(self._outcome(run_id, call, phases), phases_s=phases.seconds)
+        try:
+            runs = [self._resident(run_id, phases) for run_id, _ in passes]
+            members = [(run.adapter, call) for run, (_, call) in zip(runs, passes, strict=True)]
+            pays = self.fusing.pays(members)
+            if pays is False:
+                return {}
+            results = run_together(self._layers, members, token_budget=self._token_budget.current(), phases=phases)
+            if pays is None:
+                alone = [self._alone(run, call) for run, (_, call) in zip(runs, passes, strict=True)]
+                self.fusing.learn(members, results, alone)
+                results = alone
+        except Exception as error:
+            log.warning("passes of %d runs are computed one by one: %s", len(passes), error)
+            return {}
+        return self._shared(runs, passes, results, phases, is_fused=bool(pays))
+
+    def _shared(
+        self,
+        runs: Sequence[Run],
+        passes: Sequence[tuple[str, Pass]],
+        results: Sequence[PassResult | ModelError],
+        phases: Phases,
+        *,
+        is_fused: bool,
+    ) -> dict[str, Outcome]:
+        """The outcome of each, with an even share of the time."""
+        phases_s = {phase: seconds / len(runs) for phase, seconds in phases.seconds.items()}
+        outcomes = {}
+        for run, (run_id, call), result in zip(runs, passes, results, strict=True):
+            outcome = failed(result) if isinstance(result, ModelError) else self._taken_over(run, call, result)
+            outcomes[run_id] = replace(outcome, phases_s=phases_s, is_fused=is_fused)
+            self._note_use(run_id)
+        return outcomes
+
+    def _alone(self, run: Run, call: Pass) -> PassResult | ModelError:
+        try:
+            return self.compute(run, call, Phases(), dropout_seed=run.random.current())
+        except ModelError as error:
+            return error
+
+    def _note_use(self, run_id: str) -> None:
+        run = self.runs[run_id]
+        if run.away is None:
+            self._residence.used(run_id, run.num_bytes)
 
     def _outcome(self, run_id: str, call: Call, phases: Phases) -> Outcome:
         try:
-            return self._execute(self.runs[run_id], call, phases)
-        except torch.OutOfMemoryError as error:
-            return failed(_out_of_memory(error, self._token_budget))
+            return self._execute(self._resident(run_id, phases), call, phases)
         except ApiError as error:
             return failed(error)
         except Exception as error:  # one operation's failure is its own; the process goes on for the others
+            if is_out_of_memory(error):
+                return failed(_out_of_memory(error))
             log.exception("%s of run %s failed", type(call).__name__, run_id)
             return failed(error)
+
+    def _resident(self, run_id: str, phases: Phases) -> Run:
+        """A run with its tensors in memory.
+
+        Raises:
+            ModelError: it had left, and cannot come back.
+        """
+        run = self.runs[run_id]
+        if run.away is not None:
+            assert self._evicted is not None
+            with phases.measure("restore"):
+                self.restore(run, self._evicted.take(run_id))
+                self._evicted.forget(run_id)
+        return run
 
     def _execute(self, run: Run, call: Call, phases: Phases) -> Outcome:
         match call:
@@ -122,7 +251,10 @@ class Executor:
                 return _succeeded(empty=common_pb2.Empty())
 
     def _pass(self, run: Run, call: Pass, phases: Phases) -> Outcome:
-        result = self.compute(run, call, phases, dropout_seed=run.random.current())
+        return self._taken_over(run, call, self.compute(run, call, phases, dropout_seed=run.random.current()))
+
+    def _taken_over(self, run: Run, call: Pass, result: PassResult) -> Outcome:
+        """What a pass changes in its run, which is all that it changes."""
         if result.gradients is not None:
             run.random = run.random.advanced()
             run.add_gradients(result.gradients)
@@ -131,14 +263,18 @@ class Executor:
     def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
         """The whole of a pass; where several processes train together, they share it out here."""
         wanted = run.weights_of(call.adapter)
-        return run_pass(
+        result = run_pass(
             wanted or run.adapter,
             call,
-            token_budget=self._token_budget,
+            token_budget=self._token_budget.current(),
             dropout_seed=dropout_seed,
+            layout=self._layout,
             adapter_off=wanted is None,
             phases=phases,
+            on_out_of_memory=self._token_budget.ran_out,
         )
+        self._token_budget.passed()
+        return result
 
     def _optim_step(self, run: Run, call: AdamSettings) -> Outcome:
         if run.gradients is None:
@@ -217,17 +353,19 @@ def _encode_pass(call: Pass, result: PassResult) -> operations_pb2.Operation:
     return _success(forward_backward=_to_proto(call, result))
 
 
-def _out_of_memory(error: torch.OutOfMemoryError, token_budget: int) -> ModelError:
+def _out_of_memory(error: Exception) -> ModelError:
+    """Of anything but a pass, which says it itself."""
     return ModelError(
         f"the device has too little memory for this: {error}",
         error_class="OutOfMemoryError",
-        hint=f"send shorter sequences, or start the trainer with a --token-budget below {token_budget}",
+        hint="choose a lower rank, train fewer runs on this trainer, or start it with a lower --token-budget",
     )
 
 
 def _to_proto(call: Pass, result: PassResult) -> pb.ForwardBackwardOutput:
+    output = LOSS_TABLE[call.loss_fn].output
     return pb.ForwardBackwardOutput(
         loss=mean_loss(result.metrics, normalizer=call.config.get("normalizer", 1.0)),
         metrics=result.metrics,
-        loss_fn_outputs=[pb.DatumOutput(fields={"logprobs": tensor_to_proto(array)}) for array in result.logprobs],
+        loss_fn_outputs=[pb.DatumOutput(fields={output: tensor_to_proto(array)}) for array in result.outputs],
     )

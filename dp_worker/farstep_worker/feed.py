@@ -87,6 +87,12 @@ class PolicyFeed(feed_pb2_grpc.PolicyFeedServicer):
         for subscriber in self._subscribers:
             subscriber.give(policy)
 
+    def forget(self, run_id: str) -> None:
+        """Offers nothing more of a run; samplers keep what they have until they need the room."""
+        self._newest.pop(run_id, None)
+        for subscriber in self._subscribers:
+            subscriber.waiting.pop(run_id, None)
+
     async def Subscribe(  # noqa: N802
         self, request: pb.SubscribeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.PolicyEvent]:

@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 
 from farstep_infra.store.checkpoints import CheckpointStore
-from farstep_model.load import load_base_model
-from farstep_model.lora import LoraLayers
 from farstep_proto.errors import ApiError
 from farstep_proto.v1 import ranks_pb2
 from farstep_serving.process import exit_with_parent, setup_logging
+from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.data_parallel import FollowingExecutor
 from farstep_worker.memory import settle_memory
 from farstep_worker.ranks import RankDied, RankGroup, device_of
@@ -32,11 +31,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--world", type=int, required=True)
     parser.add_argument("--rendezvous", type=Path, required=True)
     parser.add_argument("--num-threads", type=int, required=True)
-    parser.add_argument("--token-budget", type=int, required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--log-level", required=True)
+    ComputeSettings.add_flags(parser)
     flags = parser.parse_args(argv)
     setup_logging(flags.log_level)
     settle_memory()
@@ -45,10 +44,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         device = device_of(flags.rank, world=flags.world, device=flags.device)
         group = RankGroup.join(flags.rendezvous, rank=flags.rank, world=flags.world, device=device)
-        layers = LoraLayers.install(load_base_model(flags.model, device=device))
+        ready = prepare(flags.model, ComputeSettings.of(flags), device=device, num_threads=flags.num_threads)
         log.info("rank %d of %d on %s, %d threads", flags.rank, flags.world, device, flags.num_threads)
         store = CheckpointStore(flags.store)
-        follow(FollowingExecutor(layers, store, token_budget=flags.token_budget, group=group), group)
+        executor = FollowingExecutor(
+            ready.layers, store, token_budget=ready.token_budget, layout=ready.layout, group=group
+        )
+        follow(executor, group)
     except RankDied as error:
         raise SystemExit(f"rank {flags.rank} ends: {error.message}") from error
     except ApiError as error:

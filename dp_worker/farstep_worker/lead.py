@@ -20,10 +20,10 @@ from types import FrameType
 from typing import NoReturn
 
 from farstep_infra.store.checkpoints import CheckpointStore
-from farstep_model.load import load_base_model
-from farstep_model.lora import LoraLayers
 from farstep_proto.v1 import ranks_pb2
+from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.data_parallel import LeadingExecutor
+from farstep_worker.evicted import EvictedRuns
 from farstep_worker.followers import Followers
 from farstep_worker.publisher import Publisher
 from farstep_worker.ranks import RankGroup, device_of
@@ -35,20 +35,26 @@ _NOT_FOR_FOLLOWERS = ("FARSTEP_API_KEY", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 @dataclass(frozen=True, slots=True)
 class GroupSettings:
-    """What every process of the group is started with. `num_threads` are those of each."""
+    """What every process of the group is started with. `num_threads` are those of each.
+
+    `run_memory_bytes` is for rank 0, which decides who leaves memory: all ranks hold the same.
+    """
 
     world: int
     model: str
     store: Path
     device: str
-    token_budget: int
+    compute: ComputeSettings
     num_threads: int
     log_level: str
+    run_memory_bytes: int | None = None
     publisher: Callable[[CheckpointStore], Publisher] = Publisher  # of rank 0 alone
 
 
 @contextmanager
-def leading(settings: GroupSettings, *, on_loss: Callable[[str], None]) -> Iterator[LeadingExecutor]:
+def leading(
+    settings: GroupSettings, evicted: EvictedRuns | None = None, *, on_loss: Callable[[str], None]
+) -> Iterator[LeadingExecutor]:
     """An executor whose passes run on all ranks, which are here as long as the block.
 
     `on_loss` is called, on any thread and perhaps more than once, when the group has lost a rank. A rank that does not
@@ -67,15 +73,23 @@ def leading(settings: GroupSettings, *, on_loss: Callable[[str], None]) -> Itera
             group = RankGroup.join(rendezvous, rank=0, world=settings.world, device=device)
             if device.type == "cpu":  # NCCL looks at the file again; otherwise nothing is to be left, however we end
                 shutil.rmtree(folder)
-            layers = LoraLayers.install(load_base_model(settings.model, device=device))
+            ready = prepare(settings.model, settings.compute, device=device, num_threads=settings.num_threads)
             for rank in range(1, settings.world):
                 group.receive(rank, ranks_pb2.RankReport)
             log.info("%d processes on %s, %d threads each", settings.world, device.type, settings.num_threads)
             followers.on_death = on_loss
             group.on_lost = lambda reason: _told(on_loss, followers.epitaph(reason))
             store = CheckpointStore(settings.store)
-            publisher = settings.publisher(store)
-            yield LeadingExecutor(layers, store, token_budget=settings.token_budget, group=group, publisher=publisher)
+            yield LeadingExecutor(
+                ready.layers,
+                store,
+                token_budget=ready.token_budget,
+                layout=ready.layout,
+                group=group,
+                evicted=evicted,
+                run_memory_bytes=settings.run_memory_bytes,
+                publisher=settings.publisher(store),
+            )
         finally:
             followers.close()
             RankGroup.leave()
@@ -114,7 +128,6 @@ def _command(settings: GroupSettings, rank: int, rendezvous: Path) -> list[str]:
         "world": settings.world,
         "rendezvous": rendezvous,
         "num-threads": settings.num_threads,
-        "token-budget": settings.token_budget,
         "model": settings.model,
         "store": settings.store,
         "device": settings.device,
@@ -125,6 +138,7 @@ def _command(settings: GroupSettings, rank: int, rendezvous: Path) -> list[str]:
         "-m",
         "farstep_worker.follow",
         *(text for name, value in flags.items() for text in (f"--{name}", str(value))),
+        *settings.compute.to_flags(),
     ]
 
 

@@ -9,42 +9,40 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_infra.store.blobs import open_blobs
+from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_infra.store.policies import PolicyShelves
 from farstep_model.embedded import MODEL_NAME
-from farstep_model.load import load_base_model
-from farstep_model.lora import LoraLayers
 from farstep_proto.errors import ApiError
 from farstep_serving.keys import KeyRing
 from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
+from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.dispatch import Dispatcher
+from farstep_worker.evicted import EvictedRuns, remove_stale
 from farstep_worker.executor import Executor
 from farstep_worker.feed import FeedServer, PolicyFeed
 from farstep_worker.lead import Ending, GroupSettings, leading
-from farstep_worker.memory import settle_memory
+from farstep_worker.memory import settle_memory, total_bytes
 from farstep_worker.publisher import DEFAULT_KEEP, Publisher, WeightSync
 from farstep_worker.ranks import device_of
+from farstep_worker.registry import DEFAULT_MAX_RUNS
 from farstep_worker.server import DEFAULT_MAX_REQUEST_BYTES, TrainerApi, make_server
 from farstep_worker.telemetry import SpanWriter
 
 log = logging.getLogger(__name__)
 
-CPU_TOKEN_BUDGET = 2_048  # of each thread: with less to do, threads meet more often than they compute
-MAX_CPU_TOKEN_BUDGET = 8_192
-GPU_TOKEN_BUDGET = 16_384
 FLUSH_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """Everything that a worker is told; made once. `token_budget` None is by the device and its threads.
+    """Everything that a worker is told; made once. `run_memory_bytes` None is by the device.
 
     `num_threads` are those of each of its `nproc` processes.
     """
@@ -56,8 +54,11 @@ class WorkerConfig:
     feed_port: int
     device: str
     nproc: int
-    token_budget: int | None
+    compute: ComputeSettings
     max_request_bytes: int
+    max_runs: int
+    run_memory_bytes: int | None
+    fuse_runs: bool
     keep_policies: int
     weight_sync_uri: str
     num_threads: int
@@ -97,12 +98,26 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     parser.add_argument("--feed-port", type=_port, default=0, help="of the policy feed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument("--nproc", type=_positive, default=1, help="processes that train together, a GPU each")
-    parser.add_argument(
-        "--token-budget", type=_positive, help="padded tokens of a micro-batch; on a CPU by default 2048 a thread"
-    )
+    ComputeSettings.add_flags(parser)
     parser.add_argument("--max-request-bytes", type=_positive, default=DEFAULT_MAX_REQUEST_BYTES)
+    parser.add_argument("--max-runs", type=_positive, default=DEFAULT_MAX_RUNS, help="more are refused")
     parser.add_argument(
-        "--keep-policies", type=_positive, default=DEFAULT_KEEP, help="published policies kept of each run, unnamed ones"
+        "--run-memory-mib",
+        type=_positive,
+        help="for adapters, gradients and moments of all runs; idle ones beyond that go to the store's disk until they "
+        "are used (default: a quarter of the device's memory)",
+    )
+    parser.add_argument(
+        "--fuse-runs",
+        choices=["auto", "off"],
+        default="auto",
+        help="small passes of several runs in one batch, where the numbers stay the same to the bit",
+    )
+    parser.add_argument(
+        "--keep-policies",
+        type=_positive,
+        default=DEFAULT_KEEP,
+        help="published policies kept of each run, unnamed ones",
     )
     parser.add_argument(
         "--weight-sync-uri", default="", metavar="URI", help="file:///dir or s3://bucket/prefix that samplers poll"
@@ -120,8 +135,11 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         feed_port=flags.feed_port,
         device=flags.device,
         nproc=flags.nproc,
-        token_budget=flags.token_budget,
+        compute=ComputeSettings.of(flags),
         max_request_bytes=flags.max_request_bytes,
+        max_runs=flags.max_runs,
+        run_memory_bytes=flags.run_memory_mib and flags.run_memory_mib << 20,
+        fuse_runs=flags.fuse_runs == "auto",
         keep_policies=flags.keep_policies,
         weight_sync_uri=flags.weight_sync_uri,
         num_threads=max(1, _num_threads(os.environ.get("OMP_NUM_THREADS")) // flags.nproc),
@@ -139,33 +157,50 @@ def open_executor(config: WorkerConfig) -> Iterator[Executor]:
     Raises:
         NotFound, InvalidInput: it cannot be loaded, naming what is wrong.
     """
-    if config.nproc == 1:
-        yield make_executor(config)
-        return
+    remove_stale(config.store)
+    with closing(EvictedRuns(config.store)) as evicted:
+        if config.nproc == 1:
+            yield make_executor(config, evicted)
+            return
+        with leading_executor(config, evicted) as executor:
+            yield executor
+
+
+@contextmanager
+def leading_executor(config: WorkerConfig, evicted: EvictedRuns) -> Iterator[Executor]:
+    """One that computes in several processes; raises as `open_executor`."""
     device = device_of(0, world=config.nproc, device=config.device)
     settings = GroupSettings(
         world=config.nproc,
         model=config.model,
         store=config.store,
         device=config.device,
-        token_budget=config.token_budget or default_token_budget(device, num_threads=config.num_threads),
+        compute=config.compute,
         num_threads=config.num_threads,
         log_level=config.log_level,
+        run_memory_bytes=config.run_memory_bytes or _run_memory_bytes(device),
         publisher=lambda store: make_publisher(config, store),
     )
     ending = Ending()
-    with leading(settings, on_loss=ending.lose) as executor, ending.on_sigterm():
+    with leading(settings, evicted, on_loss=ending.lose) as executor, ending.on_sigterm():
         yield executor
 
 
-def make_executor(config: WorkerConfig) -> Executor:
+def make_executor(config: WorkerConfig, evicted: EvictedRuns) -> Executor:
     """One that computes in this process alone; raises as `open_executor`."""
-    base = load_base_model(config.model, device=config.device)
-    log.info("serving %s on %s in %s, %d threads", base.name, base.device, base.dtype, config.num_threads)
-    token_budget = config.token_budget or default_token_budget(base.device, num_threads=config.num_threads)
+    ready = prepare(config.model, config.compute, device=config.device, num_threads=config.num_threads)
+    log.info("computing with %d threads", config.num_threads)
     store = CheckpointStore(config.store)
-    publisher = make_publisher(config, store)
-    return Executor(LoraLayers.install(base), store, token_budget=token_budget, publisher=publisher)
+    return Executor(
+        ready.layers,
+        store,
+        token_budget=ready.token_budget,
+        layout=ready.layout,
+        evicted=evicted,
+        run_memory_bytes=config.run_memory_bytes or _run_memory_bytes(ready.layers.base.device),
+        fuse_runs=config.fuse_runs,
+        publisher=make_publisher(config, store),
+    )
 
 
 def make_publisher(config: WorkerConfig, store: CheckpointStore) -> Publisher:
@@ -177,18 +212,15 @@ def make_publisher(config: WorkerConfig, store: CheckpointStore) -> Publisher:
     return Publisher(store, keep=config.keep_policies, sync=sync)
 
 
-def default_token_budget(device: torch.device, *, num_threads: int) -> int:
-    """Padded tokens of a micro-batch, where nobody says how many."""
-    if device.type != "cpu":
-        return GPU_TOKEN_BUDGET
-    return min(CPU_TOKEN_BUDGET * num_threads, MAX_CPU_TOKEN_BUDGET)
-
-
 async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.socket) -> None:
     """Serves until a signal; then lets the running operation finish within the time there is."""
     publisher = executor.publisher
-    feed = PolicyFeed(config.keys, read=lambda run_id, version, history: publisher.read(run_id, version, history=history))
-    dispatcher = Dispatcher(executor, feed=feed, num_threads=config.num_threads, spans=config.spans)
+    feed = PolicyFeed(
+        config.keys, read=lambda run_id, version, history: publisher.read(run_id, version, history=history)
+    )
+    dispatcher = Dispatcher(
+        executor, feed=feed, num_threads=config.num_threads, max_runs=config.max_runs, spans=config.spans
+    )
     api = TrainerApi(executor.base, dispatcher, executor.store, max_request_bytes=config.max_request_bytes)
     app = make_server(api, keys=config.keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
 
@@ -208,6 +240,10 @@ async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.sock
             log.error("ending in the middle of an operation")
             sys.stderr.flush()
             os._exit(1)
+
+
+def _run_memory_bytes(device: torch.device) -> int:
+    return total_bytes(device) // 4
 
 
 def _spans(endpoint: str | None) -> SpanWriter | None:

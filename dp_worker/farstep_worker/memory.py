@@ -1,13 +1,29 @@
-"""What a training process keeps of the memory that it has used: settled once, before anything is computed."""
+"""What memory there is, and what a training process keeps of that which it has used: settled before it computes."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from pathlib import Path
 
+import torch
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of <malloc.h>; threads share one arena, as only the first keeps memory.
 _MALLOC_SETTINGS = {-8: 1, -4: 0, -1: 2**31 - 1}
+
+
+def total_bytes(device: torch.device) -> int:
+    """What a device has in all; of the host's memory, what this process may use."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = _CGROUP_LIMIT.read_text().strip()
+    except OSError:  # no container, or another system
+        return host
+    return min(host, int(limit)) if limit.isdecimal() else host
 
 
 def settle_memory() -> None:

@@ -154,7 +154,9 @@ class OperationQueue:
         ready = [line for line in self._lines.values() if line.is_ready]
         if not ready:
             return None
-        line = min(ready, key=lambda line: line.used_tokens)
+        return self._take_from(min(ready, key=lambda line: line.used_tokens), now=now)
+
+    def _take_from(self, line: _Line, *, now: float) -> Work:
         work = line.waiting.pop(line.next_seq)
         assert work is not None
         line.next_seq += 1
@@ -163,6 +165,21 @@ class OperationQueue:
         self._count(line, work, -1)
         self._settle(line, now=now)
         return work
+
+    @_one_step
+    def take_group(self, *, now: float, joins: Callable[[Call, Call], bool], most: int) -> list[Work]:
+        """`take`, and with it the heads of other runs that may join it, those that have used least first."""
+        first = self.take(now=now)
+        if first is None or most == 1 or not joins(first.call, first.call):
+            return [] if first is None else [first]
+        group = [first]
+        for line in sorted(self._lines.values(), key=lambda line: line.used_tokens):
+            head = line.head()
+            if head is not None and head.run_id != first.run_id and joins(head.call, first.call):
+                group.append(self._take_from(line, now=now))
+            if len(group) == most:
+                break
+        return group
 
     @_one_step
     def cancel(self, wanted: str, *, now: float) -> bool:
@@ -212,6 +229,12 @@ class OperationQueue:
         return 1 if line is None else max(line.next_seq, line.last_seq + 1)
 
     @_one_step
+    def is_waiting(self, run_id: str) -> bool:
+        """Whether anything of a run waits."""
+        line = self._lines.get(run_id)
+        return line is not None and line.num_live > 0
+
+    @_one_step
     def place(self, wanted: str) -> int:
         """About how many operations run before a waiting one: its run's earlier ones, and as many of each other run."""
         run_id, seq = split_operation_id(wanted)
@@ -220,6 +243,16 @@ class OperationQueue:
             return 0
         earlier = max(0, min(seq - own.next_seq, own.num_live - 1))
         return earlier + sum(min(earlier + 1, line.num_live) for line in self._lines.values() if line is not own)
+
+    @_one_step
+    def forget(self, run_id: str) -> list[Work]:
+        """Drops a run with all that waits of it, which is returned. Its numbers are free again."""
+        line = self._lines.pop(run_id, None)
+        left = [] if line is None else list(line.live())
+        for work in left:
+            self._num_operations -= 1
+            self._num_bytes -= work.num_bytes
+        return left
 
     @_one_step
     def close(self) -> list[Work]:

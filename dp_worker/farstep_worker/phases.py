@@ -19,4 +19,10 @@ class Phases:
         try:
             yield
         finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+            self.add(phase, time.perf_counter() - started)
+
+    def add(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    def finish(self) -> None:
+        """To be called before `seconds` is read: work that was only asked for may still be under way."""

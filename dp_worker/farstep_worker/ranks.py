@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -116,6 +116,17 @@ class RankGroup:
         with self._peers():
             dist.all_reduce(tensor)
 
+    def hand_out(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces tensors by those of rank 0, the same bits on each rank; raises RankDied."""
+        with self._peers():
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
+
+    def check_whole(self) -> None:
+        """Raises RankDied where a peer is known to be lost."""
+        if self._lost is not None:
+            raise RankDied(self._lost)
+
     def lose(self, reason: str) -> RankDied:
         """Gives the group up: the error to raise now, and by every call from now on."""
         if self._lost is None:
@@ -130,8 +141,7 @@ class RankGroup:
 
     @contextmanager
     def _peers(self) -> Iterator[None]:
-        if self._lost is not None:
-            raise RankDied(self._lost)
+        self.check_whole()
         try:
             yield
         except RuntimeError as error:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from farstep_model.adapter import Adapter
@@ -19,6 +21,7 @@ from farstep_proto.errors import InvalidInput
 from farstep_proto.names import check_run_id
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker.optim import Optimizer
+from farstep_worker.submission import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,10 @@ class RunConfig:
     lora: LoraSpec
     seed: int
     max_seq_len: int
+
+    def limits(self, vocab_size: int) -> Limits:
+        """What the run's passes may ask of a model with that vocabulary."""
+        return Limits(vocab_size, self.max_seq_len, self.lora.value_head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +58,25 @@ class RandomStream:
 class Run:
     """`step` counts optimizer steps since the adapter was fresh or loaded without its optimizer.
 
+    `gradients` are aligned with the adapter's parameters; None for one that no pass since the last step has reached.
+
     `start_adapter` are the weights that the run began with; None: a fresh adapter, which computes what the base model
     does. A run begins when it is created or reset, and with weights that are loaded without their optimizer before the
     first step (`is_at_start`); loaded with their optimizer, weights bring the beginning of their own run along.
+
+    `away` are the shapes of its tensors while it is out of memory; everything else of it stays.
     """
 
     config: RunConfig
     adapter: Adapter
     optimizer: Optimizer
     random: RandomStream
-    gradients: list[Tensor] | None = None
+    gradients: list[Tensor | None] | None = None
     step: int = 0
     policy_version: int = 0
     start_adapter: Adapter | None = None
     is_at_start: bool = True
+    away: Mapping[str, torch.Size] | None = None
 
     @classmethod
     def start(cls, layers: LoraLayers, config: RunConfig) -> Run:
@@ -72,12 +84,12 @@ class Run:
         return cls(config, adapter, fresh_optimizer(adapter), RandomStream(config.seed))
 
     def reset(self, lora_rank: int) -> None:
-        """A fresh adapter of another rank (same layers, same alpha / rank) and an empty optimizer.
+        """A fresh adapter of another rank (same layers, same alpha / rank), a fresh value head and an empty optimizer.
 
         Its first weights come from the run's random stream; the policy version stays.
         """
         old = self.adapter.spec
-        spec = dataclasses.replace(old, rank=lora_rank, alpha=old.scaling * lora_rank)
+        spec = dataclasses.replace(old, rank=lora_rank, alpha=float(old.alpha or old.rank) / old.rank * lora_rank)
         adapter = Adapter.init(self.adapter.layers, spec, seed=self.random.current())
         self.optimizer = fresh_optimizer(adapter)
         self.adapter = adapter
@@ -87,16 +99,51 @@ class Run:
         self.start_adapter = None
         self.is_at_start = True
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that takes room, by a name that stays the same; empty tensors while it is away."""
+        start = self.start_adapter.parameters() if self.start_adapter is not None else []
+        groups: dict[str, Sequence[Tensor]] = {
+            "adapter": self.adapter.parameters(),
+            "start": start,
+            "gradients": [gradient for gradient in self.gradients or [] if gradient is not None],
+            "moments": self.optimizer.moments(),
+        }
+        return {f"{group}.{i}": tensor for group, tensors in groups.items() for i, tensor in enumerate(tensors)}
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def go_away(self) -> dict[str, Tensor]:
+        """Leaves memory: gives its tensors, and keeps only their shapes."""
+        given = {}
+        for name, tensor in self.tensors().items():
+            given[name] = tensor.detach()
+            tensor.data = tensor.new_empty(0)
+        self.away = {name: tensor.shape for name, tensor in given.items()}
+        return given
+
+    def come_back(self, given: Mapping[str, Tensor]) -> None:
+        """Takes tensors over that `go_away` gave, or equal ones."""
+        tensors = self.tensors()
+        back = {name: given[name].to(tensor.device) for name, tensor in tensors.items()}  # there may be no room for all
+        for name, tensor in tensors.items():
+            tensor.data = back[name]
+        self.away = None
+
     def weights_of(self, choice: str) -> Adapter | None:
         """The weights that `farstep_proto.validation.ADAPTERS` names; None: the base model's alone."""
         return {"current": self.adapter, "start": self.start_adapter, "base": None}[choice]
 
-    def add_gradients(self, gradients: list[Tensor]) -> None:
+    def add_gradients(self, gradients: list[Tensor | None]) -> None:
         if self.gradients is None:
             self.gradients = gradients
             return
-        for total, gradient in zip(self.gradients, gradients, strict=True):
-            total.add_(gradient)
+        for index, (total, gradient) in enumerate(zip(self.gradients, gradients, strict=True)):
+            if total is None:
+                self.gradients[index] = gradient
+            elif gradient is not None:
+                total.add_(gradient)
 
     def to_proto(self, *, vocab_size: int, next_seq: int) -> pb.Run:
         return pb.Run(

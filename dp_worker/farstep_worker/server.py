@@ -20,6 +20,7 @@ from farstep_proto import paths
 from farstep_proto.errors import InvalidInput
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.names import CheckpointPath
+from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_serving.app import make_app, operation_routes
 from farstep_serving.keys import KeyRing
@@ -52,7 +53,8 @@ class TrainerApi:
             Route(paths.POLICY_VERSION, self.policy_versions),
             Route(paths.RUNS, self.create_run, methods=["POST"]),
             Route(paths.RUNS, self.list_runs),
-            Route(paths.RUN, self.get_run),
+            Route(paths.RUN, self.get_run, methods=["GET"]),
+            Route(paths.RUN, self.delete_run, methods=["DELETE"]),
             Route(paths.TRACE, self.trace),
             Route(paths.METRICS, self.metrics),
             Route(paths.VERB, self.submit, methods=["POST"]),
@@ -83,7 +85,7 @@ class TrainerApi:
         return respond(request, await asyncio.to_thread(tokenizer_files, self.base.path))
 
     async def policy_versions(self, request: Request) -> Response:
-        versions = {run.config.run_id: run.policy_version for run in self.dispatcher.runs}
+        versions = {run.config.run_id: run.policy_version for run in self.dispatcher.registry.runs}
         return respond(request, pb.PolicyVersions(versions=versions))
 
     async def create_run(self, request: Request) -> Response:
@@ -91,15 +93,19 @@ class TrainerApi:
         return respond(request, await self.dispatcher.create_run(message))
 
     async def list_runs(self, request: Request) -> Response:
-        runs = [self.dispatcher.describe(run) for run in self.dispatcher.runs]
+        runs = [self.dispatcher.describe(run) for run in self.dispatcher.registry.runs]
         return respond(request, pb.ListRunsResponse(runs=runs))
 
     async def get_run(self, request: Request) -> Response:
-        run = self.dispatcher.run(request.path_params["run_id"])
+        run = self.dispatcher.registry.find(request.path_params["run_id"])
         return respond(request, self.dispatcher.describe(run))
 
+    async def delete_run(self, request: Request) -> Response:
+        self.dispatcher.delete_run(request.path_params["run_id"])
+        return respond(request, common_pb2.Empty())
+
     async def trace(self, request: Request) -> Response:
-        run = self.dispatcher.run(request.path_params["run_id"])
+        run = self.dispatcher.registry.find(request.path_params["run_id"])
         last = _count(request, "last", least=1, default=DEFAULT_TRACED)
         return respond(request, pb.TraceResponse(operations=self.dispatcher.telemetry.last(run.config.run_id, last)))
 
@@ -112,7 +118,7 @@ class TrainerApi:
         return respond(request, manifest.to_proto())
 
     async def submit(self, request: Request) -> Response:
-        run = self.dispatcher.run(request.path_params["run_id"])
+        run = self.dispatcher.registry.find(request.path_params["run_id"])
         verb = request.path_params["verb"]
         kind = request_type(verb)
         address = _address_of(request, run.config.run_id)

@@ -21,7 +21,14 @@ from farstep_proto.paths import Verb
 from farstep_proto.tensors import Array, IntArray, model_input_ids, tensor_from_proto
 from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import training_pb2 as pb
-from farstep_proto.validation import MAX_LORA_RANK, check_adapter, check_datum, check_loss, check_num_data
+from farstep_proto.validation import (
+    MAX_LORA_RANK,
+    check_adapter,
+    check_datum,
+    check_loss,
+    check_num_data,
+    check_output,
+)
 
 REQUEST_TYPES: Mapping[str, type[Message]] = MappingProxyType(
     {
@@ -43,11 +50,16 @@ class Limits:
 
     vocab_size: int
     max_seq_len: int
+    has_value_head: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One datum: its tokens [T] and the loss's inputs, each [T] or [T, K]."""
+    """One datum: its tokens [T] and the loss's inputs, each [T] or [T, K]; `target_tokens` is always there.
+
+    A target says that an output is wanted at its place. Where the loss is of values and none were given, it is
+    wanted everywhere.
+    """
 
     tokens: IntArray
     inputs: Mapping[str, Array]
@@ -159,9 +171,10 @@ def parse_call(verb: str, message: Message, limits: Limits, *, where: str = "") 
 
 def _parse_pass(message: pb.ForwardRequest, limits: Limits, *, backward: bool, where: str) -> Pass:
     config = dict(message.loss_fn_config)
-    spec = check_loss(message.loss_fn, config)
+    spec = check_loss(message.loss_fn, config, backward=backward)
     adapter = message.adapter or "current"
     check_adapter(adapter, backward=backward)
+    check_output(spec, adapter=adapter, has_value_head=limits.has_value_head)
     check_num_data(spec, len(message.data), field=f"{where}data")
     examples = tuple(
         _parse_datum(datum, spec, limits, field=f"{where}data[{index}]") for index, datum in enumerate(message.data)
@@ -177,7 +190,15 @@ def _parse_datum(datum: common_pb2.Datum, spec: LossSpec, limits: Limits, *, fie
     }
     check_datum(spec, tokens_T, given, vocab_size=limits.vocab_size, max_seq_len=limits.max_seq_len, field=field)
     inputs = {key: array if key in INT_INPUTS else array.astype(np.float32, copy=False) for key, array in given.items()}
-    return Example(tokens_T, inputs)
+    return Example(tokens_T, _with_all_values(inputs, len(tokens_T)) if spec.output == "values" else inputs)
+
+
+def _with_all_values(inputs: Mapping[str, Array], num_tokens: int) -> dict[str, Array]:
+    """Asks for a value at every position; without returns nothing is compared with it."""
+    filled = {"target_tokens": np.zeros(num_tokens, dtype=np.int64), **inputs}
+    if "returns" not in inputs:
+        filled |= {key: np.zeros(num_tokens, dtype=np.float32) for key in ("returns", "values", "weights")}
+    return filled
 
 
 def _parse_adam(message: pb.OptimStepRequest) -> AdamSettings:

@@ -69,6 +69,10 @@ class Telemetry:
         traces = self._traces.get(run_id, ())
         return list(traces)[max(0, len(traces) - count) :]
 
+    def forget(self, run_id: str) -> None:
+        """Drops a run's traces."""
+        self._traces.pop(run_id, None)
+
     def metrics(self) -> bytes:
         """In Prometheus's text format."""
         return generate_latest(self._registry)

@@ -15,10 +15,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -31,12 +29,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An operation that ran; both times are monotonic."""
+    """An operation that ran; both times are monotonic. `together` are the ids of all that shared its batch."""
 
     work: Work
     outcome: Outcome
     started: float
     ended: float
+    together: tuple[str, ...] = ()
 
 
 class TorchThread:
@@ -49,9 +48,9 @@ class TorchThread:
         self._queue = queue
         self._num_threads = num_threads
         self._on_start = on_start
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[Callable[[], object]] = deque()
         self._woken = threading.Event()
-        self._running: Work | None = None
+        self._running: tuple[Work, ...] = ()
         self._ended: asyncio.Queue[Ended | BaseException | None] = asyncio.Queue()
 
     def start(self) -> None:
@@ -63,8 +62,8 @@ class TorchThread:
         self._woken.set()
 
     @property
-    def running(self) -> Work | None:
-        """The operation that is being computed now."""
+    def running(self) -> tuple[Work, ...]:
+        """The operations that are being computed now: one, or several of different runs in one batch."""
         return self._running
 
     async def next_ended(self) -> Ended | None:
@@ -82,14 +81,16 @@ class TorchThread:
     @property
     def has_more(self) -> bool:
         """Whether `next_ended` has, or will have, an answer without anything more being taken from the queue."""
-        return self._running is not None or not self._ended.empty()
+        return bool(self._running) or not self._ended.empty()
 
-    async def call(self, function: Callable[[], T]) -> T:
-        """Calls a function on the thread, between two operations. Nobody may ask once the queue is closed."""
-        future: Future[T] = Future()
-        self._calls.append(partial(_resolve, future, function))
+    def post(self, function: Callable[[], object]) -> None:
+        """Has a function that does not raise called on the thread, between two operations."""
+        self._calls.append(function)
         self._woken.set()
-        return await asyncio.wrap_future(future)
+
+    def make_room(self) -> None:
+        """On the thread: idle runs leave memory where others need it."""
+        self._executor.make_room(self._queue.is_waiting)
 
     def _run(self) -> None:
         torch.set_num_threads(self._num_threads)  # it belongs to the thread that computes
@@ -106,33 +107,35 @@ class TorchThread:
         self._woken.clear()
         if self._calls:
             self._calls.popleft()()
-        elif (work := self._queue.take(now=time.monotonic())) is not None:
-            self._execute(work)
+        elif group := self._queue.take_group(
+            now=time.monotonic(), joins=self._executor.fusing.joins, most=self._executor.fusing.most
+        ):
+            self._execute(group)
         elif self._queue.is_closed and not self._calls:  # in this order: the last call came before the closing
             return False
         else:
             self._woken.wait()
         return True
 
-    def _execute(self, work: Work) -> None:
+    def _execute(self, group: list[Work]) -> None:
         started = time.monotonic()
-        self._running = work
-        self._post(self._on_start, work)
-        outcome = self._executor.execute(work.run_id, work.call)
-        self._running = None
-        self._post(self._ended.put_nowait, Ended(work, outcome, started, time.monotonic()))
+        self._running = tuple(group)
+        for work in group:
+            self._post(self._on_start, work)
+        outcomes = self._outcomes(group)
+        self._running = ()
+        ended = time.monotonic()
+        ids = tuple(work.operation_id for work in group)
+        for work, outcome in zip(group, outcomes, strict=True):
+            together = ids if outcome.is_fused else ()
+            self._post(self._ended.put_nowait, Ended(work, outcome, started, ended, together))
+        self.make_room()
+
+    def _outcomes(self, group: list[Work]) -> list[Outcome]:
+        if len(group) > 1:
+            return self._executor.execute_together([(work.run_id, work.call) for work in group])
+        return [self._executor.execute(work.run_id, work.call) for work in group]
 
     def _post(self, report: Callable[[T], None], what: T) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
             self._loop.call_soon_threadsafe(report, what)
-
-
-def _resolve(future: Future[T], function: Callable[[], T]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        result = function()
-    except Exception as error:
-        future.set_exception(error)
-    else:
-        future.set_result(result)

@@ -29,6 +29,7 @@ from farstep_infra.control.provisioning import Provisioning
 from farstep_infra.control.runs import Runs
 from farstep_infra.control.samplers import FreshSamplers
 from farstep_infra.control.sessions import Sessions
+from farstep_infra.control.trainers import Trainers
 from farstep_infra.home import Home
 from farstep_infra.launchers.local import LaunchFailed, torch_environment
 from farstep_infra.store.checkpoints import CheckpointStore
@@ -154,7 +155,7 @@ class _Up:
                 base_url=url_of(self._sock),
                 fleet=fleet,
                 sessions=sessions,
-                runs=Runs(db, fleet, sessions, self._provisioning),
+                runs=Runs(db, fleet, sessions, self._provisioning, Trainers(client)),
                 samplers=FreshSamplers(db, fleet, sessions, self._provisioning, store),
                 checkpoints=Checkpoints(store, secret=self.api_key),
             )

@@ -1,7 +1,7 @@
 """What is computed together: sequences of like length, under a budget of padded tokens.
 
 Sorting by length keeps padding small; it changes which sequences share a pass, and no number beyond rounding. The same
-lengths always give the same plan.
+lengths always give the same plan. Packed sequences lie end to end and need no padding.
 """
 
 from __future__ import annotations
@@ -24,9 +24,28 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         raise ValueError(f"token_budget {token_budget} must be at least 1")
     groups: list[list[int]] = []
     longest = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for index in _longest_first(lengths):
         if not groups or longest * (len(groups[-1]) + 1) > token_budget:
             groups.append([])
             longest = lengths[index]
         groups[-1].append(index)
     return groups
+
+
+def packed_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """As `micro_batches`, for sequences end to end: the sum of the lengths of each group is within the budget."""
+    if token_budget < 1:
+        raise ValueError(f"token_budget {token_budget} must be at least 1")
+    groups: list[list[int]] = []
+    total = 0
+    for index in _longest_first(lengths):
+        if not groups or total + lengths[index] > token_budget:
+            groups.append([])
+            total = 0
+        groups[-1].append(index)
+        total += lengths[index]
+    return groups
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from farstep_model.dora import stretched
 from farstep_model.load import BaseModel
 from farstep_model.products import adapted_linear, frozen_linear
 from farstep_model.spec import LoraSpec
@@ -29,6 +30,7 @@ from farstep_proto.errors import InvalidInput
 
 if TYPE_CHECKING:
     from farstep_model.adapter import Adapter, LayerWeights
+    from farstep_model.prepared import PreparedWeight
 
 
 class DeltaSource(Protocol):
@@ -72,6 +74,7 @@ class LoraLinear(nn.Linear):
         self.in_features, self.out_features = replaced.in_features, replaced.out_features
         self.weight, self.bias = replaced.weight, replaced.bias
         self.layer, self.is_routed, self.switch = layer, is_routed, switch
+        self.prepared: PreparedWeight | None = None
         self.train(replaced.training)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name
@@ -84,6 +87,8 @@ class LoraLinear(nn.Linear):
 
     def base_output(self, x: Tensor) -> Tensor:
         """What the layer gives without an adapter, for samplers and for the bare model."""
+        if self.prepared is not None and not torch.is_grad_enabled():
+            return self.prepared.product(x)
         return functional.linear(x, self.weight, self.bias)
 
 
@@ -133,10 +138,10 @@ class LoraLayers:
 
         Args:
             adapters: one, or several with `rows_B`; None stands for the base model.
-            rows_B: for each batch row the index of its adapter, int64. Layers that see tokens without their rows
-                (experts, and the output layer on gathered hidden states) cannot be shared between adapters this way:
-                a pass over them raises InvalidInput, except through `logprobs`, which takes rows for tokens. Best on
-                the CPU: it is looked at before anything runs.
+            rows_B: for each batch row the index of its adapter, int64; for a packed row [1, N], that of each token.
+                Layers that see tokens without their rows (experts, and the output layer on gathered hidden states)
+                cannot be shared between adapters this way: a pass over them raises InvalidInput, except through
+                `logprobs`, which takes rows for tokens. Best on the CPU: it is looked at before anything runs.
 
         Raises:
             InvalidInput: inside the block, as said above.
@@ -177,8 +182,10 @@ class _TrainedAdapters:
             return out
         if self.switch.training and any(a is not None and a.spec.dropout > 0 for a in self.adapters):
             raise InvalidInput("adapters with dropout cannot share a batch", field="lora.dropout")
+        if x.dim() == 3 and x.shape[:2] == (1, self.rows.numel()):
+            return self._add_tokens(linear, x[0], out[0])[None]
         check_rows(self.rows, x)
-        return self._add_tokens(layer, x, out) if x.dim() == 2 else self._add_stacked(layer, x, out)
+        return self._add_tokens(linear, x, out) if x.dim() == 2 else self._add_stacked(linear, x, out)
 
     def with_rows(self, rows: Tensor) -> _TrainedAdapters:
         return self if self.rows is None else replace(self, rows=rows)
@@ -191,10 +198,20 @@ class _TrainedAdapters:
         if adapter is None or weights is None:
             return frozen_linear(x, linear.weight, linear.bias)
         if self.switch.training and adapter.spec.dropout > 0:
-            dropped = functional.dropout(x, adapter.spec.dropout)
-            return self._add_one(adapter, weights, dropped, frozen_linear(x, linear.weight, linear.bias))
+            return self._apply_with_dropout(adapter, weights, linear, x)
         a_rI, b_Or = weights.a.to(x.dtype), weights.b.to(x.dtype)
-        return adapted_linear(x, linear.weight, linear.bias, a_rI, b_Or, scaling=adapter.spec.scaling)
+        out = adapted_linear(x, linear.weight, linear.bias, a_rI, b_Or, scaling=adapter.spec.scaling)
+        return out if weights.m is None else stretched(out, linear.bias, adapter.stretch_of(linear.layer))
+
+    def _apply_with_dropout(self, adapter: Adapter, weights: LayerWeights, linear: LoraLinear, x: Tensor) -> Tensor:
+        """Of the update's input alone; by how much DoRA changes the base's own output is part of the update (PEFT)."""
+        dropped = functional.dropout(x, adapter.spec.dropout)
+        out = self._add_one(adapter, weights, dropped, frozen_linear(x, linear.weight, linear.bias))
+        if weights.m is None:
+            return out
+        a_rI, b_Or = weights.a.to(x.dtype), weights.b.to(x.dtype)
+        own = adapted_linear(dropped, linear.weight, None, a_rI, b_Or, scaling=adapter.spec.scaling)
+        return out + own * adapter.stretch_of(linear.layer).to(x.dtype)
 
     def _add_one(self, adapter: Adapter, weights: LayerWeights, x: Tensor, out: Tensor) -> Tensor:
         a_rI, b_Or = weights.a.to(x.dtype), weights.b.to(x.dtype)
@@ -202,24 +219,44 @@ class _TrainedAdapters:
         # One product that adds into the result, rather than a product, a scaling and a sum.
         return torch.addmm(out.flatten(0, -2), h_Nr, b_Or.T, alpha=adapter.spec.scaling).view_as(out)
 
-    def _add_stacked(self, layer: int, x: Tensor, out: Tensor) -> Tensor:
+    def _add_stacked(self, linear: LoraLinear, x: Tensor, out: Tensor) -> Tensor:
         """Rows of any lengths in one batched product: [B, T, I] with A[n, r, I] and B[n, O, r] taken by row."""
         assert self.rows is not None
-        a_nrI, b_nOr = self._stack(layer, x)
+        a_nrI, b_nOr = self._stack(linear.layer, x)
         rows_B = self.rows.to(x.device)
         x_BTI = x.reshape(x.shape[0], -1, x.shape[-1])
         h_BTr = torch.bmm(x_BTI, a_nrI[rows_B].mT)
-        return torch.baddbmm(out.reshape(*x_BTI.shape[:2], -1), h_BTr, b_nOr[rows_B].mT).view_as(out)
+        out_BTO = torch.baddbmm(out.reshape(*x_BTI.shape[:2], -1), h_BTr, b_nOr[rows_B].mT)
+        stretch_nO = self._stack_stretches(linear)
+        if stretch_nO is not None:
+            out_BTO = stretched(out_BTO, linear.bias, stretch_nO[rows_B][:, None])
+        return out_BTO.view_as(out)
 
-    def _add_tokens(self, layer: int, x_NI: Tensor, out_NO: Tensor) -> Tensor:
+    def _add_tokens(self, linear: LoraLinear, x_NI: Tensor, out_NO: Tensor) -> Tensor:
         """Adapter by adapter: taking the output layer's B by token would need a vocabulary for each."""
         assert self.rows is not None
+        layer = linear.layer
         for index, adapter in enumerate(self.adapters):
             places = (self.rows == index).nonzero()[:, 0].to(x_NI.device)
             if adapter is not None and layer in adapter.weights and len(places):
                 part = self._add_one(adapter, adapter.weights[layer], x_NI[places], out_NO[places])
+                if adapter.spec.use_dora:
+                    part = stretched(part, linear.bias, adapter.stretch_of(layer))
                 out_NO = out_NO.index_copy(0, places, part)
         return out_NO
+
+    def _stack_stretches(self, linear: LoraLinear) -> Tensor | None:
+        """[n, O], 0 for adapters without DoRA and the base; None where no adapter has it."""
+        having = [a is not None and a.spec.use_dora and linear.layer in a.weights for a in self.adapters]
+        if not any(having):
+            return None
+        nothing_O = torch.zeros(linear.out_features, device=linear.weight.device)
+        return torch.stack(
+            [
+                a.stretch_of(linear.layer) if a and has else nothing_O
+                for a, has in zip(self.adapters, having, strict=True)
+            ]
+        )
 
     def _stack(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """A[n, r, I] and scaled B[n, O, r] in the dtype of x; smaller ranks and the base filled with zeros."""

@@ -1,4 +1,4 @@
-"""The named losses, in plain torch: what log-probabilities cost.
+"""The named losses, in plain torch: what log-probabilities and values cost.
 
 Each is a sum over tokens, or over pairs of sequences, so that accumulating over calls is exact. What inputs and
 settings there are is said by `farstep_proto.loss_table`, the formulas are in `token_losses` and `pair_losses`; here
@@ -49,6 +49,7 @@ TOKEN_LOSSES: Mapping[str, TokenFormula] = MappingProxyType(
         "dro": token_losses.dro,
         "dppo": token_losses.dppo,
         "gspo": token_losses.gspo,
+        "value": token_losses.value,
     }
 )
 
@@ -63,16 +64,19 @@ def compute_loss(
     inputs: Mapping[str, Tensor],
     sequences: Sequences | None = None,
     entropy_N: Tensor | None = None,
+    num_active: int | None = None,
 ) -> LossResult:
     """The named loss of some tokens: of one datum, of a micro-batch, or of its active tokens alone.
 
     Args:
         config: settings; those left out have the defaults of the loss table.
-        logprobs: [N] or [N, K] in fp32, of `target_tokens`; anything at all where the target is ignored.
+        logprobs: [N] or [N, K] in fp32, of `target_tokens`; anything at all where the target is ignored. For a loss
+            of values these stand here instead, [N] in fp32.
         inputs: the datum's loss inputs, each of the shape of `logprobs`.
         sequences: whose tokens they are, for a loss over sequences or pairs; None: all of one sequence. Sequences 0
             and 1 are the first pair, chosen and rejected, 2 and 3 the next.
         entropy_N: of the distributions [N]; becomes a metric.
+        num_active: how many tokens count, where the caller knows: counting them makes the host wait for a GPU.
 
     Raises:
         InvalidInput: an unknown loss or setting, a missing input, one of another shape, or half a pair.
@@ -81,13 +85,13 @@ def compute_loss(
     settings = {**spec.defaults, **config}
     sequences = sequences or Sequences.single(len(logprobs), device=logprobs.device)
     check_num_data(spec, sequences.count, field="data")
-    given = _Given.of(spec, logprobs, inputs, sequences)
+    given = _Given.of(spec, logprobs, inputs, sequences, num_active)
     if spec.grouping == "pair":
         total, metrics = _pair_loss(name, settings, given)
     else:
         total, metrics = _token_loss(name, settings, given)
     if entropy_N is not None and given.num_active:
-        metrics["entropy:mean"] = entropy_N[given.active].mean()
+        metrics["entropy:mean"] = entropy_N[given.counted].mean()
     loss_sum = total / settings["normalizer"]
     metrics = {"loss:sum": loss_sum.detach(), "tokens:sum": given.active.sum().to(loss_sum.dtype), **metrics}
     return LossResult(loss_sum, metrics, given.num_active)
@@ -108,7 +112,14 @@ class _Given:
     sequences: Sequences
 
     @classmethod
-    def of(cls, spec: LossSpec, logprobs: Tensor, inputs: Mapping[str, Tensor], sequences: Sequences) -> _Given:
+    def of(
+        cls,
+        spec: LossSpec,
+        logprobs: Tensor,
+        inputs: Mapping[str, Tensor],
+        sequences: Sequences,
+        num_active: int | None,
+    ) -> _Given:
         taken = (*spec.required, *(key for key in spec.optional if key in inputs))
         for key in taken:
             if key not in inputs:
@@ -118,13 +129,22 @@ class _Given:
                     f"shape {list(inputs[key].shape)}, expected {list(logprobs.shape)}", field=f"loss_fn_inputs.{key}"
                 )
         weights = inputs.get("weights", torch.ones_like(logprobs))
-        active = (inputs["target_tokens"] != IGNORE_INDEX) & (weights != 0)
+        active = weights != 0
+        if "target_tokens" in inputs:
+            active = active & (inputs["target_tokens"] != IGNORE_INDEX)
         neutral = {
             key: torch.where(active, inputs[key], 0.0) for key in taken if key not in ("target_tokens", "weights")
         }
         active_N = active if active.dim() == 1 else active.any(-1)
         p, weights = torch.where(active, logprobs, 0.0), torch.where(active, weights, 0.0)
-        return cls(p, weights, neutral, active_N, int(active_N.sum()), sequences)
+        if num_active is None:
+            num_active = int(active_N.sum())
+        return cls(p, weights, neutral, active_N, num_active, sequences)
+
+    @property
+    def counted(self) -> Tensor | slice:
+        """What picks out the tokens that count; all of them without asking the device."""
+        return slice(None) if self.num_active == len(self.active) else self.active
 
 
 def _token_loss(name: str, settings: Mapping[str, float], given: _Given) -> tuple[Tensor, dict[str, Tensor]]:
@@ -137,13 +157,13 @@ def _token_loss(name: str, settings: Mapping[str, float], given: _Given) -> tupl
     loss = per_token.loss
     if settings.get("kl_coef"):
         loss = loss + settings["kl_coef"] * kl_to_reference(p, inputs["ref_logprobs"])
-    metrics = _token_metrics(p, inputs, per_token.clipped, given.active) if given.num_active else {}
+    metrics = _token_metrics(p, inputs, per_token.clipped, given.counted) if given.num_active else {}
     return (given.weights * loss).sum(), metrics
 
 
 @torch.no_grad()
 def _token_metrics(
-    p: Tensor, inputs: Mapping[str, Tensor], clipped: Tensor | None, active_N: Tensor
+    p: Tensor, inputs: Mapping[str, Tensor], clipped: Tensor | None, active_N: Tensor | slice
 ) -> dict[str, Tensor]:
     """Over active tokens. The estimates of KL(q ‖ p) are k1 and k3 of Schulman 2020, "Approximating KL divergence"."""
     metrics = {}
@@ -158,11 +178,25 @@ def _token_metrics(
         }
     if "sequence_log_ratio" in inputs:
         metrics["sequence_ratio:mean"] = inputs["sequence_log_ratio"][active_N].exp().mean()
+    if "returns" in inputs:
+        metrics |= _value_metrics(p[active_N], inputs["returns"][active_N])
     if "ref_logprobs" in inputs:
         metrics["kl_ref:mean"] = kl_to_reference(p, inputs["ref_logprobs"])[active_N].mean()
     if clipped is not None:
         metrics["clip_fraction:mean"] = clipped[active_N].to(p.dtype).mean()
     return metrics
+
+
+def _value_metrics(v_N: Tensor, returns_N: Tensor) -> dict[str, Tensor]:
+    """From the two variances comes `value:explained_variance`, when all parts are together."""
+    error_N = returns_N - v_N
+    return {
+        "value:mean": v_N.mean(),
+        "return:mean": returns_N.mean(),
+        "return:var": returns_N.var(correction=0),
+        "value_error:mean": error_N.mean(),
+        "value_error:var": error_N.var(correction=0),
+    }
 
 
 def _pair_loss(name: str, settings: Mapping[str, float], given: _Given) -> tuple[Tensor, dict[str, Tensor]]:
@@ -173,7 +207,7 @@ def _pair_loss(name: str, settings: Mapping[str, float], given: _Given) -> tuple
     reward_P2 = settings["beta"] * log_ratio_P2.detach()
     margin_P = reward_P2[:, 0] - reward_P2[:, 1]
     metrics = {
-        "pairs:sum": torch.tensor(float(len(loss_P)), device=loss_P.device),
+        "pairs:sum": loss_P.new_full((), len(loss_P)),
         "accuracy:mean": (margin_P > 0).to(margin_P.dtype).mean(),
         "margin:mean": margin_P.mean(),
         "chosen_reward:mean": reward_P2[:, 0].mean(),

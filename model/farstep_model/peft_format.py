@@ -1,7 +1,8 @@
 """PEFT's file format: names of tensors, the config, and what of it is understood.
 
-Only plain LoRA is read. A setting that would change what an adapter computes is refused by name, also one that a newer
-PEFT added, because leaving it out would silently give other numbers.
+LoRA is read, plain, rank-stabilised or weight-decomposed. A setting that would change what an adapter computes in
+another way is refused by name, also one that a newer PEFT added, because leaving it out would silently give other
+numbers.
 """
 
 from __future__ import annotations
@@ -39,15 +40,18 @@ _HARMLESS = frozenset(
         "revision",
         "target_modules",
         "task_type",
+        "use_dora",
+        "use_rslora",
     }
 )
 # Ways to draw the first weights that leave the base as it is.
 _HARMLESS_INIT = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def tensor_keys(module: str) -> tuple[str, str]:
-    """Keys of A and B of a module."""
-    return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
+def tensor_keys(module: str, *, use_dora: bool = False) -> tuple[str, ...]:
+    """Keys of A and B of a module, and with DoRA of its magnitudes."""
+    kinds = ("lora_A.weight", "lora_B.weight", *(("lora_magnitude_vector",) if use_dora else ()))
+    return tuple(f"base_model.model.{module}.{kind}" for kind in kinds)
 
 
 def base_weight_key(module: str) -> str:
@@ -63,6 +67,8 @@ def config(spec: LoraSpec, *, base_model_name: str, target_modules: Sequence[str
         r=spec.rank,
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # readers other than PEFT insist on an integer
         lora_dropout=spec.dropout,
+        use_rslora=spec.use_rslora,
+        use_dora=spec.use_dora,
         target_modules=list(target_modules),
         base_model_name_or_path=base_model_name,
         inference_mode=True,
@@ -74,11 +80,11 @@ def encode_config(content: dict[str, object]) -> bytes:
     return json.dumps(content, indent=2, sort_keys=True).encode()
 
 
-def read_config(data: bytes) -> tuple[int, float, float]:
-    """Rank, alpha and dropout of an `adapter_config.json`.
+def read_config(data: bytes) -> LoraSpec:
+    """The settings in an `adapter_config.json`, but for the layers, which the tensors tell.
 
     Raises:
-        InvalidInput: no JSON object, not LoRA, or a setting beyond plain LoRA, by name.
+        InvalidInput: no JSON object, not LoRA, or a setting that is not understood, by name.
     """
     try:
         content = json.loads(data)
@@ -89,7 +95,8 @@ def read_config(data: bytes) -> tuple[int, float, float]:
     if content.get("peft_type") != "LORA":
         raise InvalidInput(f"{content.get('peft_type')!r} is not LORA", field=f"{CONFIG_FILE}.peft_type")
     _check_plain(content)
-    return rank, alpha, dropout
+    use_rslora, use_dora = (bool(content.get(name)) for name in ("use_rslora", "use_dora"))
+    return LoraSpec(rank=rank, alpha=alpha, dropout=dropout, use_rslora=use_rslora, use_dora=use_dora)
 
 
 def metadata(data: bytes) -> dict[str, str]:
@@ -115,7 +122,7 @@ def _check_plain(content: dict[str, Any]) -> None:
             is_plain = key in _HARMLESS or not value or value == plain.get(key)
         if not is_plain:
             raise InvalidInput(
-                f"{key}={value!r} is more than plain LoRA, which is all that is understood",
+                f"{key}={value!r} changes what is computed in a way that is not understood",
                 field=f"{CONFIG_FILE}.{key}",
             )
 

@@ -10,7 +10,7 @@ Shapes: N tokens, I inputs of a layer, O outputs, r rank.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 # torch multiplies fp32 through MKL, which uses half the width of the vector units on processors that are not Intel's;
 # oneDNN, which torch carries too, uses all of it. Preparing a new shape costs it some 0.5 ms, so small products stay.
-_HAS_ONEDNN = (
+HAS_ONEDNN = (
     torch.backends.mkldnn.is_available()
     and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # no public name promises it
@@ -27,9 +27,17 @@ _HAS_ONEDNN = (
 MIN_ONEDNN_MULTIPLICATIONS = 1 << 22
 
 
-def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """x·weightᵀ + bias, [N, O], without a graph."""
-    if _is_for_onednn(x_NI, weight_OI):
+Library: TypeAlias = Literal["torch", "onednn"]
+
+
+def library_for(x_NI: Tensor, weight_OI: Tensor) -> Library:
+    """What multiplies tensors of these shapes."""
+    return "onednn" if _is_for_onednn(x_NI, weight_OI) else "torch"
+
+
+def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, library: Library | None = None) -> Tensor:
+    """x·weightᵀ + bias, [N, O], without a graph; by the library that is for it, unless one is given."""
+    if (library or library_for(x_NI, weight_OI)) == "onednn":
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], ""))
     return functional.linear(x_NI, weight_OI, bias_O)
 
@@ -55,7 +63,7 @@ def adapted_linear(
 
 def _is_for_onednn(x_NI: Tensor, weight_OI: Tensor) -> bool:
     return (
-        _HAS_ONEDNN
+        HAS_ONEDNN
         and x_NI.device.type == "cpu"
         and x_NI.dtype == torch.float32
         and x_NI.numel() * weight_OI.shape[0] >= MIN_ONEDNN_MULTIPLICATIONS

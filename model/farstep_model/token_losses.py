@@ -1,4 +1,4 @@
-"""Losses by token: what one target's log-probability costs, before weights.
+"""Losses by token: what one target's log-probability costs, or one position's value, before weights.
 
 In the formulas p is the present log-probability of the target, q the given `logprobs`, A the `advantages`, w the
 `weights`, r = exp(p − q), and sg stops the gradient.
@@ -79,6 +79,22 @@ def gspo(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -
     """
     ratio = inputs["sequence_log_ratio"].exp() * (p - p.detach()).exp()
     return _clipped_surrogate(ratio, inputs["advantages"], config)
+
+
+def value(v: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> PerToken:
+    """w·coef·½·max((v − R)², (clip(v, v_old − c, v_old + c) − R)²), v being the present value, v_old the given
+    `values`, R the `returns` and c the setting `clip`.
+
+    The clipped value loss of PPO2 (OpenAI Baselines), which Schulman et al. 2017 do not have: Huang et al. 2022, "The
+    37 Implementation Details of Proximal Policy Optimization", detail 9. `coef` is detail 10's weight beside a policy
+    loss. Where the clipped error is the larger one, the token counts as clipped and has no gradient.
+    """
+    old, returns, clip = inputs["values"], inputs["returns"], config["clip"]
+    # A clamp of v itself: inside the bounds it is v to the bit, so that rounding never looks like clipping.
+    clipped_v = v.clamp(old - clip, old + clip)
+    error, clipped_error = (v - returns) ** 2, (clipped_v - returns) ** 2
+    loss = config["coef"] * 0.5 * torch.maximum(error, clipped_error)
+    return PerToken(loss, clipped_error > error)
 
 
 def kl_to_reference(p: Tensor, ref_logprobs: Tensor) -> Tensor:

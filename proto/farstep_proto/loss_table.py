@@ -18,12 +18,16 @@ IGNORE_INDEX = -100
 # What a loss looks at together: a token, the tokens of one datum, or two data that follow each other.
 Grouping = Literal["token", "sequence", "pair"]
 
+# What of the model a loss is of, and what a pass gives back under this name.
+Output = Literal["logprobs", "values"]
+
 
 @dataclass(frozen=True, slots=True)
 class LossSpec:
     """Inputs are as long as the model input: [T]; `target_tokens` and `weights` may be [T, K] where `allows_topk`.
 
-    Data of a `pair` loss alternate: chosen, rejected, chosen, rejected, …
+    Data of a `pair` loss alternate: chosen, rejected, chosen, rejected, …. Where `forward_needs` is given, a pass
+    without a gradient requires no more than that.
     """
 
     required: tuple[str, ...]
@@ -31,6 +35,8 @@ class LossSpec:
     defaults: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     allows_topk: bool = False
     grouping: Grouping = "token"
+    output: Output = "logprobs"
+    forward_needs: tuple[str, ...] | None = None
 
     @property
     def num_data(self) -> int:
@@ -73,5 +79,12 @@ LOSS_TABLE: Mapping[str, LossSpec] = MappingProxyType(
         ),
         "dpo": _preference(),
         "ipo": _preference(),
+        "value": LossSpec(
+            ("returns", "values"),
+            optional=("weights", "target_tokens"),
+            defaults=MappingProxyType({"clip": 0.5, "coef": 0.5, **_NORMALIZER}),
+            output="values",
+            forward_needs=(),
+        ),
     }
 )

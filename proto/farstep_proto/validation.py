@@ -39,8 +39,9 @@ def resolve_lora(lora: pb.LoraConfig) -> pb.LoraConfig:
     return resolved
 
 
-def check_loss(loss_fn: str, config: Mapping[str, float]) -> LossSpec:
-    """Returns the loss's entry; where a setting makes an optional input necessary, with that among the required ones.
+def check_loss(loss_fn: str, config: Mapping[str, float], *, backward: bool = True) -> LossSpec:
+    """Returns the loss's entry; where a setting makes an optional input necessary, with that among the required ones,
+    and for a pass without a gradient with what such a pass can do without among the optional ones.
 
     Raises:
         InvalidInput: an unknown loss, an unknown setting, one that is not a finite number or outside its range, or
@@ -60,7 +61,22 @@ def check_loss(loss_fn: str, config: Mapping[str, float]) -> LossSpec:
     if config.get("kl_coef", 0.0) > 0:
         optional = tuple(key for key in spec.optional if key != "ref_logprobs")
         return dataclasses.replace(spec, required=(*spec.required, "ref_logprobs"), optional=optional)
+    if not backward and spec.forward_needs is not None:
+        spared = tuple(key for key in spec.required if key not in spec.forward_needs)
+        return dataclasses.replace(spec, required=spec.forward_needs, optional=(*spared, *spec.optional))
     return spec
+
+
+def check_output(spec: LossSpec, *, adapter: str, has_value_head: bool) -> None:
+    """Refuses a loss of values where there is no value head to give them."""
+    if spec.output != "values":
+        return
+    if not has_value_head:
+        raise InvalidInput(
+            "this run has no value head", field="loss_fn", hint="create the run with value_head=True for this loss"
+        )
+    if adapter == "base":
+        raise InvalidInput("the base model has no value head", field="adapter", hint="use 'current' or 'start'")
 
 
 def check_num_data(spec: LossSpec, num_data: int, *, field: str) -> None:
@@ -102,6 +118,9 @@ def check_datum(
             raise InvalidInput(f"unknown input {key!r}", field=where, hint=f"taken: {', '.join(known)}")
         _check_shape(spec, key, array, num_tokens=len(tokens_T), field=where)
         _check_values(key, array, vocab_size=vocab_size, field=where)
+    if spec.output == "values":
+        _check_values_given(inputs, field=f"{field}.loss_fn_inputs")
+        return
     targets, weights = inputs["target_tokens"], inputs.get("weights")
     if weights is not None and weights.shape != targets.shape:
         raise InvalidInput(
@@ -140,6 +159,9 @@ def _check_ranges(spec: LossSpec, settings: Mapping[str, float]) -> None:
         raise InvalidInput(
             f"{settings['label_smoothing']} is not between 0 and 0.5", field="loss_fn_config.label_smoothing"
         )
+    for key in ("clip", "coef"):
+        if settings.get(key, 0.0) < 0:
+            raise InvalidInput(f"{settings[key]} is negative", field=f"loss_fn_config.{key}")
     low, high = settings.get("clip_low_threshold", -math.inf), settings.get("clip_high_threshold", math.inf)
     if low > high:
         raise InvalidInput(f"{low} is above clip_high_threshold {high}", field="loss_fn_config.clip_low_threshold")
@@ -152,6 +174,13 @@ def _check_sequence(spec: LossSpec, targets: Array, weights: Array | None, mask:
         raise InvalidInput("no token has a target and a weight", field=f"{field}.target_tokens")
     if mask is not None and active.any() and not (active & (mask != 0)).any():
         raise InvalidInput("selects no token that has a target and a weight", field=f"{field}.sequence_ratio_mask")
+
+
+def _check_values_given(inputs: Mapping[str, Array], *, field: str) -> None:
+    """Returns and the old values are compared: one without the other says nothing."""
+    for key, other in (("returns", "values"), ("values", "returns")):
+        if key in inputs and other not in inputs:
+            raise InvalidInput(f"missing {other!r}", field=field, hint=f"needed beside {key}")
 
 
 def _check_shape(spec: LossSpec, key: str, array: Array, *, num_tokens: int, field: str) -> None:

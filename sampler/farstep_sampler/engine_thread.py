@@ -60,11 +60,14 @@ class EngineThread:
         async with self.sampling(job, slot=slot, version=version) as sampling:
             return await sampling.result()
 
-    def sampling(self, job: SampleJob, *, slot: int, version: int = 0, streams: bool = False) -> Sampling:
+    def sampling(
+        self, job: SampleJob, *, slot: int, version: int = 0, streams: bool = False, client: str = ""
+    ) -> Sampling:
         """Starts a job, to be watched (`streams`), switched or waited for in a block that it does not outlive.
 
         Args:
             version: of the policy in the slot: what its tokens are labelled with.
+            client: who asks; clients take turns.
 
         Raises:
             Internal: the engine has stopped.
@@ -83,7 +86,8 @@ class EngineThread:
 
         sampling = Sampling(end=end, switch=switch)
         self._in_flight[ticket] = sampling
-        self._commands.put(lambda: self._engine.submit(ticket, job, slot=slot, version=version, streams=streams))
+        settings = {"slot": slot, "version": version}
+        self._commands.put(lambda: self._engine.submit(ticket, job, **settings, streams=streams, client=client))
         return sampling
 
     async def load(self, slot: int, adapter: Adapter) -> None:

@@ -55,6 +55,10 @@ class Sampling:
         """
         return await asyncio.shield(self._result)
 
+    async def wait(self) -> None:
+        """Returns when the job has ended, well or not."""
+        await asyncio.wait([self._result])
+
     async def switch(self, *, slot: int, version: int) -> None:
         """Has what is not finished go on with the weights in another slot; returns when the old slot is not used."""
         await self._switch(slot, version)

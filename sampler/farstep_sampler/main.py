@@ -21,7 +21,7 @@ from farstep_model.load import BaseModel, load_base_model
 from farstep_model.lora import LoraLayers
 from farstep_proto.errors import ApiError
 from farstep_sampler.engines.adapter_table import AdapterTable
-from farstep_sampler.engines.memory import cache_budget
+from farstep_sampler.engines.kv_shape import cache_budget
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.feed import FeedConfig
 from farstep_sampler.openai_api.settings import OpenAiSettings, add_openai_flags, take_openai_flags
@@ -34,6 +34,8 @@ from farstep_serving.keys import KeyRing
 from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
 
 log = logging.getLogger(__name__)
+
+_PREFIX_SHARE = 5  # one part in so many of the KV cache keeps what earlier requests left
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,9 @@ def make_replica(config: SamplerConfig) -> Replica:
     """
     base = load_base_model(config.model, device=config.device)
     adapters = AdapterTable(LoraLayers.install(base), num_slots=config.resident_policies)
-    budget = config.cache_tokens or cache_budget(base, max_rows=config.max_rows)
-    engine = TorchEngine(base, adapters, max_rows=config.max_rows, budget_tokens=budget)
+    cached = config.cache_tokens or cache_budget(base, max_rows=config.max_rows)
+    budget = max(1, cached - cached // _PREFIX_SHARE)
+    engine = TorchEngine(base, adapters, max_rows=config.max_rows, budget_tokens=budget, prefix_tokens=cached - budget)
     return Replica(
         base,
         engine,

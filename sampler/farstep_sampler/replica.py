@@ -22,15 +22,17 @@ from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.events import Events, events_of
 from farstep_sampler.feed import FeedClient, FeedConfig, FeedSource
+from farstep_sampler.follow import follow
 from farstep_sampler.gate import Gate
 from farstep_sampler.grammars import Grammars
+from farstep_sampler.in_flight import Sampling
 from farstep_sampler.recall import PolicySource, ShelfSource, StoreSource
 from farstep_sampler.request import ModelLimits, SampleJob, Target, job_of, target_of
 from farstep_sampler.result import response_of
 from farstep_sampler.submissions import Work
 from farstep_sampler.swapper import Swapper
 from farstep_sampler.version_table import VersionTable
-from farstep_sampler.versions import AtLeast, Serve, VersionGate
+from farstep_sampler.versions import AtLeast, VersionGate
 from farstep_sampler.weight_sync import SyncConfig, WeightSyncPoller
 
 log = logging.getLogger(__name__)
@@ -101,12 +103,13 @@ class Replica:
         self._check_draining()
         job = job_of(request, limits=self._limits)
         target = target_of(request, gate=gate, default_wait_s=DEFAULT_GATE_WAIT_S)
-        return partial(self._sample, job, target)
+        return partial(self._sample, job, target, request.client_id or request.affinity_key)
 
     def open_stream(self, request: pb.SampleRequest, gate: VersionGate) -> Events:
         self._check_draining()
         job = job_of(request, limits=self._limits)
-        return self._stream(job, target_of(request, gate=gate, default_wait_s=DEFAULT_GATE_WAIT_S))
+        target = target_of(request, gate=gate, default_wait_s=DEFAULT_GATE_WAIT_S)
+        return self._stream(job, target, request.client_id or request.affinity_key)
 
     async def list_policies(self, *, after: int, wait_s: float) -> pb.ListPoliciesResponse:
         with contextlib.suppress(TimeoutError):
@@ -151,28 +154,44 @@ class Replica:
         if ended:
             raise Internal(f"the {ended[0]} has stopped", hint="restart the sampler; its log has the reason")
 
-    async def _sample(self, job: SampleJob, target: Target) -> pb.SampleResponse:
-        job, serve = await self._admitted(job, target)
-        with self._gate.pinned(serve.policy):
-            result = await self._engine.sample(job, slot=serve.slot, version=serve.policy.version)
-        return response_of(result, policy_version=serve.policy.version)
+    async def _sample(self, job: SampleJob, target: Target, client: str) -> pb.SampleResponse:
+        async with self._under_way(job, target, client) as (sampling, version):
+            return response_of(await sampling.result(), policy_version=version)
 
-    async def _stream(self, job: SampleJob, target: Target) -> Events:
-        job, serve = await self._admitted(job, target)
-        version = serve.policy.version
-        with self._gate.pinned(serve.policy):
-            sampling = self._engine.sampling(job, slot=serve.slot, version=version, streams=True)
-            async with sampling, contextlib.aclosing(events_of(sampling, version=version)) as events:
-                async for event in events:
-                    yield event
+    async def _stream(self, job: SampleJob, target: Target, client: str) -> Events:
+        async with (
+            self._under_way(job, target, client, streams=True) as (sampling, version),
+            contextlib.aclosing(events_of(sampling, version=version)) as events,
+        ):
+            async for event in events:
+                yield event
 
-    async def _admitted(self, job: SampleJob, target: Target) -> tuple[SampleJob, Serve]:
-        """The job with its grammar, and the policy that answers it, to be pinned at once."""
+    @contextlib.asynccontextmanager
+    async def _under_way(
+        self, job: SampleJob, target: Target, client: str, *, streams: bool = False
+    ) -> AsyncIterator[tuple[Sampling, int]]:
+        """The job on the engine, and the version that it begins with, once both are there; ended with the block."""
         if job.constraint is not None:
             job = replace(job, grammar=await self._grammars.compiled(job.constraint))
         if target.is_checkpoint:
-            return job, await self._swapper.bring(target.source)
-        return job, await self._gate.admit(target)
+            serve = await self._swapper.bring(target.source)
+        else:
+            serve = await self._gate.admit(target)
+        version = serve.policy.version
+        with contextlib.ExitStack() as pins:
+            pins.enter_context(self._gate.pinned(serve.policy))
+            sampling = self._engine.sampling(job, slot=serve.slot, version=version, client=client, streams=streams)
+            async with sampling:
+                following: list[asyncio.Task[None]] = []
+                if target.follows:
+                    work = follow(sampling, target.source, serve, self._table, self._gate, pins)
+                    following.append(asyncio.create_task(work, name="follow"))
+                try:
+                    yield sampling, version
+                finally:
+                    for task in following:
+                        task.cancel()
+                    await asyncio.gather(*following, return_exceptions=True)
 
     def _state(self, source: str) -> pb.PolicyState:
         is_checkpoint = "://" in source

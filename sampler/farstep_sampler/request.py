@@ -41,11 +41,15 @@ class ModelLimits:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to sample: `source` is a run id, a checkpoint path, or empty for the base model."""
+    """What to sample: `source` is a run id, a checkpoint path, or empty for the base model.
+
+    `follows` says that sequences go on with a newer version of the run when there is one.
+    """
 
     source: str
     gate: VersionGate
     gate_wait_s: float
+    follows: bool = False
 
     @property
     def is_checkpoint(self) -> bool:
@@ -136,7 +140,7 @@ def target_of(message: pb.SampleRequest, *, gate: VersionGate, default_wait_s: f
     """Whom a request wants to sample.
 
     Raises:
-        InvalidInput: both a run and a checkpoint, names that are none, or a gate without a run.
+        InvalidInput: both a run and a checkpoint, names that are none, or a gate or `in_flight` that does not fit.
     """
     if message.run_id and message.model_path:
         raise InvalidInput("give run_id or model_path, not both", field="model_path")
@@ -148,7 +152,12 @@ def target_of(message: pb.SampleRequest, *, gate: VersionGate, default_wait_s: f
     wait_s = message.gate_wait_s if message.HasField("gate_wait_s") else default_wait_s
     if not 0 <= wait_s < math.inf:
         raise InvalidInput(f"{wait_s} is not a number of seconds", field="gate_wait_s")
-    return Target(source, gate, wait_s)
+    if message.in_flight not in ("", "finish", "switch"):
+        raise InvalidInput(f"{message.in_flight!r} is neither 'finish' nor 'switch'", field="in_flight")
+    follows = message.in_flight == "switch"
+    if follows and (not message.run_id or isinstance(gate, Exactly)):
+        raise InvalidInput("only a run that is not pinned to exactly one version can switch", field="in_flight")
+    return Target(source, gate, wait_s, follows)
 
 
 def gate_of(*, at_least: str | None, exactly: str | None, fields: tuple[str, str]) -> VersionGate:

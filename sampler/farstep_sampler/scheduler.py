@@ -1,23 +1,23 @@
 """Which sequences run: requests join and leave the batch at any step.
 
-Plain bookkeeping without tensors: what waits, what runs in which row, what must leave when memory is short.
-The engine asks `admit` for joins, computes their context, and calls `start`; row r of the engine is
-`running[r]` at all times, and every removal answers with the moves that keep the rows dense.
+Plain bookkeeping without tensors: what waits and whose turn it is, what runs, what must leave when memory is short.
+The engine asks for one join after the other, computes its context, and calls `start`.
 
-Order is first come, first served. When the cache is too small for what runs, the sequence that joined last
-leaves; it keeps its tokens, waits before everyone else, and goes on where it was.
+Clients take turns, and each client's requests are served in their order. When the cache is too small for what runs,
+the sequence that joined last leaves; it keeps its tokens, waits before everyone else, and goes on where it was.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from farstep_proto.tensors import IntArray
 from farstep_sampler.logit_controls import SequenceControls
 from farstep_sampler.request import SampleJob
-from farstep_sampler.result import FloatArray, SampleSequence
+from farstep_sampler.result import FloatArray, SampleSequence, Topk
 from farstep_sampler.sampling import Draws
 from farstep_sampler.stops import StopStrings
 
@@ -33,13 +33,27 @@ class Group:
     slot: int
     version: int  # of the weights in the slot
     streams: bool  # whether somebody watches it grow
+    client: str
     make_stops: Callable[[SampleJob], StopStrings | None]
     num_started: int = 0
+    is_mixed: bool = False  # whether it was switched after something of it had been computed
+    num_cached: int = 0
+    prompt_logprobs: FloatArray | None = None
+    prompt_topk: Topk | None = None
     finished: dict[int, SampleSequence] = field(default_factory=dict)
+    first_version: int = field(init=False)  # the one that the answer names
+
+    def __post_init__(self) -> None:
+        self.first_version = self.version
 
     @property
     def num_unstarted(self) -> int:
-        return self.job.num_samples - self.num_started
+        return self.job.num_samples - self.num_started if self.job.max_tokens else 0
+
+    @property
+    def num_final(self) -> int:
+        """Tokens that each of its sequences has at most."""
+        return len(self.job.prompt) + self.job.max_tokens
 
     def start(self, count: int) -> list[Sequence]:
         indices = range(self.num_started, self.num_started + count)
@@ -75,6 +89,11 @@ class Sequence:
         """Where the last token stands; everything before it is in the cache of a running sequence."""
         return len(self.group.job.prompt) - 1 + len(self.tokens)
 
+    @property
+    def context(self) -> list[int]:
+        """Everything but the last token: what must be in the cache for it to go on."""
+        return [*self.group.job.prompt.tolist(), *self.tokens][:-1]
+
     def push(self, token: int, logprob: float) -> str | None:
         """Takes the next token; the reason if the sequence ends with it."""
         self.tokens.append(token)
@@ -94,11 +113,15 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Join:
-    """Sequences about to run from one context, which they share; none where only the prompt is looked at."""
+    """Sequences about to run from one context, which they share; none where only the prompt is looked at.
+
+    `num_tokens` is how long their rows are to be at first.
+    """
 
     group: Group
     sequences: list[Sequence]
-    context: list[int]  # what must be in the cache: everything but the last token
+    context: list[int]
+    num_tokens: int
 
     @property
     def is_resumed(self) -> bool:
@@ -106,12 +129,10 @@ class Join:
         return any(sequence.joined for sequence in self.sequences)
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """The sequence in row `source` now belongs into row `target`."""
-
-    source: int
-    target: int
+class Room(Protocol):
+    def __call__(self, wanted: int, *, num_context: int, num_tokens: int) -> int:
+        """How many of `wanted` rows for `num_tokens` each fit into the cache, besides a context."""
+        ...
 
 
 class Scheduler:
@@ -119,113 +140,92 @@ class Scheduler:
 
     Args:
         max_rows: most sequences at a time.
-        fits: whether the cache can hold that many rows of that many tokens; one row must always fit.
-        prefill_tokens: about how many context tokens may join in one step.
+        room: what the cache has room for; at least one row when nothing else is there.
     """
 
-    def __init__(self, *, max_rows: int, fits: Callable[[int, int], bool], prefill_tokens: int) -> None:
-        self.running: list[Sequence] = []
-        self._waiting: deque[Group] = deque()
+    def __init__(self, *, max_rows: int, room: Room) -> None:
+        self.running: dict[Sequence, None] = {}
+        self._waiting: OrderedDict[str, deque[Group]] = OrderedDict()  # by client, whose turn it is first
         self._resumed: deque[Sequence] = deque()
+        self._starting: dict[Sequence, None] = {}  # their context is being computed
         self._max_rows = max_rows
-        self._fits = fits
-        self._prefill_tokens = prefill_tokens
+        self._room = room
         self._num_joined = 0
 
     @property
-    def has_work(self) -> bool:
-        return bool(self.running or self._waiting or self._resumed)
+    def has_waiting(self) -> bool:
+        return bool(self._waiting or self._resumed)
 
     @property
     def num_waiting(self) -> int:
         """Requests of which no sequence has started."""
-        return sum(1 for group in self._waiting if not group.num_started)
+        return sum(1 for groups in self._waiting.values() for group in groups if not group.num_started)
 
     def add(self, group: Group) -> None:
-        self._waiting.append(group)
+        self._waiting.setdefault(group.client, deque()).append(group)
 
-    def admit(self) -> list[Join]:
-        """The joins of this step; each must be answered by `start` or `drop`."""
-        joins: list[Join] = []
-        room = _Room(self)
-        while self._resumed and room.take(self._resumed[0].position, 1):
-            sequence = self._resumed.popleft()
-            context = [*sequence.group.job.prompt.tolist(), *sequence.tokens[:-1]]
-            joins.append(Join(sequence.group, [sequence], context))
-        while self._waiting and not self._resumed:
-            group = self._waiting[0]
-            count = room.take(len(group.job.prompt) - 1, group.num_unstarted if group.job.max_tokens else 0)
-            if count is None:
-                break
-            joins.append(Join(group, group.start(count), group.job.prompt[:-1].tolist()))
-            if not group.num_unstarted or not group.job.max_tokens:
-                self._waiting.popleft()
-        return joins
+    def next_join(self) -> Join | None:
+        """What may be computed next; to be answered by `start` or `drop`. None: nothing, or no room for it yet."""
+        if self._resumed:
+            return self._resume()
+        if not self._waiting:
+            return None
+        client, groups = next(iter(self._waiting.items()))
+        group = groups[0]
+        num_tokens = min(len(group.job.prompt) + _HEADROOM_TOKENS, group.num_final)
+        # Nobody's turn takes more than a fair share of the rows while others wait.
+        share = -(-self._max_rows // len(self._waiting))
+        free = self._max_rows - len(self.running) - len(self._starting)
+        wanted = min(group.num_unstarted, share, free) if group.job.max_tokens else 1
+        count = self._room(wanted, num_context=len(group.job.prompt), num_tokens=num_tokens) if wanted else 0
+        if not count:
+            return None
+        count = count if group.job.max_tokens else 0
+        join = Join(group, group.start(count), group.job.prompt[:-1].tolist(), num_tokens)
+        self._starting |= dict.fromkeys(join.sequences)
+        self._waiting.move_to_end(client)
+        if not group.num_unstarted:
+            self._remove(group)
+        return join
 
-    def start(self, join: Join) -> range:
-        """Makes a join's sequences run; their rows."""
-        first = len(self.running)
+    def start(self, join: Join) -> None:
+        """Makes a join's sequences run."""
         for sequence in join.sequences:
+            del self._starting[sequence]
             self._num_joined += 1
             sequence.joined = self._num_joined
-            self.running.append(sequence)
-        return range(first, len(self.running))
+            self.running[sequence] = None
 
-    def remove(self, rows: Iterable[int]) -> list[Move]:
-        """Takes rows out; the last sequences move into the holes, each at most once."""
-        leaving = set(rows)
-        num_left = len(self.running) - len(leaving)
-        holes = sorted(row for row in leaving if row < num_left)
-        movers = [row for row in range(num_left, len(self.running)) if row not in leaving]
-        for source, target in zip(movers, holes, strict=True):
-            self.running[target] = self.running[source]
-        del self.running[num_left:]
-        return [Move(source, target) for source, target in zip(movers, holes, strict=True)]
-
-    def preempt(self) -> list[Move]:
+    def preempt(self) -> Sequence:
         """Makes the sequence that joined last wait; the cache has no room for it."""
         assert len(self.running) > 1, "one sequence always fits"
-        row = max(range(len(self.running)), key=lambda r: self.running[r].joined)
-        self._resumed.appendleft(self.running[row])
-        return self.remove([row])
+        sequence = max(self.running, key=lambda s: s.joined)
+        del self.running[sequence]
+        self._resumed.appendleft(sequence)
+        return sequence
 
-    def drop(self, group: Group) -> list[Move]:
-        """Forgets a group, whatever state it is in."""
-        if group in self._waiting:
-            self._waiting.remove(group)
+    def drop(self, group: Group) -> list[Sequence]:
+        """Forgets a group, whatever state it is in; those of its sequences that ran."""
+        self._remove(group)
         self._resumed = deque(s for s in self._resumed if s.group is not group)
-        return self.remove(row for row, sequence in enumerate(self.running) if sequence.group is group)
+        self._starting = {s: None for s in self._starting if s.group is not group}
+        ran = [sequence for sequence in self.running if sequence.group is group]
+        for sequence in ran:
+            del self.running[sequence]
+        return ran
 
-    def groups(self) -> Iterator[Group]:
-        """Those of the running sequences, each once."""
-        yield from dict.fromkeys(sequence.group for sequence in self.running)
-
-    def longest(self) -> int:
-        """Tokens that the cache must hold a row for the next step."""
-        return max((sequence.position + 1 for sequence in self.running), default=0)
-
-
-class _Room:
-    """What one step may still take in."""
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-        self._num_rows = len(scheduler.running)
-        self._longest = scheduler.longest()
-        self._num_tokens = 0
-
-    def take(self, num_context: int, wanted: int) -> int | None:
-        """How many of `wanted` rows may join behind a context; None: not now. Wanting no row is a matter of tokens."""
-        limits = self._scheduler
-        if self._num_tokens and self._num_tokens + num_context > limits._prefill_tokens:
+    def _resume(self) -> Join | None:
+        sequence = self._resumed[0]
+        num_tokens = min(sequence.position + 1 + _HEADROOM_TOKENS, sequence.group.num_final)
+        if not self._room(1, num_context=sequence.position, num_tokens=num_tokens):
             return None
-        count = min(wanted, limits._max_rows - self._num_rows)
-        longest = max(self._longest, num_context + _HEADROOM_TOKENS)
-        while count > 0 and self._num_rows + count > 1 and not limits._fits(self._num_rows + count, longest):
-            count -= 1
-        if wanted and count <= 0:
-            return None
-        self._num_tokens += num_context
-        self._num_rows += count
-        self._longest = max(self._longest, longest) if count else self._longest
-        return count
+        self._starting[self._resumed.popleft()] = None
+        return Join(sequence.group, [sequence], sequence.context, num_tokens)
+
+    def _remove(self, group: Group) -> None:
+        groups = self._waiting.get(group.client)
+        if groups is None or group not in groups:
+            return
+        groups.remove(group)
+        if not groups:
+            del self._waiting[group.client]

@@ -119,9 +119,8 @@ class _Handlers:
 
     async def submit(self, request: Request) -> Response:
         body = await read_body(request)
-        work = self._backend.prepare(
-            decode(request, body, sampling_pb2.SampleRequest), gate_of_headers(request.headers)
-        )
+        message = _named(decode(request, body, sampling_pb2.SampleRequest), request)
+        work = self._backend.prepare(message, gate_of_headers(request.headers))
         accepted = self._submissions.submit(
             request.query_params.get("key", ""),
             client_id=request.headers.get(paths.CLIENT_ID, ""),
@@ -131,13 +130,13 @@ class _Handlers:
         return respond(request, accepted, status=202)
 
     async def sample(self, request: Request) -> Response:
-        message = await read_message(request, sampling_pb2.SampleRequest)
+        message = _named(await read_message(request, sampling_pb2.SampleRequest), request)
         with self._submissions.watched():
             work = self._backend.prepare(message, gate_of_headers(request.headers))
             return respond(request, await while_connected(request, work()))
 
     async def sample_stream(self, request: Request) -> Response:
-        message = await read_message(request, sampling_pb2.SampleRequest)
+        message = _named(await read_message(request, sampling_pb2.SampleRequest), request)
         events = self._backend.open_stream(message, gate_of_headers(request.headers))
         return await event_stream(request, counted(self._submissions, events))
 
@@ -159,6 +158,12 @@ class _Handlers:
     async def load_policy(self, request: Request) -> Response:
         message = await read_message(request, sampling_pb2.LoadPolicyRequest)
         return respond(request, await self._backend.load_policy(message.model_path))
+
+
+def _named(message: sampling_pb2.SampleRequest, request: Request) -> sampling_pb2.SampleRequest:
+    """The message with the name of who asks, which a router passes on."""
+    message.client_id = message.client_id or request.headers.get(paths.CLIENT_ID, "")
+    return message
 
 
 def _digest(request: Request, body: bytes) -> bytes:

@@ -73,10 +73,10 @@ class Submissions:
             self._num_watched -= 1
 
     async def settled(self, timeout_s: float) -> bool:
-        """Waits until every client has heard what became of its samples; whether it came to that in time."""
+        """Waits until every client that listens has heard of its samples; whether it came to that in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self._num_watched or not self.table.is_settled:  # noqa: ASYNC110
+                while self._num_watched or not self.table.is_settled:  # noqa: ASYNC110 - time alone may settle it
                     await asyncio.sleep(_SETTLE_S)
         return not self._num_watched and self.table.is_settled
 

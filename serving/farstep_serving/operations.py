@@ -25,13 +25,14 @@ from farstep_proto.v1 import operations_pb2 as pb
 
 MAX_POLL_BYTES = 32 << 20
 MAX_POLL_S = 60.0
+_LISTENS_S = 2.0  # a client that has not asked for so long has gone, as far as a server that ends is concerned
 
 
 @dataclass(slots=True)
 class _Entry:
     """There may be thousands: an entry that nobody waits for costs its outcome and some 400 bytes."""
 
-    client_id: str
+    clients: tuple[str, ...]  # who submitted it and has not acknowledged its outcome
     verb: str
     digest: bytes
     state: pb.OperationState
@@ -44,7 +45,9 @@ class _Entry:
 class _Channel:
     """What one client has yet to hear."""
 
+    heard_at: float  # when it last asked, or submitted
     undelivered: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    unheard: set[str] = field(default_factory=set)  # of these, those that were in no answer yet
     num_pending: int = 0
     num_polls: int = 0  # parked here now: a client that lost its connection asks again before the first has ended
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -91,25 +94,32 @@ class OperationTable:
             Conflict: the id is there with other content.
             Draining: the server takes nothing new.
         """
-        if self.knows(operation_id, digest):
+        if self.repeats(operation_id, digest, client_id=client_id):
             return False
         if self._draining:
             raise Draining("the server is shutting down", retry_after_s=5.0)
         self._expire()
-        self._entries[operation_id] = _Entry(client_id, sys.intern(verb), digest, pb.OPERATION_STATE_QUEUED)
-        self._channel(client_id).num_pending += 1
+        self._entries[operation_id] = _Entry((client_id,), sys.intern(verb), digest, pb.OPERATION_STATE_QUEUED)
+        channel = self._channel(client_id)
+        channel.num_pending += 1
+        channel.heard_at = self._clock()
         return True
 
-    def knows(self, operation_id: str, digest: bytes) -> bool:
-        """Whether a submission is there, with the same content.
+    def repeats(self, operation_id: str, digest: bytes, *, client_id: str) -> bool:
+        """Whether a submission is there, with the same content; then its outcome goes to this client as well.
 
         Raises:
             Conflict: the id is there with other content.
         """
         known = self._entries.get(operation_id)
-        if known is not None and known.digest != digest:
+        if known is None:
+            return False
+        if known.digest != digest:
             raise Conflict(f"{operation_id} was submitted before with different content", field="seq")
-        return known is not None
+        if client_id not in known.clients:
+            known.clients += (client_id,)
+            self._tell(client_id, operation_id, known)
+        return True
 
     def set_running(self, operation_id: str) -> None:
         self._entries[operation_id].state = pb.OPERATION_STATE_RUNNING
@@ -126,10 +136,9 @@ class OperationTable:
         if entry.done is not None:
             entry.done.set()
         self._unclaimed[operation_id] = None
-        channel = self._channel(entry.client_id)
-        channel.num_pending -= 1
-        channel.undelivered[operation_id] = None
-        channel.changed.set()
+        for client_id in entry.clients:
+            self._channel(client_id).num_pending -= 1
+            self._tell(client_id, operation_id, entry)
 
     def fail(self, operation_id: str, error: common_pb2.Error) -> None:
         self.finish(operation_id, pb.Operation(state=pb.OPERATION_STATE_FAILED, error=error))
@@ -149,8 +158,12 @@ class OperationTable:
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing is pending and every outcome is acknowledged."""
-        return not any(channel.num_pending or channel.undelivered for channel in self._channels.values())
+        """Whether every client that still listens has heard of every outcome, and waits for none."""
+        listens_since = self._clock() - _LISTENS_S
+        return not any(
+            (channel.num_pending or channel.unheard) and (channel.num_polls or channel.heard_at > listens_since)
+            for channel in self._channels.values()
+        )
 
     async def poll(self, request: pb.PollRequest) -> pb.PollResponse:
         """Answers as soon as anything of this client's is finished, with all that is (up to MAX_POLL_BYTES)."""
@@ -167,6 +180,7 @@ class OperationTable:
             self._collect(channel, response)
         finally:
             channel.num_polls -= 1
+            channel.heard_at = self._clock()
             self._forget_if_idle(request.client_id, channel)
         return response
 
@@ -201,7 +215,17 @@ class OperationTable:
         return entry
 
     def _channel(self, client_id: str) -> _Channel:
-        return self._channels.setdefault(client_id, _Channel())
+        return self._channels.setdefault(client_id, _Channel(self._clock()))
+
+    def _tell(self, client_id: str, operation_id: str, entry: _Entry) -> None:
+        """Has a client hear of an outcome, now or when there is one."""
+        channel = self._channel(client_id)
+        if entry.outcome:
+            channel.undelivered[operation_id] = None
+            channel.unheard.add(operation_id)
+            channel.changed.set()
+        else:
+            channel.num_pending += 1
 
     def _forget_if_idle(self, client_id: str, channel: _Channel) -> None:
         if not (channel.num_pending or channel.undelivered or channel.num_polls):
@@ -215,17 +239,22 @@ class OperationTable:
             if response.finished and num_bytes > MAX_POLL_BYTES:
                 return
             response.finished.append(pb.Operation.FromString(outcome))
+            channel.unheard.discard(operation_id)
 
     def _acknowledge(self, client_id: str, operation_ids: Iterable[str]) -> None:
         channel = self._channel(client_id)
         expires_at = self._clock() + self._retention_s
         for operation_id in operation_ids:
             entry = self._entries.get(operation_id)
-            if entry is None or entry.client_id != client_id or operation_id not in channel.undelivered:
+            if entry is None or operation_id not in channel.undelivered:
                 continue
             del channel.undelivered[operation_id]
-            self._unclaimed.pop(operation_id)
-            entry.expires_at, entry.client_id, entry.done = expires_at, "", None
+            channel.unheard.discard(operation_id)
+            entry.clients = tuple(each for each in entry.clients if each != client_id)
+            if entry.clients or operation_id not in self._unclaimed:
+                continue
+            del self._unclaimed[operation_id]
+            entry.expires_at, entry.done = expires_at, None
             self._acked.append(operation_id)
             self._acked_bytes += len(entry.outcome)
 
@@ -238,15 +267,20 @@ class OperationTable:
             if entry.expires_at > now and not is_too_much:
                 break
             self._acked_bytes -= len(entry.outcome)
-            del self._entries[self._acked.popleft()]
+            self._drop(self._acked.popleft())
         while self._unclaimed:
             operation_id = next(iter(self._unclaimed))
             entry = self._entries[operation_id]
             if entry.expires_at > now:
                 break
             del self._unclaimed[operation_id]
-            self._channel(entry.client_id).undelivered.pop(operation_id, None)
-            del self._entries[operation_id]
+            self._drop(operation_id)
+
+    def _drop(self, operation_id: str) -> None:
+        for client_id in self._entries.pop(operation_id).clients:
+            channel = self._channel(client_id)
+            channel.undelivered.pop(operation_id, None)
+            channel.unheard.discard(operation_id)
 
 
 async def _wait(event: asyncio.Event, wait_s: float) -> None:

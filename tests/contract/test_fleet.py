@@ -1,6 +1,7 @@
 """The real SDK against a trainer and two replicas behind a router: exact versions, crowds, restarts of the trainer."""
 
 import asyncio
+import itertools
 import pickle
 import threading
 import time
@@ -61,9 +62,7 @@ class Fleet:
             time.sleep(0.05)
 
     def service(self):
-        return self.stack.enter_context(
-            ServiceClient.local(trainer_url=self.trainer.url, sampler_url=self.router.url)
-        )
+        return self.stack.enter_context(ServiceClient.local(trainer_url=self.trainer.url, sampler_url=self.router.url))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,7 @@ def test_five_versions_interleaved_have_the_trainers_logprobs_at_each(fleet):
         clients[version] = trainer.save_weights_and_get_sampling_client(pin="exact")
         expected[version] = trainer_logprobs(trainer, probe)
     versions = [1, 2, 4, 5, 7]
-    for older, newer in zip(versions, versions[1:], strict=False):
+    for older, newer in itertools.pairwise(versions):
         assert np.abs(expected[older] - expected[newer]).max() > 1e-3  # else the comparison would tell nothing
     order = [version for _ in range(4) for version in (4, 1, 7, 2, 5)]
     futures = [(version, clients[version].compute_logprobs(probe)) for version in order]
@@ -149,7 +148,7 @@ def test_replicas_join_drain_die_and_leave_under_load_without_a_failed_request(f
             client, number = newest, number + 1
             params = SamplingParams(max_tokens=40, seed=number)
             try:
-                result = client.sample(PROMPT + [50 + worker], 2, params).result(timeout=60)
+                result = client.sample([*PROMPT, 50 + worker], 2, params).result(timeout=60)
             except Exception as error:  # whatever it is, it is a failed request
                 failures.append(error)
                 return
@@ -210,11 +209,43 @@ def test_a_trainer_started_anew_from_an_old_checkpoint_never_repeats_a_version(f
     port = fleet.trainer.url.rpartition(":")[2]
     fleet.trainer.kill()
     fleet.trainer = fleet.start_trainer("--port", port, "--feed-port", feed_port)
-    again = service.create_training_client_from_state_with_optimizer(state)
-    if again.run_id != trainer.run_id:
-        pytest.skip("a run that goes on under another id has numbers of its own")
+    lora = {"rank": 4, "train_attn": True, "train_mlp": True}
+    body = {"run_id": trainer.run_id, "base_model": "farstep/tiny", "lora": lora, "seed": 8}
+    key = {"Authorization": f"Bearer {KEY}"}
+    httpx.post(fleet.trainer.url + paths.RUNS, json=body, headers=key).raise_for_status()
+    again = service.resume_run(trainer.run_id)
+    again.load_state_with_optimizer(state).result()
+    assert again.policy_version <= 1
     train(again, 5)
     client = again.save_weights_and_get_sampling_client()
     assert client.policy_version == 4
     np.testing.assert_allclose(client.compute_logprobs(probe).result()[1:], trainer_logprobs(again, probe), atol=1e-5)
     assert last.compute_logprobs(probe).result() == third  # version 3 is what it was
+
+
+@pytest.mark.parametrize("options", [(), ("--resident-versions", "1", "--resident-policies", "1")])
+def test_a_directory_instead_of_a_feed(tmp_path, monkeypatch, options):
+    """Trainer and sampler share a weight-sync URI and no store: new versions, old ones, what save_state publishes."""
+    monkeypatch.setenv("FARSTEP_API_KEY", KEY)
+    uri = f"file://{tmp_path}/sync"
+    model = ("--model", "farstep/tiny")
+    polling = ("--weight-sync-uri", uri, "--weight-sync-interval", "0.1", *options)
+    with (
+        running("farstep_worker", *model, "--store", tmp_path / "a", "--weight-sync-uri", uri) as worker,
+        running("farstep_sampler", *model, "--store", tmp_path / "b", *polling) as sampler,
+        ServiceClient.local(trainer_url=worker.url, sampler_url=sampler.url) as service,
+    ):
+        trainer = service.create_lora_training_client("farstep/tiny", rank=4, seed=5)
+        probe, expected, clients = [1, 40, 50, 60, 2], {}, {}
+        for version in (1, 2, 3):
+            train(trainer, version)
+            clients[version] = trainer.save_weights_and_get_sampling_client(pin="exact")
+            assert clients[version].policy_version == version
+            expected[version] = trainer_logprobs(trainer, probe)
+        for version in (2, 3, 1):
+            logprobs = clients[version].compute_logprobs(probe).result(timeout=60)
+            np.testing.assert_allclose(logprobs[1:], expected[version], atol=1e-5)
+        train(trainer, 4)
+        assert trainer.save_state("also-published").result().policy_version == trainer.policy_version == 4
+        newest = trainer.save_weights_and_get_sampling_client()
+        assert newest.policy_version == 5

@@ -37,15 +37,17 @@ def test_a_loop_lowers_the_loss(trainer):
 
 
 @pytest.mark.parametrize("loss_fn", sorted(LOSS_TABLE))
-def test_every_loss(trainer, loss_fn):
-    required = LOSS_TABLE[loss_fn].required
+def test_every_loss(service, loss_fn):
+    trainer = service.create_lora_training_client("farstep/tiny", rank=4, seed=1, value_head=loss_fn == "value")
+    required, output_name = LOSS_TABLE[loss_fn].required, LOSS_TABLE[loss_fn].output
     inputs = {"logprobs": -1.0, "advantages": [0.5, -0.5, 1, -1, 0.25], "ref_logprobs": -1.0}
+    inputs |= {"returns": [0.1, 0.2, 0.3, 0.4, 0.5], "values": 0.0}
     inputs = {key: value for key, value in inputs.items() if key in required}
     data = [Datum.from_prompt_completion(PROMPT, [token + k for token in ANSWER], **inputs) for k in range(2)]
     output = trainer.forward_backward(data, loss_fn).result()
     assert np.isfinite(output.loss)
     assert np.isfinite(output.metrics["loss:sum"])
-    assert [len(fields["logprobs"].to_numpy()) for fields in output.loss_fn_outputs] == [8, 8]
+    assert [len(fields[output_name].to_numpy()) for fields in output.loss_fn_outputs] == [8, 8]
     assert trainer.optim_step().result().metrics["grad_norm"] > 0
 
 

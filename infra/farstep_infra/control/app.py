@@ -50,6 +50,7 @@ def make_control_app(*, keys: KeyRing, lifespan: Lifespan) -> Starlette:
         Route(paths.SAMPLER, _get_sampler, methods=["GET"]),
         Route(paths.RUNS, _list_runs, methods=["GET"]),
         Route(paths.RUN, _get_run, methods=["GET"]),
+        Route(paths.RUN, _delete_run, methods=["DELETE"]),
         Route(paths.RUN_CHECKPOINTS, _list_checkpoints, methods=["GET"]),
         Route(paths.CHECKPOINT, _get_checkpoint),
         Route(paths.CHECKPOINT_ARCHIVE, _get_archive, methods=["GET"]),
@@ -104,6 +105,11 @@ async def _list_runs(request: Request) -> Response:
 async def _get_run(request: Request) -> Response:
     wait_s = wait_s_of(request, most=MAX_WAIT_S)
     return respond(request, await _control(request).runs.get(request.path_params["run_id"], wait_s=wait_s))
+
+
+async def _delete_run(request: Request) -> Response:
+    await _control(request).runs.delete(request.path_params["run_id"])
+    return respond(request, common_pb2.Empty())
 
 
 async def _list_checkpoints(request: Request) -> Response:

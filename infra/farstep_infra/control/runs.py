@@ -16,8 +16,9 @@ from farstep_infra.control.db import Database, RunRow
 from farstep_infra.control.fleet import Fleet, Stack
 from farstep_infra.control.provisioning import Provisioning
 from farstep_infra.control.sessions import Sessions
+from farstep_infra.control.trainers import Trainers
 from farstep_infra.launchers.local import LaunchFailed
-from farstep_proto.errors import NotFound
+from farstep_proto.errors import Conflict, NotFound
 from farstep_proto.v1 import control_pb2
 from farstep_proto.validation import resolve_lora
 
@@ -27,19 +28,27 @@ _AFTER_RESTART = (
     "its trainer ended with the control plane; its checkpoints are kept: go on from one of them "
     "with create_training_client_from_state_with_optimizer"
 )
+_DELETED = "its checkpoints are kept until they are deleted or expire"
 
 
 class Runs:
-    def __init__(self, db: Database, fleet: Fleet, sessions: Sessions, provisioning: Provisioning) -> None:
+    def __init__(
+        self, db: Database, fleet: Fleet, sessions: Sessions, provisioning: Provisioning, trainers: Trainers
+    ) -> None:
         self._db = db
         self._fleet = fleet
         self._sessions = sessions
         self._provisioning = provisioning
+        self._trainers = trainers
         self._stacks: dict[str, Stack] = {}
 
     async def mark_lost(self) -> None:
         """At the start of a control plane: what an earlier one had running has ended with it."""
-        lost = update(RunRow).where(RunRow.state != "failed").values(state="failed", message=_AFTER_RESTART)
+        lost = (
+            update(RunRow)
+            .where(RunRow.state.not_in(("failed", "deleted")))
+            .values(state="failed", message=_AFTER_RESTART)
+        )
         async with self._db.transaction() as db:
             await db.execute(lost)
 
@@ -80,6 +89,22 @@ class Runs:
         async with self._db.transaction() as db:
             rows = (await db.execute(select(RunRow).order_by(RunRow.created_at, RunRow.run_id))).scalars().all()
         return control_pb2.ListProvisionedRunsResponse(runs=[self._to_proto(row) for row in rows])
+
+    async def delete(self, run_id: str) -> None:
+        """Ends a run on its trainer, where that is still there; it stays listed, as "deleted". Again does nothing.
+
+        Raises:
+            NotFound: no such run.
+            Conflict: it is being provisioned.
+            Internal: its trainer does not answer.
+        """
+        row = await self._row(run_id)
+        if row.state == "provisioning":
+            raise Conflict(f"run {run_id} is being provisioned", field="run_id", hint="delete it when it is ready")
+        stack = self._stacks.get(run_id)
+        if row.state == "ready" and stack is not None and stack.trainer.is_running:
+            await self._trainers.delete_run(stack.trainer.url, run_id)
+        await self._settle(run_id, "deleted", _DELETED)
 
     async def exists(self, run_id: str) -> bool:
         async with self._db.transaction() as db:

@@ -90,7 +90,8 @@ class S3Blobs:
 
     def get(self, key: str) -> bytes:
         with self._clear_errors(key):
-            return self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
+            data: bytes = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
+        return data
 
     def delete(self, key: str) -> None:
         with self._clear_errors(key):

@@ -75,7 +75,7 @@ class Datum(_message.Message):
     def __init__(self, model_input: _Optional[_Union[ModelInput, _Mapping]] = ..., loss_fn_inputs: _Optional[_Mapping[str, Tensor]] = ...) -> None: ...
 
 class LoraConfig(_message.Message):
-    __slots__ = ("rank", "alpha", "dropout", "target_modules", "train_attn", "train_mlp", "train_unembed")
+    __slots__ = ("rank", "alpha", "dropout", "target_modules", "train_attn", "train_mlp", "train_unembed", "use_rslora", "use_dora", "value_head")
     RANK_FIELD_NUMBER: _ClassVar[int]
     ALPHA_FIELD_NUMBER: _ClassVar[int]
     DROPOUT_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,9 @@ class LoraConfig(_message.Message):
     TRAIN_ATTN_FIELD_NUMBER: _ClassVar[int]
     TRAIN_MLP_FIELD_NUMBER: _ClassVar[int]
     TRAIN_UNEMBED_FIELD_NUMBER: _ClassVar[int]
+    USE_RSLORA_FIELD_NUMBER: _ClassVar[int]
+    USE_DORA_FIELD_NUMBER: _ClassVar[int]
+    VALUE_HEAD_FIELD_NUMBER: _ClassVar[int]
     rank: int
     alpha: float
     dropout: float
@@ -90,7 +93,10 @@ class LoraConfig(_message.Message):
     train_attn: bool
     train_mlp: bool
     train_unembed: bool
-    def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., train_attn: bool = ..., train_mlp: bool = ..., train_unembed: bool = ...) -> None: ...
+    use_rslora: bool
+    use_dora: bool
+    value_head: bool
+    def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., train_attn: bool = ..., train_mlp: bool = ..., train_unembed: bool = ..., use_rslora: bool = ..., use_dora: bool = ..., value_head: bool = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("error_class", "message", "hint", "field", "status", "retry_after_s", "wanted_version", "newest_version")

@@ -54,7 +54,7 @@ class SamplingParams(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop_strings: _Optional[_Iterable[str]] = ..., stop_tokens: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., min_tokens: _Optional[int] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ..., choice: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("prompt", "num_samples", "params", "include_prompt_logprobs", "topk_prompt_logprobs", "topk_logprobs", "run_id", "model_path", "affinity_key", "gate_wait_s")
+    __slots__ = ("prompt", "num_samples", "params", "include_prompt_logprobs", "topk_prompt_logprobs", "topk_logprobs", "run_id", "model_path", "affinity_key", "gate_wait_s", "in_flight", "client_id")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,8 @@ class SampleRequest(_message.Message):
     MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
     AFFINITY_KEY_FIELD_NUMBER: _ClassVar[int]
     GATE_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     prompt: _common_pb2.ModelInput
     num_samples: int
     params: SamplingParams
@@ -75,7 +77,9 @@ class SampleRequest(_message.Message):
     model_path: str
     affinity_key: str
     gate_wait_s: float
-    def __init__(self, prompt: _Optional[_Union[_common_pb2.ModelInput, _Mapping]] = ..., num_samples: _Optional[int] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., include_prompt_logprobs: bool = ..., topk_prompt_logprobs: _Optional[int] = ..., topk_logprobs: _Optional[int] = ..., run_id: _Optional[str] = ..., model_path: _Optional[str] = ..., affinity_key: _Optional[str] = ..., gate_wait_s: _Optional[float] = ...) -> None: ...
+    in_flight: str
+    client_id: str
+    def __init__(self, prompt: _Optional[_Union[_common_pb2.ModelInput, _Mapping]] = ..., num_samples: _Optional[int] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., include_prompt_logprobs: bool = ..., topk_prompt_logprobs: _Optional[int] = ..., topk_logprobs: _Optional[int] = ..., run_id: _Optional[str] = ..., model_path: _Optional[str] = ..., affinity_key: _Optional[str] = ..., gate_wait_s: _Optional[float] = ..., in_flight: _Optional[str] = ..., client_id: _Optional[str] = ...) -> None: ...
 
 class TopkLogprobs(_message.Message):
     __slots__ = ("k", "token_ids", "logprobs")

@@ -188,7 +188,7 @@ class SkipRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class OperationTrace(_message.Message):
-    __slots__ = ("operation_id", "verb", "failed", "submitted_at", "queued_s", "phases_s", "total_s", "num_tokens", "computed_s")
+    __slots__ = ("operation_id", "verb", "failed", "submitted_at", "queued_s", "phases_s", "total_s", "num_tokens", "fused_with", "computed_s")
     class PhasesSEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -204,6 +204,7 @@ class OperationTrace(_message.Message):
     PHASES_S_FIELD_NUMBER: _ClassVar[int]
     TOTAL_S_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FUSED_WITH_FIELD_NUMBER: _ClassVar[int]
     COMPUTED_S_FIELD_NUMBER: _ClassVar[int]
     operation_id: str
     verb: str
@@ -213,8 +214,9 @@ class OperationTrace(_message.Message):
     phases_s: _containers.ScalarMap[str, float]
     total_s: float
     num_tokens: int
+    fused_with: _containers.RepeatedScalarFieldContainer[str]
     computed_s: float
-    def __init__(self, operation_id: _Optional[str] = ..., verb: _Optional[str] = ..., failed: bool = ..., submitted_at: _Optional[float] = ..., queued_s: _Optional[float] = ..., phases_s: _Optional[_Mapping[str, float]] = ..., total_s: _Optional[float] = ..., num_tokens: _Optional[int] = ..., computed_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, operation_id: _Optional[str] = ..., verb: _Optional[str] = ..., failed: bool = ..., submitted_at: _Optional[float] = ..., queued_s: _Optional[float] = ..., phases_s: _Optional[_Mapping[str, float]] = ..., total_s: _Optional[float] = ..., num_tokens: _Optional[int] = ..., fused_with: _Optional[_Iterable[str]] = ..., computed_s: _Optional[float] = ...) -> None: ...
 
 class TraceResponse(_message.Message):
     __slots__ = ("operations",)

@@ -67,7 +67,8 @@ def _uniform(adapter: Adapter) -> Adapter:
         layer: LayerWeights(
             nn.Parameter(functional.pad(w.a, (0, 0, 0, missing)), requires_grad=False),
             nn.Parameter(functional.pad(w.b * adapter.spec.scaling, (0, missing)), requires_grad=False),
+            w.m,
         )
         for layer, w in adapter.weights.items()
     }
-    return Adapter(adapter.layers, replace(adapter.spec, rank=rank, alpha=float(rank)), weights)
+    return Adapter(adapter.layers, replace(adapter.spec, rank=rank, alpha=float(rank), use_rslora=False), weights)

@@ -1,150 +1,180 @@
-"""The keys and values of running sequences: row r of every layer is one sequence, its token t at column t.
+"""The keys and values of running sequences, sorted into slabs by length.
 
-Rows have their own lengths and no padding to the left, so that a sequence joins, leaves or moves without
-touching another. The arrays grow with what is asked of them, never beyond the budget. They start as zeros:
-masked columns are multiplied with weight 0, which only finite numbers survive.
+A slab is one array per layer in which every row has room for the same number of tokens, so that attention reads rows
+where they lie, in one product. A sequence begins in the smallest slab that it fits into and moves on when it has
+grown out of it: no row is more than about twice as long as its sequence, whatever its neighbours need. (Blocks of a
+few tokens would waste less, but attention would have to gather them at every step: on a CPU that costs more than the
+attention itself.) Rows have no padding to the left, and stay dense: the last row moves where one leaves.
 
-Shapes: R rows, H heads, S columns, D head size, T tokens.
+Budget: rows × room of all slabs, whether rows are in use or not, and what is reserved for sequences about to start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import Cache
 
-from farstep_sampler.scheduler import Move
+from farstep_sampler.engines.kv_shape import KVShape
+from farstep_sampler.scheduler import Sequence
 
-# Sizes that a step is rounded up to. On CPU the matrix products of a row then come out the same to the bit
-# whatever else is in the batch (measured: MKL changes its order of summation below 12 rows unless they are a
-# multiple of 4, attention unless the columns are a multiple of its vector width).
-ROW_MULTIPLE = 8
 COLUMN_MULTIPLE = 64
+_LEAST_GROWTH = 4  # rows
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prefix:
-    """The keys and values [H, T, D] of one context in every layer; what several sequences begin with."""
+@dataclass(slots=True, eq=False)
+class Cell:
+    """Where one sequence lies at present; moves with it."""
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    slab: Slab
+    row: int
+    sequence: Sequence
 
 
-class KVRows(Cache):  # type: ignore[misc]  # transformers has no types
-    """A transformers cache for decoding one token a row.
+@dataclass(slots=True, eq=False)
+class Slab:
+    """Rows for `room` tokens each: `arrays` [rows, H, room, D] for keys, then values, of every layer."""
+
+    room: int
+    arrays: list[Tensor]
+    cells: list[Cell] = field(default_factory=list)
+
+    @property
+    def num_rows(self) -> int:
+        return self.arrays[0].shape[0]
+
+
+class KVRows:
+    """All slabs of one engine.
 
     Args:
-        budget_tokens: most rows × columns; at least one row of the longest sequence.
+        budget_tokens: most tokens there is room for.
+        longest: the most tokens that a sequence can have.
     """
 
-    def __init__(self, *, budget_tokens: int, device: torch.device) -> None:
-        super().__init__(layers=[])
+    def __init__(self, shape: KVShape, *, budget_tokens: int, longest: int) -> None:
+        self.shape = shape
         self.budget_tokens = budget_tokens
-        self._device = device
-        self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Tensor] = {}
-        self._capacity = (0, 0)
-        self._rows_R = torch.zeros(0, dtype=torch.long)
-        self._positions_R = self._rows_R
-        self._num_columns = 0
+        self.reserved = 0  # tokens
+        self._rooms = tuple(_rooms(longest))
+        self._slabs: dict[int, Slab] = {}
 
-    def fits(self, num_rows: int, num_tokens: int) -> bool:
-        return num_rows * _round_up(num_tokens, COLUMN_MULTIPLE) <= self.budget_tokens or num_rows == 1
+    def slabs(self) -> Iterator[Slab]:
+        """Those with rows in use, the shortest first."""
+        return (self._slabs[room] for room in sorted(self._slabs) if self._slabs[room].cells)
 
-    def padded_rows(self, num_rows: int, num_tokens: int) -> int:
-        """How many rows a step computes: a round number, where the budget allows the empty ones."""
-        padded = _round_up(num_rows, ROW_MULTIPLE)
-        return padded if self.fits(padded, num_tokens) else num_rows
+    def room_for(self, num_tokens: int) -> int:
+        """How long a row is made for a sequence of that many tokens."""
+        return next(room for room in self._rooms if room >= num_tokens)
 
-    def begin_step(self, positions_R: Tensor, *, num_tokens: int) -> int:
-        """Says where the tokens of the coming pass stand; the number of columns that attention sees."""
-        self._num_columns = _round_up(num_tokens, COLUMN_MULTIPLE)
-        self._reserve(len(positions_R), self._num_columns)
-        self._positions_R = positions_R
-        self._rows_R = torch.arange(len(positions_R), device=self._device)
-        return self._num_columns
+    @property
+    def used(self) -> int:
+        """Tokens that rows in use have room for, and those reserved."""
+        return self.reserved + sum(slab.room * len(slab.cells) for slab in self._slabs.values())
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Called by the model in each layer: writes one token a row, gives back all of them."""
-        keys, values = self._layer(layer_idx, key_states, value_states)
-        keys[self._rows_R, :, self._positions_R] = key_states[:, :, 0]
-        values[self._rows_R, :, self._positions_R] = value_states[:, :, 0]
-        num_rows, num_columns = len(self._rows_R), self._num_columns
-        return keys[:num_rows, :, :num_columns], values[:num_rows, :, :num_columns]
+    def admits(self, wanted: int, *, num_context: int, num_tokens: int) -> int:
+        """How many rows for `num_tokens` each there is room for, besides a context that is still to be computed."""
+        if self.used == 0:
+            free = max(self.budget_tokens - num_context, self.room_for(num_tokens))  # one sequence always fits
+        else:
+            free = self.budget_tokens - self.used - num_context
+        return min(wanted, max(0, free) // self.room_for(num_tokens))
 
-    def write(self, rows: range, prefix: Prefix) -> None:
-        """Puts a context into rows."""
-        if not prefix.keys or not prefix.keys[0].shape[1]:
+    def start(self, sequences: Seq[Sequence], num_tokens: int) -> list[Cell]:
+        """New rows, side by side, for sequences of `num_tokens`; what they hold is to be written."""
+        room = self.room_for(num_tokens)
+        slab = self._slabs.setdefault(room, Slab(room, self.shape.zeros(0, room)))
+        self._reserve(slab, len(slab.cells) + len(sequences))
+        cells = [Cell(slab, len(slab.cells) + i, sequence) for i, sequence in enumerate(sequences)]
+        slab.cells += cells
+        return cells
+
+    def can_grow(self, cells: Seq[Cell]) -> bool:
+        """Whether there is room for sequences of one slab in the next one, beside those that stay."""
+        room = cells[0].slab.room
+        more = (self.room_for(room + 1) - room) * len(cells)
+        return self.used + more <= self.budget_tokens or self.used == room
+
+    def grow(self, cells: Seq[Cell]) -> None:
+        """Moves sequences of one slab, which fill it, to where the next token has room too."""
+        old = cells[0].slab
+        targets = self.start([cell.sequence for cell in cells], old.room + 1)
+        new = targets[0].slab
+        sources_N, targets_N = self._rows(cells), self._rows(targets)
+        for before, after in zip(old.arrays, new.arrays, strict=True):
+            after[targets_N, :, : old.room] = before[sources_N]
+        self.end(cells)
+        for cell, target in zip(cells, targets, strict=True):
+            cell.slab, cell.row = new, target.row
+            new.cells[target.row] = cell
+
+    def end(self, cells: Seq[Cell]) -> None:
+        """Gives rows back; the last rows of their slab move into the holes."""
+        for cell in cells:
+            slab, last = cell.slab, cell.slab.cells.pop()
+            if last is not cell:
+                for array in slab.arrays:
+                    array[cell.row] = array[last.row]
+                slab.cells[cell.row], last.row = last, cell.row
+            if not slab.cells:
+                del self._slabs[slab.room]
+
+    def write(self, cells: Seq[Cell], arrays: Seq[Tensor], num_tokens: int) -> None:
+        """Puts a context, [H, T, D] for keys, then values, of every layer, into rows that lie side by side."""
+        first, last = cells[0].row, cells[-1].row + 1
+        for stored, context in zip(cells[0].slab.arrays, arrays, strict=True):
+            stored[first:last, :, :num_tokens] = context[:, :num_tokens]
+
+    def clear(self, cell: Cell) -> None:
+        """Empties a row that may hold numbers that are not finite, which would reach whoever gets it next."""
+        for array in cell.slab.arrays:
+            array[cell.row] = 0
+
+    def _rows(self, cells: Seq[Cell]) -> Tensor:
+        return torch.tensor([cell.row for cell in cells], device=self.shape.device)
+
+    def _reserve(self, slab: Slab, num_rows: int) -> None:
+        if num_rows <= slab.num_rows:
             return
-        num_tokens = prefix.keys[0].shape[1]
-        self._num_columns = max(self._num_columns, _round_up(num_tokens, COLUMN_MULTIPLE))  # longer rows keep theirs
-        self._reserve(rows.stop, self._num_columns)
-        for index, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
-            keys, values = self._layer(index, key[None], value[None])
-            keys[rows.start : rows.stop, :, :num_tokens] = key
-            values[rows.start : rows.stop, :, :num_tokens] = value
+        wanted = max(num_rows, slab.num_rows + max(_LEAST_GROWTH, slab.num_rows // 2))
+        if self._allocated() + (wanted - slab.num_rows) * slab.room > self.budget_tokens:
+            for other in self._slabs.values():
+                if other is not slab:
+                    self._resize(other, len(other.cells))
+            spare = (self.budget_tokens - self._allocated()) // slab.room
+            wanted = max(num_rows, min(wanted, slab.num_rows + spare))
+        self._resize(slab, wanted)
 
-    def move(self, moves: Sequence[Move], *, num_tokens: int) -> None:
-        """Copies rows of up to `num_tokens` tokens; no target is a source."""
-        if not moves:
+    def _allocated(self) -> int:
+        return sum(slab.room * slab.num_rows for slab in self._slabs.values())
+
+    def _resize(self, slab: Slab, num_rows: int) -> None:
+        if num_rows == slab.num_rows:
             return
-        sources = torch.tensor([move.source for move in moves], device=self._device)
-        targets = torch.tensor([move.target for move in moves], device=self._device)
-        for stored in (*self._keys.values(), *self._values.values()):
-            live = stored[:, :, :num_tokens]
-            live[targets] = live[sources]
-
-    def clear(self) -> None:
-        """Gives all memory back; for when nothing runs."""
-        self._keys.clear()
-        self._values.clear()
-        self._capacity = (0, 0)
-        self._num_columns = 0
-
-    def clear_row(self, row: int) -> None:
-        """Removes numbers that are not finite, so that they reach no later sequence."""
-        for stored in (*self._keys.values(), *self._values.values()):
-            stored[row] = 0
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._num_columns
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self._num_columns, 0
-
-    def _layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        if index not in self._keys:
-            self._keys[index] = key.new_zeros(self._capacity[0], key.shape[1], self._capacity[1], key.shape[3])
-            self._values[index] = value.new_zeros(self._capacity[0], value.shape[1], self._capacity[1], value.shape[3])
-        return self._keys[index], self._values[index]
-
-    def _reserve(self, num_rows: int, num_columns: int) -> None:
-        rows, columns = self._capacity
-        if num_rows <= rows and num_columns <= columns:
-            return
-        if num_columns > columns:
-            columns = max(num_columns, min(2 * columns, self.budget_tokens // max(1, num_rows)))
-        if num_rows > rows:
-            rows = max(num_rows, min(2 * rows, self.budget_tokens // columns))
-        if rows * columns > self.budget_tokens:
-            rows, columns = num_rows, num_columns
-        self._capacity = (rows, columns)
-        for stores in (self._keys, self._values):
-            for index, old in stores.items():
-                stores[index] = _resized(old, rows, columns)
+        used, new = len(slab.cells), self.shape.zeros(num_rows, slab.room)
+        for old, array in zip(slab.arrays, new, strict=True):
+            array[:used] = old[:used]
+        slab.arrays = new
 
 
-def _resized(old: Tensor, num_rows: int, num_columns: int) -> Tensor:
-    new = old.new_zeros(num_rows, old.shape[1], num_columns, old.shape[3])
-    kept_rows, kept_columns = min(num_rows, old.shape[0]), min(num_columns, old.shape[2])
-    new[:kept_rows, :, :kept_columns] = old[:kept_rows, :, :kept_columns]
-    return new
+def columns_for(num_tokens: int) -> int:
+    """How many columns attention is given for that many tokens.
+
+    On a CPU a row's numbers are then the same to the bit however many columns the longest row in its company asks for
+    (measured: torch's attention takes 512 columns at a time, and MKL sums 256 to 383 in another order).
+    """
+    rounded = -(-num_tokens // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+    rest = rounded % 512
+    return rounded + 384 - rest if rest in (256, 320) else rounded
 
 
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+def _rooms(longest: int) -> Iterator[int]:
+    """64, 128, 192, 384, 896, 1920 …, and last what the longest sequence needs."""
+    most, room = columns_for(longest), 64
+    while room < most:
+        yield room
+        room = columns_for(room + 64 if room < 192 else 2 * room)
+    yield most

@@ -1,46 +1,48 @@
 """The torch engine: an unmodified transformers model, decoded in one batch that sequences join and leave at any step.
 
-    step:  admit → prefill contexts, place them in rows → decode one token a row → sample → let the finished go
+    step:  admit → compute a chunk of the contexts on their way → one token for each sequence that runs
 
-Prefill stops before the last token of a context, so that every sampled token, the first one too, comes out of
-the same decode and the same sampling. A request's prompt is computed once for all its samples.
+A context is everything before a sequence's last token, so that every sampled token, the first one too, comes out of
+the same decoding and the same sampling. A request's prompt is computed once for all its samples, and not at all as far
+as the prefix cache has it.
 
 It knows nothing of versions, HTTP or threads: it is given slots with adapters in them and is called by one
 thread. A failure costs the requests that were in it; the engine goes on.
 
-Shapes: T positions, R rows, D hidden size, V vocabulary.
+Shapes: T positions, R rows, N tokens of a pass, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import DynamicCache
 
 from farstep_model.adapter import Adapter
-from farstep_model.batching import micro_batches
 from farstep_model.load import BaseModel
-from farstep_proto.errors import ApiError, InvalidInput, ModelError
+from farstep_model.prepared import prepare
+from farstep_proto.errors import ApiError, ModelError
 from farstep_sampler.engines.adapter_table import AdapterTable
-from farstep_sampler.engines.decode_mask import DecodeMask
-from farstep_sampler.engines.kv_rows import KVRows
-from farstep_sampler.engines.prefill import PromptPass, prefill, take_prefix
-from farstep_sampler.engines.row_state import RowState
+from farstep_sampler.engines.context import CHUNK_MULTIPLE, Chunk, Context, prepare_look
+from farstep_sampler.engines.decode_batch import DecodeBatch
+from farstep_sampler.engines.kv_rows import Cell, KVRows, columns_for
+from farstep_sampler.engines.kv_shape import KVShape
+from farstep_sampler.engines.model_pass import Decoder, batch_size
+from farstep_sampler.engines.prefix_cache import PrefixCache
 from farstep_sampler.request import SampleJob
 from farstep_sampler.result import SampleDelta, SampleResult, SampleSequence, Topk
 from farstep_sampler.sampling import sample
-from farstep_sampler.scheduler import Group, Join, Move, Scheduler, Sequence
+from farstep_sampler.scheduler import Group, Scheduler, Sequence
 from farstep_sampler.stops import StopStrings
 
 log = logging.getLogger(__name__)
 
-_PREFILL_TOKENS = 4096
-_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+_CHUNK_S = 0.025  # how long prompts may keep running sequences waiting at a step
+_LEAST_CHUNK, _MOST_CHUNK = 64, 2048  # tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,27 +66,48 @@ class TorchEngine:
 
     Args:
         max_rows: most sequences decoded at a time.
-        budget_tokens: most cached tokens, rows × columns.
+        budget_tokens: most tokens that running sequences have room for.
+        prefix_tokens: most tokens of earlier requests kept besides; a quarter of the budget unless given.
 
     Raises:
         InvalidInput: the model cannot be decoded with this cache; found by trying, before anything is served.
     """
 
-    def __init__(self, base: BaseModel, adapters: AdapterTable, *, max_rows: int, budget_tokens: int) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        adapters: AdapterTable,
+        *,
+        max_rows: int,
+        budget_tokens: int,
+        prefix_tokens: int | None = None,
+    ) -> None:
+        prepare(adapters.layers)
+        shape = KVShape.of(base)
         self._base = base
         self._adapters = adapters
-        self._mask = DecodeMask.of(base.model.config.get_text_config())
-        self._kv = KVRows(budget_tokens=budget_tokens, device=base.device)
-        self._scheduler = Scheduler(max_rows=max_rows, fits=self._kv.fits, prefill_tokens=_PREFILL_TOKENS)
+        self._decoder = Decoder.of(base, adapters, shape)
+        self._rows = KVRows(shape, budget_tokens=budget_tokens, longest=base.max_seq_len)
+        self._prefixes = PrefixCache(
+            shape, budget_tokens=budget_tokens // 4 if prefix_tokens is None else prefix_tokens
+        )
+        self._roots = [self._prefixes.new_root() for _ in range(adapters.num_slots + 1)]  # by slot: its weights
+        self._scheduler = Scheduler(max_rows=max_rows, room=self._rows.admits)
         self._groups: dict[int, Group] = {}
-        self._prompts: dict[int, PromptPass] = {}  # by ticket, once computed
+        self._contexts: dict[Context, None] = {}  # being computed, in the order in which they came
+        self._cells: dict[Sequence, Cell] = {}  # of what runs
+        self._batch: DecodeBatch | None = None  # None: who is in which row has changed
         self._news: list[News] = []
-        self._state: RowState | None = None  # None: who is in which row has changed
-        self._check_decoding()
+        self._chunk = float(_LEAST_CHUNK)
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return bool(self._groups)
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens that what runs and what is about to has room for."""
+        return self._rows.used
 
     def load(self, slot: int, adapter: Adapter) -> None:
         """Puts an adapter into a slot that no job uses.
@@ -92,19 +115,26 @@ class TorchEngine:
         Raises:
             InvalidInput: it has weights that are not finite.
         """
+        self._prefixes.drop(self._roots[slot])
+        self._roots[slot] = self._prefixes.new_root()
         self._adapters.load(slot, adapter)
 
-    def submit(self, ticket: int, job: SampleJob, *, slot: int, version: int = 0, streams: bool = False) -> None:
+    def submit(
+        self, ticket: int, job: SampleJob, *, slot: int, version: int = 0, streams: bool = False, client: str = ""
+    ) -> None:
         """Takes a job; a later `step` reports what came of it, under its ticket.
 
         Args:
             version: of the weights in the slot; its tokens are labelled with it.
             streams: whether `take_news` shall tell its tokens as they come.
+            client: clients take turns.
         """
-        group = Group(ticket, job, slot, version, streams, self._make_stops)
+        group = Group(ticket, job, slot, version, streams, client, self._make_stops)
+        prepare_look(group)
         self._groups[ticket] = group
         self._scheduler.add(group)
 
+    @torch.inference_mode()
     def cancel(self, ticket: int) -> None:
         """Frees whatever a job holds; nothing is reported for it."""
         if ticket in self._groups:
@@ -113,141 +143,198 @@ class TorchEngine:
     def switch(self, ticket: int, *, slot: int, version: int) -> None:
         """Has a job go on with the weights in another slot: its next tokens, and what has not begun.
 
-        Keys and values that are there stay: those tokens are not read again with the new weights. The old slot is
-        not used for it any more when this returns. A job that is gone is no mistake: it may just have finished.
+        Keys and values that are there stay: those tokens are not read again with the new weights, unless memory is
+        short and the sequence has to wait. The old slot is not used for it any more when this returns. A job that is
+        gone is no mistake: it may just have finished.
         """
-        if ticket in self._groups:
-            self._groups[ticket].slot, self._groups[ticket].version = slot, version
-            self._state = None
+        group = self._groups.get(ticket)
+        if group is not None:
+            group.is_mixed |= bool(group.num_started)
+            group.slot, group.version = slot, version
+            self._batch = None
 
     def take_news(self) -> list[News]:
         """What the watched jobs have gained since the last call."""
         news, self._news = self._news, []
         return news
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self) -> list[Finished]:
-        """Takes in what waits and fits, then computes one token for everything that runs."""
-        finished = self._join(self._scheduler.admit())
-        if self._scheduler.running:
-            try:
-                finished += self._decode()
-            except Exception as error:  # whatever torch raises: the batch is lost, the engine is not
-                log.exception("a decoding step failed")
-                finished += [self._fail(group, error) for group in list(self._scheduler.groups())]
-        if not self._scheduler.running:
-            self._kv.clear()
-        return finished
+        """Takes in what waits and fits, and computes a chunk of it, then one token for everything that runs."""
+        self._admit()
+        return self._compute_contexts() + self._decode()
 
-    def _join(self, joins: list[Join]) -> list[Finished]:
-        finished: list[Finished] = []
-        known = [join for join in joins if not join.is_resumed and join.group.ticket in self._prompts]
-        for join in known:
-            finished += self._place(join, self._prompts[join.group.ticket])
-        new = [join for join in joins if join not in known]
-        for batch in micro_batches([max(1, len(join.context)) for join in new], _PREFILL_TOKENS):
-            finished += self._join_new([new[index] for index in batch])
-        return finished
+    def _admit(self) -> None:
+        while (join := self._scheduler.next_join()) is not None:
+            num_context = columns_for(len(join.context) + CHUNK_MULTIPLE) if join.context else 0
+            reserved = num_context + len(join.sequences) * self._rows.room_for(join.num_tokens)
+            self._rows.reserved += reserved
+            context = Context(join, self._roots[join.group.slot], reserved)
+            context.begin(self._rows.shape, self._prefixes)
+            self._contexts[context] = None
 
-    def _join_new(self, joins: list[Join]) -> list[Finished]:
-        joins = [join for join in joins if join.group.ticket in self._groups]  # it may have failed a moment ago
-        if not joins:
-            return []
+    def _compute_contexts(self) -> list[Finished]:
+        """Computes a chunk; contexts that are whole get rows."""
+        chunks = self._chunks()
         try:
-            passes = prefill(joins, base=self._base, adapters=self._adapters)
-        except Exception as error:  # as in `step`
+            if chunks:
+                self._compute(chunks)
+        except Exception as error:  # whatever torch raises: these requests are lost, the engine is not
             log.exception("a prefill failed")
-            return [self._fail(group, error) for group in dict.fromkeys(join.group for join in joins)]
-        finished: list[Finished] = []
-        for join, computed in zip(joins, passes, strict=True):
-            if not join.is_resumed:
-                self._prompts[join.group.ticket] = computed
-            finished += self._place(join, computed)
-        return finished
+            groups = dict.fromkeys(chunk.context.join.group for chunk in chunks)
+            return [self._fail(group, error) for group in groups]
+        whole = [context for context in self._contexts if not context.num_left]
+        return [finished for context in whole for finished in self._start(context)]
 
-    def _place(self, join: Join, computed: PromptPass) -> list[Finished]:
-        """Puts a join's sequences into rows; a job that wants no tokens ends here."""
+    def _chunks(self) -> list[Chunk]:
+        """What of the contexts is computed now: much where nobody waits for it, else what takes some 25 ms."""
+        left = int(self._chunk) if self._cells else _MOST_CHUNK
+        chunks: list[Chunk] = []
+        for context in self._contexts:
+            if left < CHUNK_MULTIPLE:
+                break
+            if context.num_left:
+                chunks.append(context.chunk(left - left % CHUNK_MULTIPLE))
+                left -= chunks[-1].part.num_tokens
+        return chunks
+
+    def _compute(self, chunks: list[Chunk]) -> None:
+        began = time.perf_counter()
+        num_tokens = sum(chunk.part.num_tokens for chunk in chunks)
+        padding = [0] * (batch_size(num_tokens) - num_tokens)
+        tokens_N = torch.tensor([token for chunk in chunks for token in chunk.tokens] + padding)
+        positions_N = torch.tensor([place for chunk in chunks for place in chunk.positions] + padding)
+        slots_N = torch.tensor([c.context.join.group.slot for c in chunks for _ in c.tokens] + padding)
+        device = self._base.device
+        with self._decoder.active(slots_N):
+            parts = [chunk.part for chunk in chunks]
+            hidden_ND = self._decoder.hidden_states(tokens_N.to(device), positions_N.to(device), parts)
+        first = 0
+        for chunk in chunks:
+            if chunk.is_looked_at:
+                with self._decoder.active(torch.tensor([chunk.context.join.group.slot])):
+                    chunk.look(hidden_ND[first : first + chunk.num_real], self._base)
+            chunk.context.num_done += chunk.num_real
+            first += chunk.part.num_tokens
+        speed = num_tokens / (time.perf_counter() - began)
+        self._chunk += 0.3 * (min(max(speed * _CHUNK_S, _LEAST_CHUNK), _MOST_CHUNK) - self._chunk)
+
+    def _start(self, context: Context) -> list[Finished]:
+        """Puts sequences into rows behind their context; a job that wants no tokens ends here."""
+        join, group = context.join, context.join.group
+        if join.context and not group.is_mixed:
+            self._prefixes.write(context.root, join.context, context.arrays)
+        self._close(context)
         if not join.sequences:
-            return [self._finish(join.group)]
-        self._kv.write(self._scheduler.start(join), computed.prefix)
-        self._state = None
+            return [self._finish(group)]
+        cells = self._rows.start(join.sequences, join.num_tokens)
+        if join.context:
+            self._rows.write(cells, context.arrays, len(join.context))
+        self._cells |= zip(join.sequences, cells, strict=True)
+        self._scheduler.start(join)
+        self._batch = None
         return []
 
+    def _close(self, context: Context) -> None:
+        self._rows.reserved -= context.reserved
+        del self._contexts[context]
+
     def _decode(self) -> list[Finished]:
-        scheduler = self._scheduler
-        while not self._kv.fits(len(scheduler.running), scheduler.longest()):
-            self._rearrange(scheduler.preempt())
-        longest = scheduler.longest()
-        if self._state is None:
-            num_rows = self._kv.padded_rows(len(scheduler.running), longest)
-            self._state = RowState.of(scheduler.running, num_rows=num_rows, device=self._base.device)
-        state = self._state
-        logits_RV = self._forward(state.tokens, state.positions, state.slots, num_tokens=longest)
-        if state.controls is not None:
-            state.controls.apply(logits_RV)
-        uniforms_R = state.pad([sequence.draws.next() for sequence in scheduler.running])
-        sampled = sample(logits_RV, state.settings, uniforms_R, topk=state.num_topk)
-        self._state = state.advanced(sampled.tokens)
-        topk = Topk(sampled.topk_ids.cpu().numpy(), sampled.topk_logprobs.cpu().numpy()) if state.num_topk else None
-        return self._advance(sampled.tokens.tolist(), sampled.logprobs.tolist(), topk)
+        if not self._cells:
+            return []
+        try:
+            batch = self._make_batch()
+            with self._decoder.active(batch.state.slots):
+                hidden_RD = self._decoder.hidden_states(batch.state.tokens, batch.state.positions, batch.parts())
+                logits_RV = self._base.logits(hidden_RD)
+            if batch.state.controls is not None:
+                batch.state.controls.apply(logits_RV)
+            uniforms_R = batch.state.pad([sequence.draws.next() for sequence in batch.sequences])
+            sampled = sample(logits_RV, batch.state.settings, uniforms_R, topk=batch.state.num_topk)
+            tokens, logprobs = sampled.tokens.tolist(), sampled.logprobs.tolist()
+            topk = Topk(sampled.topk_ids.cpu().numpy(), sampled.topk_logprobs.cpu().numpy())
+            self._batch = batch.advanced(sampled.tokens)
+            return self._advance(batch.sequences, tokens, logprobs, topk)
+        except Exception as error:  # as above: the batch is lost
+            log.exception("a decoding step failed")
+            return [self._fail(group, error) for group in dict.fromkeys(s.group for s in self._scheduler.running)]
 
-    def _forward(self, tokens_R: Tensor, positions_R: Tensor, slots_R: Tensor, *, num_tokens: int) -> Tensor:
-        """Logits [R, V] after one token a row, whose keys and values are added to the rows."""
-        num_columns = self._kv.begin_step(positions_R, num_tokens=num_tokens)
-        with self._adapters.active(slots_R):
-            hidden_R1D = self._base.hidden_states(
-                tokens_R[:, None],
-                position_ids=positions_R[:, None],
-                attention_mask=self._mask.build(positions_R, num_columns, self._base.dtype),
-                past_key_values=self._kv,
-                use_cache=True,
-            )
-            return self._base.logits(hidden_R1D[:, 0])
+    def _make_batch(self) -> DecodeBatch:
+        """Who is in which row; sequences that have filled theirs move to longer ones first."""
+        if self._batch is None or self._batch.is_full:
+            while full := next(filter(None, map(DecodeBatch.full_cells, self._rows.slabs())), None):
+                if self._rows.can_grow(full):
+                    self._rows.grow(full)
+                else:
+                    self._preempt()
+            self._batch = DecodeBatch.of(self._rows, device=self._base.device)
+        return self._batch
 
-    def _advance(self, tokens: list[int], logprobs: list[float], topk: Topk | None) -> list[Finished]:
+    def _preempt(self) -> None:
+        sequence = self._scheduler.preempt()
+        log.debug("the cache is full: ticket %d waits", sequence.group.ticket)
+        self._remember(sequence)
+        self._rows.clear(self._cells[sequence])
+        self._free([sequence])
+
+    def _advance(
+        self, sequences: Seq[Sequence], tokens: list[int], logprobs: list[float], topk: Topk
+    ) -> list[Finished]:
         """Gives every running sequence its token; those that end leave their rows."""
-        leaving: list[int] = []
+        ended: list[Sequence] = []
         broken: dict[Group, ApiError] = {}
-        for row, sequence in enumerate(self._scheduler.running):
+        for row, sequence in enumerate(sequences):
+            group = sequence.group
             if np.isnan(logprobs[row]):
                 failure = sequence.controls.failure if sequence.controls is not None else None
-                broken[sequence.group] = failure or _not_finite()
-                self._kv.clear_row(row)
+                broken[group] = failure or _not_finite()
                 continue
-            if topk is not None and (num_topk := sequence.group.job.num_topk):
+            if num_topk := group.job.num_topk:
                 sequence.topk_ids.append(topk.ids[row, :num_topk])
                 sequence.topk_logprobs.append(topk.logprobs[row, :num_topk])
             stop_reason = sequence.push(tokens[row], logprobs[row])
-            if sequence.group.streams:
-                self._news.append(News(sequence.group.ticket, _delta(sequence, stop_reason)))
+            if group.streams:
+                self._news.append(News(group.ticket, _delta(sequence, stop_reason)))
             if stop_reason is not None:
-                leaving.append(row)
-                sequence.group.finished[sequence.index] = _sample_sequence(sequence, stop_reason)
-        if not leaving and not broken:
-            return []
-        touched = dict.fromkeys(self._scheduler.running[row].group for row in leaving)
-        self._rearrange(self._scheduler.remove(leaving))
-        done = [group for group in touched if len(group.finished) == group.job.num_samples]
+                ended.append(sequence)
+                group.finished[sequence.index] = _sample_sequence(sequence, stop_reason)
+        for sequence in ended:
+            self._remember(sequence)
+            del self._scheduler.running[sequence]
+        self._free(ended)
+        done = dict.fromkeys(s.group for s in ended if len(s.group.finished) == s.group.job.num_samples)
         return [self._finish(group) for group in done] + [self._fail(group, error) for group, error in broken.items()]
 
-    def _rearrange(self, moves: list[Move]) -> None:
-        self._kv.move(moves, num_tokens=self._scheduler.longest())
-        self._state = None
+    def _remember(self, sequence: Sequence) -> None:
+        """Keeps what a sequence has computed, for a prompt that goes on from it."""
+        if not sequence.group.is_mixed:
+            cell = self._cells[sequence]
+            arrays = [array[cell.row] for array in cell.slab.arrays]
+            self._prefixes.write(self._roots[sequence.group.slot], sequence.context, arrays)
+
+    def _free(self, sequences: Seq[Sequence]) -> None:
+        if sequences:
+            self._rows.end([self._cells.pop(sequence) for sequence in sequences])
+            self._batch = None
 
     def _finish(self, group: Group) -> Finished:
-        prompt = self._prompts[group.ticket]
         self._forget(group)
         sequences = [group.finished.get(i) or _no_tokens(group.job) for i in range(group.job.num_samples)]
-        return Finished(group.ticket, SampleResult(sequences, prompt.logprobs, prompt.topk))
+        result = SampleResult(sequences, group.prompt_logprobs, group.prompt_topk, group.num_cached)
+        return Finished(group.ticket, result)
 
     def _fail(self, group: Group, error: Exception) -> Finished:
         self._forget(group)
         return Finished(group.ticket, error)
 
     def _forget(self, group: Group) -> None:
-        self._rearrange(self._scheduler.drop(group))
+        ran = self._scheduler.drop(group)
+        for sequence in ran:
+            self._rows.clear(self._cells[sequence])
+        self._free(ran)
+        for context in [context for context in self._contexts if context.join.group is group]:
+            self._close(context)
         del self._groups[group.ticket]
-        self._prompts.pop(group.ticket, None)
 
     def _make_stops(self, job: SampleJob) -> StopStrings | None:
         if not job.stop_strings:
@@ -259,35 +346,12 @@ class TorchEngine:
         assert isinstance(text, str)
         return text
 
-    @torch.no_grad()
-    def _check_decoding(self) -> None:
-        """Compares two rows of unequal length with the model's own forward pass."""
-        ids_T = torch.arange(9, device=self._base.device) % self._base.vocab_size
-        expected_TV = self._base.logits(self._base.hidden_states(ids_T[None]))[0]
-        cache = DynamicCache()
-        self._base.hidden_states(ids_T[None], past_key_values=cache, use_cache=True)
-        lengths = [8, 3]
-        for row, length in enumerate(lengths):
-            self._kv.write(range(row, row + 1), take_prefix(cache, 0, length))
-        positions_R = torch.tensor(lengths, device=self._base.device)
-        slots_R = torch.zeros(len(lengths), dtype=torch.long)
-        logits_RV = self._forward(ids_T[positions_R], positions_R, slots_R, num_tokens=max(lengths) + 1)
-        self._kv.clear()
-        scale = expected_TV.abs().max().clamp_min(1.0)
-        difference = ((logits_RV - expected_TV[positions_R]).abs().max() / scale).item()
-        if not difference <= _CHECK_TOLERANCE[self._base.dtype]:
-            raise InvalidInput(
-                f"{type(self._base.model).__name__} decodes differently with a cache ({difference:.2g} of its logits)",
-                field="base_model",
-                hint="the torch engine serves models whose only state is keys and values",
-            )
-
 
 def _sample_sequence(sequence: Sequence, stop_reason: str) -> SampleSequence:
     topk = None
     if sequence.group.job.num_topk:
         topk = Topk(np.stack(sequence.topk_ids).astype(np.int32), np.stack(sequence.topk_logprobs))
-    versions = sequence.versions if len(set(sequence.versions)) > 1 else []
+    versions = sequence.versions if set(sequence.versions) != {sequence.group.first_version} else []
     return SampleSequence(sequence.tokens, sequence.logprobs, stop_reason, topk, versions)
 
 

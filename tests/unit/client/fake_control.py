@@ -41,7 +41,8 @@ class ControlPlane(Server):
                 Route(paths.SESSION_SAMPLERS, self._provision_sampler, methods=["POST"]),
                 Route(paths.SAMPLER, self._get_sampler),
                 Route(paths.RUNS, self._list_runs),
-                Route(paths.RUN, self._get_run),
+                Route(paths.RUN, self._get_run, methods=["GET"]),
+                Route(paths.RUN, self._delete_run, methods=["DELETE"]),
                 Route(paths.RUN_CHECKPOINTS, self._list_checkpoints),
                 Route(paths.CHECKPOINT_ARCHIVE, self._archive),
                 Route(paths.CAPABILITIES, self._capabilities),
@@ -84,6 +85,13 @@ class ControlPlane(Server):
         elif run.state == "provisioning":
             run.state, run.trainer_url, run.sampler_url = "ready", self.trainer.url, self.sampler.url
         return respond(request, run)
+
+    async def _delete_run(self, request: Request) -> Response:
+        run_id = request.path_params["run_id"]
+        if run_id not in self.runs:
+            raise errors.NotFound("no such run", field="run_id")
+        del self.runs[run_id]
+        return respond(request, common_pb2.Empty())
 
     async def _list_runs(self, request: Request) -> Response:
         return respond(request, control_pb2.ListProvisionedRunsResponse(runs=list(self.runs.values())))

@@ -73,7 +73,8 @@ class Trainer(Server):
                 Route(paths.TOKENIZER, self._tokenizer),
                 Route(paths.RUNS, self._create_run, methods=["POST"]),
                 Route(paths.RUNS, self._list_runs, methods=["GET"]),
-                Route(paths.RUN, self._get_run),
+                Route(paths.RUN, self._get_run, methods=["GET"]),
+                Route(paths.RUN, self._delete_run, methods=["DELETE"]),
                 Route(paths.CHECKPOINT, self.get_checkpoint),
                 Route(paths.VERB, self._submit, methods=["POST"]),
                 *operation_routes(self.table, cancel=self._cancel),
@@ -151,6 +152,10 @@ class Trainer(Server):
 
     async def _get_run(self, request: Request) -> Response:
         return respond(request, self._run(request).created)
+
+    async def _delete_run(self, request: Request) -> Response:
+        del self.runs[self._run(request).created.run_id]
+        return respond(request, common_pb2.Empty())
 
     def _run(self, request: Request) -> Run:
         run = self.runs.get(request.path_params["run_id"])

@@ -48,6 +48,8 @@ def test_provisioning_passes_everything_on(
         target_modules=["q_proj"],
         dropout=0.1,
         train_unembed=True,
+        use_rslora=True,
+        value_head=True,
         seed=5,
         max_seq_len=32,
         replicas=2,
@@ -56,11 +58,13 @@ def test_provisioning_passes_everything_on(
         user_metadata={"k": "v"},
     ) as client:
         assert client.get_info().max_seq_len == 32
+        assert client.get_info().value_head
         assert client.forward([datum()]).result().loss == 2.5
     sent = control.provisioned[0]
     lora = sent.lora
     assert (lora.rank, lora.alpha, lora.dropout, list(lora.target_modules)) == (16, 32, 0.1, ["q_proj"])
     assert (lora.train_attn, lora.train_mlp, lora.train_unembed) == (True, True, True)
+    assert (lora.use_rslora, lora.use_dora, lora.value_head) == (True, False, True)
     assert (sent.seed, sent.max_seq_len, sent.replicas, sent.with_sampler, sent.sampler_replicas) == (5, 32, 2, True, 3)
     assert (sent.name, dict(sent.user_metadata)) == ("first", {"k": "v"})
     assert trainer.runs[client.run_id].created.lora == lora
@@ -100,6 +104,7 @@ async def test_everything_awaited(service: farstep.ServiceClient) -> None:
         assert (await service.get_run_async(client.run_id)).state == "ready"
         async with await service.resume_run_async(client.run_id) as again:
             assert again.run_id == client.run_id
+        await service.delete_run_async((await service.create_lora_training_client_async(BASE_MODEL, 4)).run_id)
         for create in (
             service.create_training_client_from_state_async,
             service.create_training_client_from_state_with_optimizer_async,
@@ -123,6 +128,13 @@ def test_going_on_from_a_checkpoint(service: farstep.ServiceClient, trainer: Tra
     with service.create_training_client_from_state(path) as other:
         assert other.step == 0
         assert trainer.executed[-1][3][0].optimizer is False
+    with service.create_training_client_from_state(path, value_head=True) as other:
+        assert other.get_info().value_head
+    before = len(trainer.runs)
+    with pytest.raises(farstep.InvalidInputError, match="exactly where the checkpoint has one") as caught:
+        service.create_training_client_from_state_with_optimizer(path, value_head=True)
+    assert caught.value.field == "value_head"
+    assert len(trainer.runs) == before
     with pytest.raises(farstep.NotFoundError):
         service.create_training_client_from_state(path + "x")
     with pytest.raises(farstep.InvalidInputError, match="sampler's checkpoint"):
@@ -155,6 +167,19 @@ def test_resuming_a_run_goes_on_with_its_numbers(
     assert [seq for _, seq, _, _ in trainer.executed] == [1, 2, 3]
     with pytest.raises(farstep.NotFoundError):
         local.resume_run("run_unknown")
+
+
+@pytest.mark.parametrize("kind", ["service", "local"])
+def test_a_deleted_run_is_gone(kind: str, request: pytest.FixtureRequest) -> None:
+    service: farstep.ServiceClient = request.getfixturevalue(kind)
+    with service.create_lora_training_client(BASE_MODEL, 8) as client:
+        service.delete_run(client.run_id)
+        with pytest.raises(farstep.NotFoundError):
+            service.resume_run(client.run_id)
+    with pytest.raises(farstep.NotFoundError):
+        service.delete_run("run_unknown")
+    with pytest.raises(farstep.InvalidInputError, match="run_id"):
+        service.delete_run("../run")
 
 
 def test_servers_that_do_not_start(service: farstep.ServiceClient, control: ControlPlane) -> None:

@@ -72,6 +72,7 @@ CALLS = {
         create_lora_training_client create_training_client_from_state
         create_training_client_from_state_with_optimizer create_sampling_client get_server_capabilities
         list_checkpoints get_checkpoint_archive_url list_runs get_run resume_run
+        delete_run
     """,
     farstep.TrainingClient: """
         forward_backward forward forward_backward_custom optim_step save_state save_weights_for_sampler
@@ -117,6 +118,9 @@ def test_defaults_are_those_of_the_contract() -> None:
         "train_attn": True,
         "train_mlp": True,
         "train_unembed": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "value_head": False,
         "seed": None,
         "max_seq_len": None,
         "replicas": 1,

@@ -263,6 +263,7 @@ def test_health_and_the_end(local: farstep.ServiceClient, trainer: Trainer) -> N
             "data[0].model_input",
         ),
         ([datum(MAX_SEQ_LEN + 1)], "cross_entropy", None, "data[0].model_input"),
+        ([Datum(ModelInput.from_ints([1]), {"returns": [1.0], "values": [0.0]})], "value", None, "loss_fn"),
         ([Datum(ModelInput.from_ints([]), {"target_tokens": []})], "cross_entropy", None, "data[0].model_input"),
     ],
 )

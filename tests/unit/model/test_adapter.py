@@ -76,11 +76,11 @@ def test_names_are_aligned_and_in_the_models_order(layers: LoraLayers) -> None:
 
 
 def test_bytes_and_back_bit_for_bit(layers: LoraLayers, make_adapter: Make) -> None:
-    adapter = make_adapter(layers, rank=3, alpha=5.5, dropout=0.125, **ALL)
+    adapter = make_adapter(layers, rank=3, alpha=5.5, dropout=0.125, use_rslora=True, **ALL)
     data = adapter.to_bytes()
     back = Adapter.from_bytes(layers, data)
     assert same_bits(back, adapter)
-    assert (back.spec.rank, back.spec.alpha, back.spec.dropout) == (3, 5.5, 0.125)
+    assert (back.spec.rank, back.spec.alpha, back.spec.dropout, back.spec.use_rslora) == (3, 5.5, 0.125, True)
     assert back.to_bytes() == data
     (size,) = struct.unpack_from("<Q", data)
     config = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["adapter_config"])
@@ -96,7 +96,10 @@ def test_a_clone_is_independent(layers: LoraLayers, make_adapter: Make) -> None:
     assert not same_bits(clone, adapter)
 
 
-@pytest.mark.parametrize("settings", [{}, ALL, {"target_modules": ("layers.1.mlp.up_proj", "q_proj")}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, ALL, {"target_modules": ("layers.1.mlp.up_proj", "q_proj")}, {"use_rslora": True}, {**ALL, "use_dora": True}],
+)
 def test_plain_peft_loads_our_files(
     load: Load, layers: LoraLayers, make_adapter: Make, ids_BT: Tensor, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
@@ -112,20 +115,33 @@ def test_plain_peft_loads_our_files(
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 @pytest.mark.parametrize(
-    "target_modules", [["q_proj", "down_proj"], ["v_proj", "lm_head"], "all-linear", r".*\.1\..*up_proj"]
+    ("target_modules", "settings", "scaling"),
+    [
+        (["q_proj", "down_proj"], {}, 2.0),
+        (["v_proj", "lm_head"], {}, 2.0),
+        ("all-linear", {}, 2.0),
+        (r".*\.1\..*up_proj", {}, 2.0),
+        ("all-linear", {"use_rslora": True}, 10 / 5**0.5),
+        (["v_proj", "lm_head"], {"use_dora": True}, 2.0),
+    ],
 )
 def test_pefts_own_files_load(
-    load: Load, layers: LoraLayers, ids_BT: Tensor, tmp_path: Path, target_modules: list[str] | str
+    load: Load,
+    layers: LoraLayers,
+    ids_BT: Tensor,
+    tmp_path: Path,
+    target_modules: list[str] | str,
+    settings: dict[str, bool],
+    scaling: float,
 ) -> None:
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=5, lora_alpha=10, target_modules=target_modules, init_lora_weights=False
-    )
+    common = {"task_type": "CAUSAL_LM", "r": 5, "lora_alpha": 10, "init_lora_weights": False}
+    config = peft.LoraConfig(**common, target_modules=target_modules, **settings)
     model = peft.get_peft_model(load("llama").model, config).eval()
     expected = model(ids_BT).logits
     model.save_pretrained(tmp_path)
     files = {name: (tmp_path / name).read_bytes() for name in ("adapter_model.safetensors", "adapter_config.json")}
     adapter = Adapter.from_files(layers, files)
-    assert adapter.spec.scaling == 2.0
+    assert adapter.spec.scaling == scaling
     with layers.active([adapter]):
         torch.testing.assert_close(layers.base.model(ids_BT).logits, expected, rtol=0, atol=1e-5)
 
@@ -142,8 +158,7 @@ def test_files_without_optional_settings_load(layers: LoraLayers, make_adapter: 
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("use_dora", True),
-        ("use_rslora", True),
+        ("use_qalora", True),
         ("bias", "all"),
         ("rank_pattern", {"q_proj": 2}),
         ("alpha_pattern", {"q_proj": 2}),

@@ -1,10 +1,13 @@
 """Micro-batches: everything once, within the budget, little padding."""
 
 import random
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from farstep_model.batching import micro_batches
+from farstep_model.batching import micro_batches, packed_batches
 
 
 @pytest.mark.parametrize("budget", [1, 64, 500, 10_000])
@@ -32,3 +35,14 @@ def test_nothing_needs_no_batch() -> None:
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="token_budget 0"):
         micro_batches([1], 0)
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))
+def test_packed_batches_hold_everything_once_and_keep_to_the_budget(lengths: list[int], token_budget: int) -> None:
+    groups = packed_batches(lengths, token_budget)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    assert groups == packed_batches(list(lengths), token_budget)
+    for group in groups:
+        assert len(group) == 1 or sum(lengths[index] for index in group) <= token_budget
+    for one, following in pairwise(groups):  # no group ends early
+        assert sum(lengths[index] for index in one) + lengths[following[0]] > token_budget

@@ -40,6 +40,9 @@ def peft_settings(adapter: Adapter) -> dict[str, Any]:
     return {
         "r": spec.rank,
         "lora_alpha": spec.alpha,
+        "use_rslora": spec.use_rslora,
+        "use_dora": spec.use_dora,
+        "lora_dropout": spec.dropout,
         "target_modules": list(adapter.layers.module_names(list(adapter.weights))),
         "task_type": "CAUSAL_LM",
     }
@@ -47,7 +50,16 @@ def peft_settings(adapter: Adapter) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [("qwen3", {"train_unembed": False}), ("llama", ALL), ("gemma2", {"train_mlp": False}), ("moe", {})],
+    [
+        ("qwen3", {"train_unembed": False}),
+        ("llama", ALL),
+        ("llama", {"use_rslora": True}),
+        ("llama", {"use_dora": True, **ALL}),
+        ("qwen3", {"use_dora": True, "use_rslora": True}),
+        ("moe", {"use_dora": True}),
+        ("gemma2", {"train_mlp": False}),
+        ("moe", {}),
+    ],
 )
 def test_logits_and_gradients_are_pefts(
     make_adapter: Make, load: Load, ids_BT: Tensor, kind: str, settings: dict[str, bool]
@@ -64,15 +76,69 @@ def test_logits_and_gradients_are_pefts(
     expected = reference(ids_BT).logits
     (expected * weight_BTV).sum().backward()
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
-    expected_gradients = {
-        name.replace(".default", ""): p.grad for name, p in reference.named_parameters() if p.grad is not None
+    check_gradients(gradients(adapter), reference)
+
+
+def check_gradients(got: Mapping[str, Tensor], reference: peft.PeftModel) -> None:
+    expected = {
+        name.replace(".default", "").replace("vector.weight", "vector"): p.grad
+        for name, p in reference.named_parameters()
+        if p.grad is not None
     }
-    got = gradients(adapter)
-    assert got.keys() == expected_gradients.keys()
+    assert got.keys() == expected.keys()
     for name, gradient in got.items():
-        torch.testing.assert_close(
-            gradient, expected_gradients[name], rtol=1e-5, atol=1e-5 * float(gradient.abs().max())
-        )
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
+
+
+def add_biases(model: nn.Module) -> None:
+    """Which the tiny models lack, and which an update must not change."""
+    generator = torch.Generator().manual_seed(9)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.bias = nn.Parameter(torch.randn(module.out_features, generator=generator), requires_grad=False)
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"use_dora": True, "train_unembed": True}])
+def test_dropout_is_pefts(make_adapter: Make, load: Load, ids_BT: Tensor, settings: dict[str, bool]) -> None:
+    """The same seed drops the same inputs; with DoRA what the base gives for them counts as well."""
+    base, plain = load("llama"), load("llama")
+    for model in (base.model, plain.model):
+        add_biases(model)
+    layers = LoraLayers.install(base)
+    adapter = make_adapter(layers, dropout=0.4, **settings)
+    torch.manual_seed(0)
+    with layers.active([adapter]), layers.training():
+        logits = logits_of(base, ids_BT)
+    logits.square().sum().backward()
+    reference = with_peft(plain, adapter).train()
+    torch.manual_seed(0)
+    expected = reference(ids_BT).logits
+    expected.square().sum().backward()
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    check_gradients(gradients(adapter), reference)
+
+
+def test_a_fresh_adapter_with_dora_is_one_without(load: Load, ids_BT: Tensor) -> None:
+    base = load("llama")
+    add_biases(base.model)
+    layers = LoraLayers.install(base)
+    plain, fresh = (Adapter.init(layers, LoraSpec(4, use_dora=use, **ALL), seed=0) for use in (False, True))
+    with layers.active([plain]):
+        expected = logits_of(base, ids_BT)
+    with layers.active([fresh]):
+        assert torch.equal(logits_of(base, ids_BT), expected)
+    assert plain.is_fresh()
+    assert fresh.is_fresh()
+    magnitudes = {name: tensor for name, tensor in fresh.state_dict().items() if "magnitude" in name}
+    drawn = peft.get_peft_model(load("llama").model, peft.LoraConfig(**peft_settings(fresh)))
+    for name, tensor in peft.get_peft_model_state_dict(drawn, save_embedding_layers=False).items():
+        if name in magnitudes:
+            torch.testing.assert_close(magnitudes.pop(name), tensor, rtol=1e-6, atol=0)
+            continue
+        assert "magnitude" not in name
+    assert not magnitudes
+    fresh.state_dict()[next(name for name in fresh.names() if "magnitude" in name)][3] *= 1.001
+    assert not fresh.is_fresh()
 
 
 def test_installing_changes_no_bit(load: Load, ids_BT: Tensor) -> None:
@@ -114,10 +180,18 @@ def mixed_logits(layers: LoraLayers, adapters: list[Adapter | None], rows: list[
         return base.logits(hidden_BTD.flatten(0, 1)).unflatten(0, ids_BT.shape)
 
 
-def test_a_mixed_batch_gives_every_row_what_it_has_alone(make_adapter: Make, load: Load, ids_BT: Tensor) -> None:
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_mixed_batch_gives_every_row_what_it_has_alone(
+    make_adapter: Make, load: Load, ids_BT: Tensor, use_dora: bool
+) -> None:
     base = load("llama")
+    add_biases(base.model)
     layers = LoraLayers.install(base)
-    adapters = [make_adapter(layers, **ALL), None, make_adapter(layers, seed=2, rank=7, alpha=3.0, train_mlp=False)]
+    adapters = [
+        make_adapter(layers, use_dora=use_dora, **ALL),
+        None,
+        make_adapter(layers, seed=2, rank=7, alpha=3.0, use_rslora=True, train_mlp=False),
+    ]
     rows = [2, 0, 1, 0]
     logits_BTV = mixed_logits(layers, adapters, rows, ids_BT)
     logits_BTV.square().sum().backward()
@@ -232,18 +306,19 @@ def test_dropout_is_for_training_only_and_follows_the_seed(make_adapter: Make, l
     assert caught.value.field == "lora.dropout"
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
 def test_a_bf16_base_trains_an_fp32_adapter(
-    make_adapter: Make, model_folder: Callable[[str], Any], ids_BT: Tensor
+    make_adapter: Make, model_folder: Callable[[str], Any], ids_BT: Tensor, use_dora: bool
 ) -> None:
     base = load_base_model(str(model_folder("llama")), device="cpu", dtype=torch.bfloat16)
     layers = LoraLayers.install(base)
-    adapter, other = make_adapter(layers, **ALL), make_adapter(layers, seed=2, rank=2)
+    adapter, other = make_adapter(layers, use_dora=use_dora, **ALL), make_adapter(layers, seed=2, rank=2)
     reference = load_base_model(str(model_folder("llama")), device="cpu")
     reference_layers = LoraLayers.install(reference)
     with layers.active([adapter]):
         logits = logits_of(base, ids_BT)
     logits.mean().backward()
-    with reference_layers.active([make_adapter(reference_layers, **ALL)]):
+    with reference_layers.active([make_adapter(reference_layers, use_dora=use_dora, **ALL)]):
         expected = logits_of(reference, ids_BT)
     assert {gradient.dtype for gradient in gradients(adapter).values()} == {torch.float32}
     assert (logits - expected).abs().mean() < 0.02 * expected.abs().mean()

@@ -28,6 +28,8 @@ def tokens(p: list[float], q: list[float], advantages: list[float]) -> tuple[Ten
         "target_tokens": torch.zeros(len(p), dtype=torch.long),
         "logprobs": torch.tensor(q).log(),
         "advantages": torch.tensor(advantages),
+        "returns": torch.tensor(advantages),
+        "values": torch.tensor(q),
     }
     return torch.tensor(p).log().requires_grad_(), inputs
 
@@ -37,6 +39,7 @@ def gradient(result: LossResult, logprobs: Tensor) -> list[float]:
 
 
 LN2 = math.log(2)
+OF_LOGPROBS = [name for name, spec in LOSS_TABLE.items() if spec.output == "logprobs"]
 NOT_PAIRS = [name for name, spec in LOSS_TABLE.items() if spec.grouping != "pair"]
 
 
@@ -108,13 +111,15 @@ def test_cross_entropy_by_hand_with_candidates_and_weights() -> None:
 @pytest.mark.parametrize("name", sorted(NOT_PAIRS))
 def test_what_is_ignored_costs_nothing_whatever_stands_there(name: str) -> None:
     logprobs, inputs = tokens([0.3, 0.3, 0.3], [0.2, 0.2, 0.2], [1.0, 1.0, 1.0])
-    inputs = {key: value for key, value in inputs.items() if key in LOSS_TABLE[name].required}
+    inputs = {key: value for key, value in inputs.items() if key in (*LOSS_TABLE[name].required, "target_tokens")}
     whole = compute_loss(name, {}, logprobs=logprobs[:1], inputs={key: value[:1] for key, value in inputs.items()})
     inputs["target_tokens"][1] = -100
     inputs["weights"] = torch.tensor([1.0, 1.0, 0.0])
     if "logprobs" in inputs:
         inputs["logprobs"][1:] = -500.0
         inputs["advantages"][1:] = 1e30
+    if "returns" in inputs:
+        inputs["returns"][1:] = inputs["values"][1:] = float("inf")
     odd = torch.stack([logprobs[0], torch.tensor(float("nan")), torch.tensor(-float("inf"))]).detach().requires_grad_()
     result = compute_loss(name, {}, logprobs=odd, inputs=inputs, entropy_N=torch.tensor([0.5, 9.0, 9.0]))
     assert result.num_active == 1
@@ -123,6 +128,19 @@ def test_what_is_ignored_costs_nothing_whatever_stands_there(name: str) -> None:
     assert result.metrics["entropy:mean"].item() == 0.5
     for key, value in whole.metrics.items():
         assert result.metrics[key].item() == value.item()
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 0.0]])
+def test_whoever_knows_how_many_count_gets_the_same(weights: list[float]) -> None:
+    logprobs, inputs = tokens([0.3, 0.1], [0.2, 0.2], [1.0, 2.0])
+    inputs["weights"] = torch.tensor(weights)
+    settings = {"logprobs": logprobs, "inputs": inputs, "entropy_N": torch.tensor([0.5, 9.0])}
+    counted = compute_loss("ppo", {}, **settings)
+    known = compute_loss("ppo", {}, **settings, num_active=counted.num_active)
+    assert known.num_active == counted.num_active
+    assert {key: value.item() for key, value in known.metrics.items()} == {
+        key: value.item() for key, value in counted.metrics.items()
+    }
 
 
 def test_weights_scale_policy_losses() -> None:
@@ -298,6 +316,7 @@ def test_half_a_pair_is_refused() -> None:
 @pytest.mark.parametrize("name", sorted(LOSS_TABLE))
 def test_the_normalizer_divides_the_sum_and_not_the_mean_for_people(name: str) -> None:
     inputs = {"logprobs": [-2.0, -3.0], "advantages": [1.0, -2.0], "ref_logprobs": [-2.0, -1.0]}
+    inputs |= {"returns": [1.0, 0.0], "values": [-1.25, -1.5]}
     inputs = {key: values for key, values in inputs.items() if key in LOSS_TABLE[name].required}
     (plain, p), (divided, q) = (grouped(name, [-1.0, -1.5], inputs, [0, 1], normalizer=n) for n in (1.0, 8.0))
     assert divided.loss_sum.item() == pytest.approx(plain.loss_sum.item() / 8)
@@ -307,6 +326,48 @@ def test_the_normalizer_divides_the_sum_and_not_the_mean_for_people(name: str) -
         for result, n in ((plain, 1.0), (divided, 8.0))
     ]
     assert means[0] == pytest.approx(means[1])
+
+
+# v from 0 by a clip of 0.5 about the old value 0, R = 1: ½·coef·error² with coef = 2.
+@pytest.mark.parametrize(
+    ("v", "returns", "loss", "slope", "clipped"),
+    [
+        (0.25, 1.0, 0.5625, -1.5, 0.0),  # within the bounds
+        (0.75, 1.0, 0.25, 0.0, 1.0),  # beyond them on the way to R: the clipped error (½)² is the larger one
+        (-0.75, 1.0, 3.0625, -3.5, 0.0),  # beyond them and further off: it has to come back
+        (0.5, 1.0, 0.25, -1.0, 0.0),  # at the bound itself
+        (1.75, 1.0, 0.5625, 1.5, 0.0),  # past R, by more than the bound falls short
+        (1.25, 1.0, 0.25, 0.0, 1.0),  # past R, by less
+    ],
+)
+def test_the_clipped_value_loss_by_hand(v: float, returns: float, loss: float, slope: float, clipped: float) -> None:
+    values = torch.tensor([v], requires_grad=True)
+    inputs = {"returns": torch.tensor([returns]), "values": torch.tensor([0.0])}
+    result = compute_loss("value", {"coef": 2.0}, logprobs=values, inputs=inputs)
+    assert result.loss_sum.item() == pytest.approx(loss)
+    assert gradient(result, values) == pytest.approx([slope])
+    assert result.metrics["clip_fraction:mean"].item() == clipped
+    halved = compute_loss("value", {"coef": 1.0, "clip": 0.5}, logprobs=values, inputs=inputs)
+    assert halved.loss_sum.item() == pytest.approx(loss / 2)
+
+
+def test_values_weights_and_what_is_told_of_them() -> None:
+    values = torch.tensor([0.1, 0.2, 5.0, 0.3], requires_grad=True)
+    inputs = {
+        "returns": torch.tensor([0.5, -0.2, 7.0, 0.3]),
+        "values": torch.tensor([0.1, 0.2, 5.0, 0.3]),
+        "weights": torch.tensor([1.0, 3.0, 0.0, 1.0]),
+    }
+    result = compute_loss("value", {}, logprobs=values, inputs=inputs)
+    assert result.loss_sum.item() == pytest.approx(0.25 * (0.4**2 + 3 * 0.4**2))
+    assert gradient(result, values) == pytest.approx([-0.5 * 0.4, 0.5 * 3 * 0.4, 0, 0])
+    assert result.num_active == 3
+    metrics = combine_metrics([{key: value.item() for key, value in result.metrics.items()}])
+    assert metrics["value:mean"] == pytest.approx(0.2)
+    assert metrics["return:mean"] == pytest.approx(0.2)
+    assert metrics["value_error:mean"] == pytest.approx(0, abs=1e-6)
+    # the errors are 0.4, -0.4, 0; the returns 0.3, -0.4, 0.1 about their mean
+    assert metrics["value:explained_variance"] == pytest.approx(1 - 0.32 / 0.26, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name, spec in LOSS_TABLE.items() if "kl_coef" in spec.defaults])
@@ -427,7 +488,7 @@ def ours(layers: LoraLayers, adapter: Adapter, name: str, ids_BT: Tensor, inputs
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
-@pytest.mark.parametrize("name", sorted(LOSS_TABLE))
+@pytest.mark.parametrize("name", sorted(OF_LOGPROBS))
 def test_value_and_gradient_are_those_of_plain_peft_and_torch(
     load: Load, make_adapter: Make, ids_BT: Tensor, batch: dict[str, Tensor], kind: str, name: str
 ) -> None:
@@ -456,7 +517,7 @@ def test_value_and_gradient_are_those_of_plain_peft_and_torch(
         assert 0 < result.metrics["clip_fraction:mean"] < 1, "the batch must reach both sides of the trust region"
 
 
-@pytest.mark.parametrize("name", sorted(LOSS_TABLE))
+@pytest.mark.parametrize("name", sorted(OF_LOGPROBS))
 def test_data_in_parts_accumulate_to_the_whole(
     layers: LoraLayers, make_adapter: Make, ids_BT: Tensor, batch: dict[str, Tensor], name: str
 ) -> None:

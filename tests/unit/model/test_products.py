@@ -30,7 +30,7 @@ def plain(x, weight, bias, a, b, scaling):
 def test_the_large_shape_is_one_for_onednn_where_there_is_one():
     rows, positions, inputs, outputs = LARGE
     x, weight = torch.zeros(rows * positions, inputs), torch.zeros(outputs, inputs)
-    assert products._is_for_onednn(x, weight) == products._HAS_ONEDNN
+    assert products._is_for_onednn(x, weight) == products.HAS_ONEDNN
     assert not products._is_for_onednn(x.double(), weight.double())
 
 

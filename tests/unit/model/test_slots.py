@@ -21,9 +21,14 @@ ALL = {"train_attn": True, "train_mlp": True, "train_unembed": True}
 def adapters(layers: LoraLayers, make_adapter: Make) -> list[Adapter]:
     return [
         make_adapter(layers, **ALL),
-        make_adapter(layers, seed=2, rank=7, alpha=3.0, train_mlp=False),
+        make_adapter(layers, seed=2, rank=7, alpha=3.0, use_rslora=True, train_mlp=False),
         make_adapter(layers, seed=3, rank=1, train_attn=False),
     ]
+
+
+@pytest.fixture
+def with_dora(layers: LoraLayers, make_adapter: Make) -> Adapter:
+    return make_adapter(layers, seed=4, rank=3, use_dora=True, **ALL)
 
 
 @pytest.fixture
@@ -132,3 +137,37 @@ def test_what_does_not_fit_is_refused(layers: LoraLayers, slots: AdapterSlots, m
             slots.load(slot, make_adapter(layers))
     with pytest.raises(ValueError, match="outside the 5 slots"), slots.active([0, 5]):
         pass
+
+
+@pytest.mark.parametrize("rows", [[4, 4, 4, 4], [4, 0, 1, 4], [2, 4, 0, 1]])
+def test_dora_is_as_in_the_trainer_and_leaves_other_rows_alone(
+    layers: LoraLayers,
+    slots: AdapterSlots,
+    adapters: list[Adapter],
+    with_dora: Adapter,
+    ids_BT: Tensor,
+    rows: list[int],
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for linear in layers.linears:  # which the update must not change
+        linear.bias = torch.nn.Parameter(torch.randn(linear.out_features, generator=generator), requires_grad=False)
+    slots.load(4, adapters[0])
+    with slots.active(rows):
+        plain = last_logits(layers, ids_BT)
+    slots.load(4, with_dora)
+    with slots.active(rows):
+        found = last_logits(layers, ids_BT)
+    by_slot = [None, *adapters, with_dora]
+    for row, slot in enumerate(rows):
+        torch.testing.assert_close(found[row], alone(layers, by_slot[slot], ids_BT[row]), rtol=0, atol=1e-5)
+        if slot != 4:
+            torch.testing.assert_close(found[row], plain[row], rtol=0, atol=1e-5)
+    slots.free(4)
+    with slots.active([4] * 4):
+        freed = last_logits(layers, ids_BT)
+    torch.testing.assert_close(freed, last_logits(layers, ids_BT), rtol=0, atol=1e-5)
+    slots.load(4, adapters[1])  # what DoRA left in the slot is gone
+    with slots.active([4, 0, 4, 0]):
+        torch.testing.assert_close(
+            last_logits(layers, ids_BT)[0], alone(layers, adapters[1], ids_BT[0]), rtol=0, atol=1e-5
+        )

@@ -13,9 +13,15 @@ def test_without_alpha_the_scaling_is_one(alpha: float | None) -> None:
     assert LoraSpec(rank=12, alpha=alpha).scaling == 1.0
 
 
+def test_rank_stabilised_scaling_falls_with_the_root_of_the_rank() -> None:
+    assert LoraSpec(16, 8.0, use_rslora=True).scaling == 2.0
+    assert LoraSpec(16, use_rslora=True).scaling == 4.0
+
+
 def test_message_and_back() -> None:
-    spec = LoraSpec(4, 6.0, 0.25, ("q_proj", "v_proj"), train_attn=False, train_mlp=True, train_unembed=True)
-    assert spec.scaling == 1.5
+    switches = {"train_attn": False, "train_mlp": True, "train_unembed": True, "use_rslora": True, "value_head": True}
+    spec = LoraSpec(4, 6.0, 0.25, ("q_proj", "v_proj"), **switches)
+    assert spec.scaling == 3.0
     assert LoraSpec.from_proto(spec.to_proto()) == spec
 
 

@@ -25,6 +25,7 @@ from farstep_proto.tensors import ids_from_bytes, model_input_to_proto
 from farstep_proto.v1 import common_pb2, feed_pb2, operations_pb2, training_pb2
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_proto.v1.feed_pb2_grpc import PolicyFeedServicer, add_PolicyFeedServicer_to_server
+from farstep_sampler.engine_thread import EngineThread
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.feed import FeedConfig
@@ -458,6 +459,45 @@ async def test_a_client_that_goes_away_frees_its_rows(replica: Replica, engine: 
         assert time.monotonic() - began < 2  # the samples take much longer
         server.should_exit = True
         await serving
+
+
+async def test_sequences_switch_to_a_newer_version_when_asked_to(
+    http: httpx.AsyncClient, replica: Replica, make_adapter: MakeAdapter, until: Until
+) -> None:
+    offer(replica, "r", 1, make_adapter(1))
+    await sampled(http, request(run_id="r"), X_Min_Policy_Version="1")
+    message = request(run_id="r", in_flight="switch", params={"max_tokens": 600})
+    running = asyncio.create_task(sampled(http, message))
+    staying = asyncio.create_task(sampled(http, request(run_id="r", params={"max_tokens": 600})))
+    await until(lambda: bool(replica._engine._in_flight))
+    offer(replica, "r", 2, make_adapter(2))
+    response = await running
+    assert response.policy_version == 1
+    versions = np.frombuffer(response.sequences[0].policy_versions, "<i8").tolist()
+    assert set(versions) == {1, 2}
+    assert versions == sorted(versions)
+    tokens = ids_from_bytes((await staying).sequences[0].tokens).tolist()
+    switched = ids_from_bytes(response.sequences[0].tokens).tolist()
+    first_new = versions.index(2)
+    assert switched[:first_new] == tokens[:first_new]
+    assert switched != tokens
+    assert (await staying).sequences[0].policy_versions == b""
+    assert all(entry.num_pins == 0 for entry in replica._table._entries.values())
+    refused = await sample(http, message, X_Policy_Version="1")
+    assert refused.status_code == 400
+    assert error_of(refused).field == "in_flight"
+
+
+async def test_a_thousand_requests_at_once(
+    base: BaseModel, engine: TorchEngine, make_job: Callable[..., object]
+) -> None:
+    thread = EngineThread(engine)
+    thread.start()
+    jobs = [make_job([5 + i % 300, 6, 7], max_tokens=3 + i % 5, seed=i) for i in range(1000)]
+    results = await asyncio.gather(*(thread.sample(job, slot=i % 4) for i, job in enumerate(jobs)))
+    assert [len(result.sequences[0].tokens) for result in results] == [3 + i % 5 for i in range(1000)]
+    assert engine.held_tokens == 0
+    await thread.close()
 
 
 async def test_a_retired_version_is_fetched_back_and_one_that_nobody_keeps_is_a_clear_no(

@@ -14,7 +14,7 @@ from farstep_model.spec import LoraSpec
 from farstep_proto.errors import ModelError
 from farstep_sampler.engines import torch_engine
 from farstep_sampler.engines.adapter_table import AdapterTable
-from farstep_sampler.engines.memory import cache_budget, token_bytes
+from farstep_sampler.engines.kv_shape import KVShape, cache_budget
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.request import SampleJob
 from farstep_sampler.result import SampleResult
@@ -266,7 +266,7 @@ def test_broken_weights_fail_their_own_requests_only(
     assert tokens_of(run_jobs(engine, [make_job(prompts[5], max_tokens=20)], [1])) == tokens_of(expected)
 
 
-@pytest.mark.parametrize("where", ["prefill", "sample"])
+@pytest.mark.parametrize("where", ["batch_size", "sample"])
 def test_an_exception_costs_only_the_requests_in_it(
     engine: TorchEngine,
     make_job: MakeJob,
@@ -331,5 +331,55 @@ def test_other_architectures(
 
 
 def test_the_cache_budget_is_within_memory(base: BaseModel) -> None:
-    assert token_bytes(base) == 2 * 4 * 2 * 32 * 4  # keys and values · layers · heads · head size · fp32
+    assert KVShape.of(base).token_bytes == 2 * 4 * 2 * 32 * 4  # keys and values · layers · heads · head size · fp32
     assert cache_budget(base, max_rows=2) <= 2 * base.max_seq_len
+
+
+def test_five_versions_interleaved_equal_the_trainers_forward(
+    base: BaseModel,
+    layers: LoraLayers,
+    make_adapter: Callable[..., Adapter],
+    make_job: MakeJob,
+    run_jobs: RunJobs,
+    prompts: Prompts,
+) -> None:
+    table = AdapterTable(layers, num_slots=5)
+    engine = TorchEngine(base, table, max_rows=32, budget_tokens=1 << 15)
+    versions = {slot: make_adapter(20 + slot, rank=2 * slot) for slot in range(1, 6)}
+    for slot, adapter in versions.items():
+        engine.load(slot, adapter)
+    jobs = [make_job(prompt, seed=seed, num_samples=2, max_tokens=20) for seed, prompt in enumerate(prompts[:10])]
+    slots = [1 + index % 5 for index in range(10)]
+    for _ in range(2):  # the second time with prefixes from the cache
+        for slot, job, result in zip(slots, jobs, run_jobs(engine, jobs, slots), strict=True):
+            with layers.active([versions[slot]]):
+                assert worst_difference(base, job.prompt.tolist(), result) < 3e-5
+
+
+def test_a_long_prompt_does_not_keep_a_running_sequence_waiting(
+    engine: TorchEngine, make_job: MakeJob, prompts: Prompts
+) -> None:
+    engine.submit(0, make_job(prompts[3], max_tokens=200), slot=0, streams=True)
+    engine.step()
+    engine.take_news()
+    engine._chunk = 64.0
+    engine.submit(1, make_job([7, 8, 9] * 500, max_tokens=1), slot=0)
+    num_steps = 0
+    while not engine.step():
+        num_steps += 1
+        assert len(engine.take_news()) == 1  # a token at every step
+    assert num_steps > 3
+    engine.cancel(0)
+    assert engine.held_tokens == 0
+
+
+def test_memory_is_given_back_however_jobs_end(engine: TorchEngine, make_job: MakeJob, prompts: Prompts) -> None:
+    for ticket, prompt in enumerate(prompts):
+        engine.submit(ticket, make_job(prompt, num_samples=3, max_tokens=300), slot=ticket % 4)
+    for _ in range(5):
+        engine.step()
+    assert engine.held_tokens > 0
+    for ticket in range(len(prompts)):
+        engine.cancel(ticket)
+    assert engine.held_tokens == 0
+    assert not engine.has_work

@@ -72,6 +72,30 @@ async def test_same_submission_is_the_same_operation():
         table.open("a", client_id="c", verb="forward", digest=b"other")
 
 
+async def test_every_client_that_submitted_it_hears_of_it():
+    table = opened("a", "b")
+    assert not table.open("a", client_id="other", verb="forward", digest=b"d")
+    table.finish("a", pb.Operation(state=DONE))
+    table.finish("b", pb.Operation(state=DONE))
+    assert await poll(table, client="other") == (["a"], [])
+    assert await poll(table, client="other", ack=["a"]) == ([], [])
+    assert await poll(table) == (["a", "b"], [])
+    assert await poll(table, ack=["a", "b"]) == ([], [])
+
+
+async def test_a_submission_repeated_after_its_outcome_was_acknowledged_brings_it_again():
+    clock = Clock()
+    table = opened("a", clock=clock, retention_s=10)
+    table.finish("a", pb.Operation(state=DONE))
+    assert await poll(table, ack=["a"]) == ([], [])
+    assert not table.open("a", client_id="other", verb="forward", digest=b"d")
+    assert await poll(table, client="other") == (["a"], [])
+    clock.now = 11
+    assert await poll(table, client="other") == ([], [])
+    assert table._channels == {}
+    assert table._entries == {}
+
+
 async def test_finishing_twice_is_a_mistake():
     table = opened("a")
     table.finish("a", pb.Operation(state=DONE))
@@ -207,3 +231,23 @@ async def test_two_polls_of_one_client_are_both_answered():
     table.open("a", client_id="c", verb="forward", digest=b"d")
     table.finish("a", pb.Operation(state=DONE))
     assert await asyncio.wait_for(second, 1) == (["a"], [])
+
+
+async def test_a_table_is_settled_once_those_who_listen_have_heard():
+    now = [100.0]
+    table = OperationTable(clock=lambda: now[0])
+    assert table.is_settled
+    table.open("a", client_id="me", verb="sample", digest=b"")
+    assert not table.is_settled
+    parked = asyncio.create_task(table.poll(pb.PollRequest(client_id="me", wait_s=5)))
+    await asyncio.sleep(0)
+    now[0] += 3600
+    assert not table.is_settled  # it listens, however long
+    table.finish("a", pb.Operation(state=pb.OPERATION_STATE_SUCCEEDED))
+    assert not table.is_settled
+    assert [operation.operation_id for operation in (await parked).finished] == ["a"]
+    assert table.is_settled  # heard, if not acknowledged
+    table.open("b", client_id="gone", verb="sample", digest=b"")
+    assert not table.is_settled
+    now[0] += 3
+    assert table.is_settled  # it never asked

@@ -63,6 +63,8 @@ def make_pass(layers):
                 "advantages": rng.normal(size=length).astype(np.float32),
                 "ref_logprobs": (-4 - 4 * (np.arange(length) % 5) / 5).astype(np.float32),
                 "sequence_ratio_mask": (np.arange(length) % 3 != 1).astype(np.float32),
+                "returns": np.cos(np.arange(length) * (1.0 + seed)).astype(np.float32),
+                "values": (0.4 * np.sin(np.arange(length))).astype(np.float32),
             }
             inputs["target_tokens"][-1] = -100
             spec = LOSS_TABLE[loss_fn]

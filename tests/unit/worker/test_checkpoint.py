@@ -45,8 +45,10 @@ def weights(run):
     return run.adapter.to_bytes()
 
 
-def test_going_on_from_a_checkpoint_is_going_on(store, make_run, train):
-    straight, first, second = make_run("straight", dropout=0.3), make_run("run", dropout=0.3), make_run("x", seed=5)
+@pytest.mark.parametrize("spec", [{}, {"use_dora": True, "use_rslora": True}])
+def test_going_on_from_a_checkpoint_is_going_on(store, make_run, train, spec):
+    straight, first = (make_run(run_id, dropout=0.3, **spec) for run_id in ("straight", "run"))
+    second = make_run("x", seed=5, **spec)
     second.adapter.spec = first.adapter.spec
     train("straight", range(10))
     train("run", range(5))
@@ -94,6 +96,8 @@ def test_collected_gradients_are_dropped(store, make_run, train, executor, make_
     [
         ({"rank": 8}, "rank 4, the run has 8"),
         ({"rank": 4, "alpha": 16.0}, "alpha 4.0, the run has 16.0"),
+        ({"rank": 4, "use_rslora": True}, "use_rslora False, the run has True"),
+        ({"rank": 4, "use_dora": True}, "use_dora False, the run has True"),
         ({"rank": 4, "train_mlp": False}, "adapts .*, the run adapts"),
     ],
 )

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import closing
 
 import httpx
 import numpy as np
@@ -13,12 +14,15 @@ import pytest
 import torch
 
 from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_model import products
 from farstep_model.spec import LoraSpec
 from farstep_proto import paths
 from farstep_proto.errors import InvalidInput
 from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import operations_pb2
+from farstep_worker.compute import ComputeSettings
 from farstep_worker.data_parallel import shares
+from farstep_worker.evicted import EvictedRuns
 from farstep_worker.executor import Executor
 from farstep_worker.lead import GroupSettings, leading
 from farstep_worker.rank_messages import read_call, to_command
@@ -30,7 +34,7 @@ from tests.unit.worker.wire import ADAM as ADAM_REQUEST
 from tests.unit.worker.wire import Trainer, to_request
 
 ADAM = AdamSettings(1e-2, 0.9, 0.95, 1e-8, 0.01, 1.0)
-LIMITS = Limits(100_000, 4096)
+LIMITS = Limits(100_000, 4096, has_value_head=True)
 
 
 # Without processes: how work is shared out, and how it is told
@@ -82,8 +86,10 @@ def test_shares_are_balanced_by_tokens(make_pass, loss_fn, expected):
 
 @pytest.mark.parametrize("lengths", [(), (5, 1, 12)])
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_pass_arrives_as_it_was_sent(make_pass, lengths, backward):
-    call = make_pass("ppo", lengths=lengths, backward=backward, config={"clip_low_threshold": 0.7})
+@pytest.mark.parametrize("what", [("ppo", {"clip_low_threshold": 0.7}), ("value", {"clip": 0.25})])
+def test_a_pass_arrives_as_it_was_sent(make_pass, lengths, backward, what):
+    loss_fn, config = what
+    call = make_pass(loss_fn, lengths=lengths, backward=backward, config=config)
     call = call if backward else dataclasses.replace(call, adapter="start")
     arrived = read_call(to_command("run", call).execute, LIMITS)
     # a further field has to be put into `rank_messages`, the case of no data included, and compared here
@@ -129,6 +135,20 @@ def test_replicas_that_differ_are_found_out(tmp_path, make_pass):
     assert followers_of(os.getpid()) == []
 
 
+@pytest.mark.system
+def test_every_rank_is_told_how_to_compute(tmp_path, layers, make_pass):
+    """Packed and with gradient checkpointing here, padded there."""
+    alone = Executor(layers, CheckpointStore(tmp_path / "alone"), token_budget=128)
+    with leading(settings(tmp_path, batching="packed", gradient_checkpointing=True), on_loss=print) as leader:
+        runs = [executor.create_run(RunConfig("run", LoraSpec(4), 1, 128)) for executor in (leader, alone)]
+        for loss_fn in ("ppo", "dpo"):
+            call = valid(make_pass(loss_fn, lengths=(60, 2, 12, 90, 3, 33)))
+            ours, theirs = (succeeded(executor.execute("run", call)) for executor in (leader, alone))
+            assert_same_output(ours.forward_backward, theirs.forward_backward)
+        assert_close(runs[0].gradients, runs[1].gradients)
+        succeeded(leader.execute("run", ADAM))
+
+
 class Pair:
     """Two ranks, and one executor alone that is told the same; `lost` is what was heard of lost ranks."""
 
@@ -137,8 +157,8 @@ class Pair:
         self.alone = alone
         self.lost = lost
 
-    def create(self, run_id, *, dropout=0.0, seed=3):
-        config = RunConfig(run_id, LoraSpec(4, dropout=dropout), seed, self.leader.base.max_seq_len)
+    def create(self, run_id, *, seed=3, **spec):
+        config = RunConfig(run_id, LoraSpec(4, **spec), seed, self.leader.base.max_seq_len)
         self.alone.create_run(config)
         return self.leader.create_run(config), self.alone.runs[run_id]
 
@@ -146,10 +166,10 @@ class Pair:
         return [succeeded(executor.execute(run_id, call)) for executor in (self.leader, self.alone)]
 
 
-def settings(tmp_path):
+def settings(tmp_path, **compute):
     return GroupSettings(
-        world=2, model="farstep/tiny", store=tmp_path / "store", device="cpu", token_budget=128, num_threads=1,
-        log_level="WARNING",
+        world=2, model="farstep/tiny", store=tmp_path / "store", device="cpu",
+        compute=ComputeSettings(token_budget=128, **compute), num_threads=1, log_level="WARNING",
     )  # fmt: skip
 
 
@@ -157,7 +177,9 @@ def settings(tmp_path):
 def pair(layers, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("pair")
     lost = []
-    with leading(settings(tmp_path), on_loss=lost.append) as leader:  # one at a time in a process
+    evicted = EvictedRuns(tmp_path / "store")
+    room = dataclasses.replace(settings(tmp_path), run_memory_bytes=0)
+    with closing(evicted), leading(room, evicted, on_loss=lost.append) as leader:  # one at a time in a process
         alone = Executor(layers, CheckpointStore(tmp_path / "store"), token_budget=128)
         yield Pair(leader, alone, lost)
 
@@ -180,8 +202,9 @@ def assert_same_output(ours, theirs):
         assert ours.metrics[name] == pytest.approx(theirs.metrics[name], rel=1e-4, abs=1e-6), name
     assert len(ours.loss_fn_outputs) == len(theirs.loss_fn_outputs)
     for a, b in zip(ours.loss_fn_outputs, theirs.loss_fn_outputs, strict=True):
-        assert list(a.fields["logprobs"].shape) == list(b.fields["logprobs"].shape)
-        values = [np.frombuffer(output.fields["logprobs"].data, dtype=np.float32) for output in (a, b)]
+        (name,) = b.fields
+        assert list(a.fields[name].shape) == list(b.fields[name].shape)
+        values = [np.frombuffer(output.fields[name].data, dtype=np.float32) for output in (a, b)]
         np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-5)
 
 
@@ -227,6 +250,27 @@ def test_two_processes_compute_what_one_does(pair, make_pass, loss_fn, lengths):
 
 
 @pytest.mark.system
+@pytest.mark.parametrize("lengths", [(7,), (40, 3, 5, 12)])
+def test_two_processes_train_a_value_head_as_one_does(pair, make_pass, lengths):
+    """In steps of the policy alone, of values alone and of both: what has no gradient has none on any rank."""
+    run_id = f"critic-{len(lengths)}"
+    ours, theirs = pair.create(run_id, value_head=True, target_modules=("q_proj", "lm_head"))
+    for step, losses in enumerate((["ppo"], ["value"], ["value", "ppo"])):
+        for loss_fn in losses:
+            a, b = pair.both(run_id, make_pass(loss_fn, lengths=lengths, seed=step))
+            assert_same_output(a.forward_backward, b.forward_backward)
+        there = [[gradient is not None for gradient in run.gradients] for run in (ours, theirs)]
+        assert there[0] == there[1]
+        assert all(there[0]) == (len(losses) == 2)
+        pair.both(run_id, ADAM)  # compares the replicas
+    assert_close(ours.adapter.parameters(), theirs.adapter.parameters(), rtol=1e-3)
+    for adapter in ("current", "start"):
+        call = dataclasses.replace(make_pass("value", lengths=lengths, backward=False), adapter=adapter)
+        a, b = pair.both(run_id, call)
+        assert_same_output(a.forward_backward, b.forward_backward)
+
+
+@pytest.mark.system
 @pytest.mark.parametrize("bad", [2, 3])
 def test_a_pass_that_fails_on_one_rank_leaves_every_rank_as_it_was(pair, make_pass, bad):
     run_id = f"fails-{bad}"
@@ -244,6 +288,33 @@ def test_a_pass_that_fails_on_one_rank_leaves_every_rank_as_it_was(pair, make_pa
     assert ours.random == random
     succeeded(pair.leader.execute(run_id, make_pass(seed=6)))
     succeeded(pair.leader.execute(run_id, ADAM))  # compares the replicas
+
+
+@pytest.mark.system
+def test_memory_that_runs_out_on_one_rank(pair, make_pass, monkeypatch):
+    """It splits its micro-batches by itself; what does not fit alone fails the pass on all."""
+    ours, theirs = pair.create("memory")
+    call = make_pass("ppo", lengths=(8,) * 16)
+    expected = succeeded(pair.alone.execute("memory", call))
+    found, failures = products.product, []
+
+    def small(x_NI, *others):
+        if len(x_NI) > limit:
+            failures.append(len(x_NI))
+            raise torch.OutOfMemoryError("no memory")
+        return found(x_NI, *others)
+
+    with monkeypatch.context() as patch:  # in this process, which is rank 0
+        patch.setattr(products, "product", small)
+        limit = 40
+        assert_same_output(succeeded(pair.leader.execute("memory", call)).forward_backward, expected.forward_backward)
+        assert failures == [64]
+        assert_close(ours.gradients, theirs.gradients)
+        limit = 7
+        error = pair.leader.execute("memory", call).operation.error
+    assert (error.error_class, error.field) == ("OutOfMemoryError", "data[0]")
+    assert_close(ours.gradients, theirs.gradients)
+    succeeded(pair.leader.execute("memory", ADAM))  # compares the replicas
 
 
 @pytest.mark.system
@@ -305,6 +376,22 @@ def test_dropout_is_repeatable_and_differs_by_rank(pair, make_pass):
     ranks = [output.fields["logprobs"].data for output in
              succeeded(pair.leader.execute("dropout-a", twins)).forward_backward.loss_fn_outputs]  # fmt: skip
     assert ranks[0] != ranks[1]
+
+
+@pytest.mark.system
+def test_runs_leave_all_ranks_and_come_back_to_all(pair, make_pass):
+    leader = pair.leader
+    staying, moving = pair.create("staying", dropout=0.2)[0], pair.create("moving", dropout=0.2)[0]
+    pair.create("deleted")
+    for call in (make_pass(), ADAM, make_pass(seed=1), make_pass(seed=2), ADAM, Reset(2), make_pass(), ADAM):
+        leader.make_room(lambda run_id: run_id == "staying")
+        assert (staying.away is None, moving.away is None) == (True, False)
+        succeeded(leader.execute("staying", call))
+        succeeded(leader.execute("moving", call))  # ends with a comparison of the replicas
+    leader.delete_run("deleted")
+    succeeded(leader.execute("moving", make_pass()))
+    assert moving.adapter.to_bytes() == staying.adapter.to_bytes()
+    assert moving.optimizer.state_bytes() == staying.optimizer.state_bytes()
 
 
 @pytest.mark.system

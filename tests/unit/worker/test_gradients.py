@@ -40,23 +40,29 @@ def _dppo_keep(p, q, adv):
 def plain_peft(adapter):
     """The same model and weights in transformers and peft, in double precision."""
     model = AutoModelForCausalLM.from_pretrained(model_dir(), dtype=torch.float64)
-    names = sorted({name.rpartition(".lora_")[0].removeprefix("base_model.model.") for name in adapter.names()})
+    names = sorted({name.rpartition(".lora_")[0].removeprefix("base_model.model.") for name in adapter.state_dict()})
     config = LoraConfig(r=adapter.spec.rank, lora_alpha=adapter.spec.alpha, target_modules=names)
     peft_model = get_peft_model(model, config)
+    if adapter.value_head is not None:
+        head = torch.nn.Linear(model.config.hidden_size, 1, dtype=torch.float64)
+        head.load_state_dict({"weight": adapter.value_head.weight, "bias": adapter.value_head.bias})
+        peft_model.v_head = torch.nn.ModuleDict({"summary": head})
     set_peft_model_state_dict(peft_model, {key: value.double() for key, value in adapter.state_dict().items()})
     return peft_model.eval()
 
 
 def reference(adapter, call):
-    """Loss sum, log-probabilities by datum, and gradients by name: one datum at a time, without padding."""
+    """Loss sum, log-probabilities or values by datum, and gradients by name: one datum at a time, without padding."""
     model = plain_peft(adapter)
     data, all_logprobs = [], []
     for example in call.examples:
-        logits = model(torch.from_numpy(example.tokens.astype(np.int64))[None]).logits[0]
+        output = model(torch.from_numpy(example.tokens.astype(np.int64))[None], output_hidden_states=True)
         targets = torch.from_numpy(example.inputs["target_tokens"])
         asked = targets != -100
         flat = targets.reshape(len(targets), -1).clamp_min(0)
-        p = torch.log_softmax(logits, -1).gather(-1, flat).reshape(targets.shape)
+        p = torch.log_softmax(output.logits[0], -1).gather(-1, flat).reshape(targets.shape)
+        if call.loss_fn == "value":
+            p = model.v_head.summary(output.hidden_states[-1][0])[:, 0]
         p = torch.where(asked, p, 0.0)
         given = {key: torch.from_numpy(array).double() for key, array in example.inputs.items()}
         weights = given.get("weights", torch.ones_like(p)) * asked
@@ -84,6 +90,8 @@ def expected_loss(call, data):
         for p, weights, given in data:
             if call.loss_fn == "gspo":
                 per_token = _gspo(p, weights, given, settings)
+            elif call.loss_fn == "value":
+                per_token = settings["coef"] * _value(p, given, settings["clip"])
             else:
                 per_token = FORMULAS[call.loss_fn](p, given.get("logprobs"), given.get("advantages"))
             if settings.get("kl_coef"):
@@ -103,6 +111,12 @@ def _gspo(p, weights, given, settings):
     return -torch.min(ratio * given["advantages"], ratio.clip(*bounds) * given["advantages"])
 
 
+def _value(v, given, clip):
+    """By token, as PPO2 has it: the old value moved by the clipped difference."""
+    moved = given["values"] + (v - given["values"]).clip(-clip, clip)
+    return 0.5 * torch.max((v - given["returns"]) ** 2, (moved - given["returns"]) ** 2)
+
+
 def distance(found, expected):
     """Relative, in the norm of all parameters together."""
     difference = torch.sqrt(sum(((a.double() - b) ** 2).sum() for a, b in zip(found, expected, strict=True)))
@@ -115,8 +129,8 @@ def check_against_reference(adapter, call, results):
     found = [torch.stack(parts).sum(0) for parts in zip(*(result.gradients for result in results), strict=True)]
     assert sum(result.loss_sum for result in results) == pytest.approx(loss_sum, rel=1e-5)
     assert distance(found, expected) <= 1e-5
-    assert torch.stack([g.norm() for g in found]).min() > 0
-    outputs = [array for result in results for array in result.logprobs]
+    assert torch.stack([g.norm() for g in found]).min() > 0, "each must be there, or the comparison says little of it"
+    outputs = [array for result in results for array in result.outputs]
     for output, wanted in zip(outputs, logprobs, strict=True):
         assert output.shape == wanted.shape
         np.testing.assert_allclose(output, wanted, atol=2e-5)
@@ -124,7 +138,7 @@ def check_against_reference(adapter, call, results):
 
 @pytest.mark.parametrize("loss_fn", sorted(LOSS_TABLE))
 def test_every_loss_agrees_with_plain_peft(make_run, make_pass, loss_fn):
-    adapter = make_run(warm=True).adapter
+    adapter = make_run(warm=True, value_head=loss_fn == "value").adapter
     call = make_pass(loss_fn, config=SETTINGS.get(loss_fn))
     result = run_pass(adapter, call, token_budget=24, dropout_seed=0)
     check_against_reference(adapter, call, [result])
@@ -141,10 +155,12 @@ def test_every_loss_agrees_with_plain_peft(make_run, make_pass, loss_fn):
         ("gspo", {"kl_coef": 0.3, **SETTINGS["gspo"]}),
         ("dpo", {"beta": 0.05, "label_smoothing": 0.2, "normalizer": 3.0}),
         ("ipo", {"beta": 0.05, "label_smoothing": 0.2}),
+        ("value", {"clip": 0.2, "coef": 3.0, "normalizer": 5.0}),
+        ("value", {"clip": 0.0}),
     ],
 )
 def test_common_settings_agree_with_plain_torch(make_run, make_pass, loss_fn, config):
-    adapter = make_run(warm=True).adapter
+    adapter = make_run(warm=True, value_head=loss_fn == "value").adapter
     call = make_pass(loss_fn, config=config)
     check_against_reference(adapter, call, [run_pass(adapter, call, token_budget=24, dropout_seed=0)])
 
@@ -217,7 +233,7 @@ def test_batching_changes_nothing_beyond_rounding(make_run, make_pass, token_bud
     assert one.loss_sum == pytest.approx(other.loss_sum, rel=1e-5)
     assert distance(one.gradients, [g.double() for g in other.gradients]) <= 1e-5
     assert one.num_active == other.num_active
-    for a, b in zip(one.logprobs, other.logprobs, strict=True):
+    for a, b in zip(one.outputs, other.outputs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert one.metrics == pytest.approx(other.metrics, rel=1e-4)
 
@@ -243,7 +259,7 @@ def test_targets_without_weight_get_their_logprob_and_no_gradient(make_run, make
     assert result.loss_sum == 0
     assert all(not gradient.any() for gradient in result.gradients)
     full = run_pass(adapter, call, token_budget=64, dropout_seed=0)
-    for a, b in zip(result.logprobs, full.logprobs, strict=True):
+    for a, b in zip(result.outputs, full.outputs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
         assert a[-1] == 0
         assert (a[:-1] < 0).all()

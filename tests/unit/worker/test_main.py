@@ -9,9 +9,8 @@ import time
 
 import httpx
 import pytest
-import torch
 
-from farstep_worker.main import default_token_budget, read_config
+from farstep_worker.main import read_config
 
 BASE = ["--store", "/tmp/store"]
 
@@ -22,6 +21,9 @@ def test_defaults(monkeypatch):
     config = read_config(BASE)
     assert (config.model, config.host, config.port, config.device) == ("farstep/tiny", "127.0.0.1", 0, "auto")
     assert config.max_request_bytes == 8 << 20
+    assert (config.max_runs, config.run_memory_bytes, config.fuse_runs) == (1000, None, True)
+    given = read_config([*BASE, "--max-runs", "7", "--run-memory-mib", "3", "--fuse-runs", "off"])
+    assert (given.max_runs, given.run_memory_bytes, given.fuse_runs) == (7, 3 << 20, False)
     assert config.num_threads == os.cpu_count()
     assert config.keys.digests == ()
 
@@ -33,12 +35,6 @@ def test_the_environment_gives_key_and_threads(monkeypatch):
     assert config.num_threads == 3
     assert len(config.keys.digests) == 1
     assert "secret" not in repr(config)
-
-
-def test_micro_batches_grow_with_the_threads_of_a_cpu_up_to_a_limit():
-    cpu = torch.device("cpu")
-    assert [default_token_budget(cpu, num_threads=n) for n in (1, 2, 4, 64)] == [2048, 4096, 8192, 8192]
-    assert {default_token_budget(torch.device("cuda"), num_threads=n) for n in (1, 8)} == {16_384}
 
 
 def test_several_processes_share_the_threads(monkeypatch):

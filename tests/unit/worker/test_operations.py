@@ -27,6 +27,41 @@ class Costly(Skip):
         object.__setattr__(self, "num_tokens", num_tokens)
 
 
+def test_a_group_takes_heads_of_other_runs_which_pay_for_it():
+    queue = OperationQueue()
+    for run_id, seq, size in (
+        ("a", 1, 5),
+        ("a", 2, 5),
+        ("b", 1, 5),
+        ("c", 1, 50),
+        ("d", 2, 5),
+        ("e", 1, 5),
+        ("f", 1, 5),
+    ):
+        queue.put(work(run_id, seq, call=Costly(size)), now=0)
+
+    def take():
+        group = queue.take_group(now=0, joins=lambda one, other: max(one.num_tokens, other.num_tokens) < 20, most=3)
+        return [item.operation_id for item in group]
+
+    # no second one of a run, no large one, none behind a gap; and the next is who has used least
+    assert [take() for _ in range(4)] == [["a:1", "b:1", "e:1"], ["c:1"], ["f:1", "a:2"], []]
+    assert queue.num_operations == 1
+    assert queue.is_waiting("d")
+    assert not queue.is_waiting("a")
+
+
+def test_a_forgotten_run_frees_its_room():
+    queue = OperationQueue(limits=QueueLimits(max_bytes=10))
+    for seq in (1, 3):
+        queue.put(work(seq=seq, num_bytes=5), now=0)
+    queue.cancel("a:1", now=0)
+    assert [item.seq for item in queue.forget("a")] == [3]
+    assert queue.forget("a") == []
+    assert (queue.num_operations, queue.num_bytes, queue.take(now=0), queue.next_deadline()) == (0, 0, None, None)
+    queue.put(work("b", 1, num_bytes=10), now=0)
+
+
 @st.composite
 def arrivals(draw):
     """Operations of some runs in any order of arrival, some more than once, some cancelled, with takes in between."""

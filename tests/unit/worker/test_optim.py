@@ -99,6 +99,28 @@ def test_state_of_other_parameters_is_refused():
         optimizer(parameters()).load_state_bytes(other.state_bytes())
 
 
+def test_a_parameter_without_a_gradient_sits_the_step_out():
+    """Against torch, where it has no `.grad`: neither weight nor moments nor its count of steps change."""
+    own, theirs = parameters(), parameters()
+    ours = optimizer(own)
+    settings = dataclasses.replace(SETTINGS, weight_decay=0.1, grad_clip_norm=1.0)
+    reference = torch.optim.AdamW(theirs, lr=1e-2, betas=(0.9, 0.95), eps=1e-12, weight_decay=0.1, fused=True)
+    for step, absent in enumerate((0, None, 2, 0, None)):
+        before = [parameter.detach().clone() for parameter in own]
+        given = [None if index == absent else gradient for index, gradient in enumerate(gradients(step))]
+        for parameter, gradient in zip(theirs, given, strict=True):
+            parameter.grad = None if gradient is None else gradient.clone()
+        norm = torch.nn.utils.clip_grad_norm_(theirs, 1.0).item()
+        reference.step()
+        assert ours.step(given, settings) == pytest.approx(norm)
+        assert all(torch.equal(a, b) == (index == absent) for index, (a, b) in enumerate(zip(own, before, strict=True)))
+        assert all(torch.equal(a, b) for a, b in zip(own, theirs, strict=True))
+        # in the midst, through bytes: the step of each comes along
+        ours, data = optimizer(own), ours.state_bytes()
+        ours.load_state_bytes(data)
+        assert ours.state_bytes() == data
+
+
 def test_a_gradient_that_is_not_finite_changes_nothing():
     own, untouched = parameters(), parameters()
     ours = optimizer(own)

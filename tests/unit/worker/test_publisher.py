@@ -9,6 +9,7 @@ from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_infra.store.policies import PolicyShelves, ShelvedPolicy
 from farstep_model.adapter import Adapter
 from farstep_proto.errors import Internal, NotFound
+from farstep_proto.v1 import operations_pb2
 from farstep_worker.executor import Executor
 from farstep_worker.publisher import Publisher, WeightSync
 from farstep_worker.shelf_writer import ShelfWriter
@@ -16,8 +17,9 @@ from farstep_worker.submission import LoadState, Publish, Reset, SaveState
 
 
 def succeeded(outcome):
-    assert not outcome.has_failed, outcome.operation.error
-    return outcome.operation.save_weights
+    operation = outcome.operation
+    assert operation.state == operations_pb2.OPERATION_STATE_SUCCEEDED, operation.error
+    return operation.save_weights
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_a_trainer_that_goes_on_from_an_older_checkpoint_gives_new_numbers(make_
     history = [executor.execute("run", Publish("", None)).policy.history for _ in range(2)][-1]
     anew = make_trainer()
     resumed = anew.create_run(run.config)
-    assert not anew.execute("run", LoadState(executor_path("old"), optimizer=True)).has_failed
+    succeeded(anew.execute("run", LoadState(executor_path("old"), optimizer=True)))
     assert resumed.policy_version == 1
     outcome = anew.execute("run", Publish("", None))
     assert succeeded(outcome).policy_version == 4
@@ -97,7 +99,7 @@ def test_versions_go_up_over_a_reset_and_a_load(executor, make_run):
     succeeded(executor.execute("run", SaveState("start", {}, None, overwrite=False)))
     versions = []
     for call in (Reset(4), LoadState(executor_path("start"), optimizer=False), Reset(4)):
-        assert not executor.execute("run", call).has_failed
+        succeeded(executor.execute("run", call))
         versions.append(succeeded(executor.execute("run", Publish("", None))).policy_version)
     assert versions == [1, 2, 3]
 

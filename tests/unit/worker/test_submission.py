@@ -1,5 +1,6 @@
 """Every bad body is refused by the name of its field."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -27,6 +28,10 @@ def policy_datum(**inputs):
     return datum(**{"logprobs": [-1.0, -1.0, -1.0], "advantages": [1.0, 1.0, 1.0], **inputs})
 
 
+def value_datum(**inputs):
+    return datum(**{"target_tokens": None, "returns": [0.5, 0.0, 1.0], "values": [0.0, 0.1, 0.2], **inputs})
+
+
 def forward(*data, loss_fn="cross_entropy", **config):
     return pb.ForwardRequest(data=data, loss_fn=loss_fn, loss_fn_config=config)
 
@@ -52,6 +57,25 @@ BAD = {
     "NaN advantage": (
         forward(policy_datum(), policy_datum(advantages=[1.0, math.nan, 0.0]), loss_fn="ppo"),
         "data[1].loss_fn_inputs.advantages",
+    ),
+    "infinite return": (
+        forward(value_datum(returns=[0.0, math.inf, 0.0]), loss_fn="value"),
+        "data[0].loss_fn_inputs.returns",
+    ),
+    "no old values": (forward(value_datum(values=None), loss_fn="value"), "data[0].loss_fn_inputs"),
+    "values to a gradient of nothing": (
+        forward(value_datum(values=None, returns=None), loss_fn="value"),
+        "data[0].loss_fn_inputs",
+    ),
+    "returns of another length": (
+        forward(value_datum(returns=[0.0, 1.0]), loss_fn="value"),
+        "data[0].loss_fn_inputs.returns",
+    ),
+    "negative clip of values": (forward(value_datum(), loss_fn="value", clip=-0.1), "loss_fn_config.clip"),
+    "negative coef": (forward(value_datum(), loss_fn="value", coef=-0.5), "loss_fn_config.coef"),
+    "a policy's input": (
+        forward(value_datum(advantages=[1.0, 1.0, 1.0]), loss_fn="value"),
+        "data[0].loss_fn_inputs.advantages",
     ),
     "missing advantages": (forward(policy_datum(advantages=None), loss_fn="ppo"), "data[0].loss_fn_inputs"),
     "unknown input": (forward(datum(mask=[1.0, 1.0, 1.0])), "data[0].loss_fn_inputs.mask"),
@@ -87,9 +111,35 @@ BAD = {
 def test_bad_input_is_refused_by_field(case):
     message, field = BAD[case]
     with pytest.raises(InvalidInput) as caught:
-        parse_call("forward_backward", message, LIMITS)
+        parse_call("forward_backward", message, dataclasses.replace(LIMITS, has_value_head=True))
     assert caught.value.field == field
     assert caught.value.message
+
+
+@pytest.mark.parametrize("verb", ["forward", "forward_backward"])
+def test_values_need_a_value_head(verb):
+    with pytest.raises(InvalidInput, match="no value head") as caught:
+        parse_call(verb, forward(value_datum(), loss_fn="value"), LIMITS)
+    assert caught.value.field == "loss_fn"
+    assert "value_head=True" in caught.value.hint
+    based = pb.ForwardRequest(data=[value_datum()], loss_fn="value", adapter="base")
+    with pytest.raises(InvalidInput, match="base model has no value head") as caught:
+        parse_call("forward", based, dataclasses.replace(LIMITS, has_value_head=True))
+    assert caught.value.field == "adapter"
+
+
+def test_a_forward_pass_gives_values_without_anything_to_compare_them_with():
+    limits = dataclasses.replace(LIMITS, has_value_head=True)
+    bare = value_datum(returns=None, values=None)
+    with_returns, without = parse_call("forward", forward(value_datum(), bare, loss_fn="value"), limits).examples
+    assert with_returns.inputs.keys() == {"target_tokens", "returns", "values"}
+    assert without.inputs["weights"].tolist() == [0, 0, 0]
+    masked = value_datum(returns=None, values=None, target_tokens=[-100, 2, 3])
+    (masked,) = parse_call("forward", forward(masked, loss_fn="value"), limits).examples
+    assert masked.inputs["target_tokens"].tolist() == [-100, 2, 3]
+    with pytest.raises(InvalidInput, match="missing 'values'") as caught:
+        parse_call("forward", forward(value_datum(values=None), loss_fn="value"), limits)
+    assert caught.value.field == "data[0].loss_fn_inputs"
 
 
 def test_fields_of_a_part_say_which_part():

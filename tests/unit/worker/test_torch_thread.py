@@ -105,19 +105,6 @@ async def test_an_outcome_that_cannot_be_encoded_is_a_failure(executor, request_
     assert 'farstep_operations_total{outcome="failed",verb="forward"} 1.0' in metrics
 
 
-async def test_a_run_is_created_between_two_operations(trainer, gated, request_of):
-    gated.gate.clear()
-    for seq in range(1, 4):
-        await trainer.submit("forward", request_of(), seq)
-    creating = asyncio.create_task(trainer.create("late"))
-    await until(lambda: trainer.dispatcher.is_computing)
-    await asyncio.sleep(0.02)
-    assert not creating.done()
-    gated.gate.set()
-    assert (await creating).status_code == 200
-    assert (await trainer.outcome("run:3")).state == SUCCEEDED
-
-
 async def test_a_run_that_is_being_created_when_the_server_stops_still_is(gated, request_of):
     async with serving(gated) as trainer:
         await trainer.create()

@@ -30,6 +30,30 @@ def test_runs_on_one_base_model_share_trainer_and_sampler(up):
     assert listed[first["run_id"]] == first
 
 
+def test_a_deleted_run_is_gone_from_its_trainer_and_stays_listed(up):
+    run = up.run(up.session())
+    path = f"/v1/runs/{run['run_id']}"
+    for _ in range(2):  # the first answer may have been lost
+        up.call("DELETE", path)
+    assert up.asked(run["trainer_url"])["deleted"] == [run["run_id"]]
+    deleted = up.call("GET", path)
+    assert deleted["state"] == "deleted"
+    assert "trainer_url" not in deleted
+    assert {r["run_id"]: r["state"] for r in up.call("GET", "/v1/runs")["runs"]}[run["run_id"]] == "deleted"
+    assert up.call("DELETE", "/v1/runs/run-none", status=404)["field"] == "run_id"
+
+
+def test_a_run_is_deleted_without_its_trainer_but_not_while_it_is_provisioned(up):
+    run = up.run(up.session(), base_model="fake/gone")
+    up.kill_server(run["trainer_url"])
+    up.wait_until(lambda: up.call("GET", f"/v1/runs/{run['run_id']}")["state"] == "failed")
+    up.call("DELETE", f"/v1/runs/{run['run_id']}")
+    assert up.call("GET", f"/v1/runs/{run['run_id']}")["state"] == "deleted"
+    request = {"base_model": "fake/hangs", "lora": LORA}
+    hanging = up.call("POST", f"/v1/sessions/{up.session()}/runs", request)
+    assert up.call("DELETE", f"/v1/runs/{hanging['run_id']}", status=409)["field"] == "run_id"
+
+
 def test_another_base_model_gets_processes_of_its_own(up):
     run = up.run(up.session(), base_model="fake/two", with_sampler=False)
     assert "sampler_url" not in run
@@ -55,6 +79,7 @@ def test_many_at_once_start_one_trainer(up):
 def test_more_sampler_replicas_come_with_a_router_that_knows_all(up):
     one = up.run(up.session(), base_model="fake/grows")
     three = up.run(up.session(), base_model="fake/grows", sampler_replicas=3)
+    assert three["state"] == "ready", three
     assert three["trainer_url"] == one["trainer_url"]
     replicas = up.asked(three["sampler_url"])["replica"]
     assert len(replicas) == 3

@@ -71,8 +71,19 @@ async def run(role: str, arguments: argparse.Namespace) -> None:
 
     async def asked(request):
         names = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")
-        facts = {"argv": sys.argv[1:], "env": {name: os.environ[name] for name in names}, **vars(arguments)}
+        facts = {
+            "deleted": deleted,
+            "argv": sys.argv[1:],
+            "env": {name: os.environ[name] for name in names},
+            **vars(arguments),
+        }
         return PlainTextResponse(json.dumps(facts))
+
+    deleted: list[str] = []
+
+    async def delete_run(request):
+        deleted.append(request.path_params["run_id"])
+        return respond(request, common_pb2.Empty())
 
     async def die(request) -> Response:
         print(f"{role} was told to die", file=sys.stderr, flush=True)
@@ -88,6 +99,7 @@ async def run(role: str, arguments: argparse.Namespace) -> None:
     routes = [Route(paths.HEALTH, health), Route(paths.INFO, get_info), Route("/asked", asked), Route("/die", die)]
     if role == "router":
         routes.append(Route(paths.REPLICAS, change_replicas, methods=["POST", "DELETE"]))
+    routes.append(Route(paths.RUN, delete_run, methods=["DELETE"]))
     sock = bind(arguments.host, arguments.port)
     facts = {"feed": f"{arguments.host}:{arguments.feed_port or 4242}"} if role == "trainer" else {}
     app = make_app(routes, keys=KeyRing.of(os.environ["FARSTEP_API_KEY"]))

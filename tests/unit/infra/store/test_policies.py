@@ -1,4 +1,4 @@
-"""Shelves of published policies in a directory and in a bucket (moto over HTTP), and the numbers that never come again."""
+"""Shelves of published policies in a directory and in a bucket (moto over HTTP), and numbers that never repeat."""
 
 import json
 import threading
