@@ -118,6 +118,8 @@ class Reading:
 
     async def _attempt(self, *, on_progress: Callable[[], None]) -> None:
         self._delivered.start_again()
+        if self._delivered.is_anything:
+            self._request.in_flight = ""  # what goes on with newer versions does not come again
         body = self._request.SerializeToString()
         async with aclosing(self._connection.stream(paths.SAMPLE_STREAM, body, headers=self._gate())) as events:
             async for event in events:

@@ -135,6 +135,7 @@ class SamplingClient(Closing):
         *,
         topk_logprobs: int = 0,
         affinity_key: str | None = None,
+        in_flight: Literal["finish", "switch"] = "finish",
     ) -> TokenStream:
         """Samples one continuation of a prompt, and gives its tokens as they come.
 
@@ -146,7 +147,7 @@ class SamplingClient(Closing):
         Where the connection or a replica is lost, it goes on with the same tokens, of the version that it began with.
 
         Args:
-            prompt, sampling_params, topk_logprobs, affinity_key: as in `sample`.
+            prompt, sampling_params, topk_logprobs, affinity_key, in_flight: as in `sample`.
 
         Raises:
             InvalidInputError: an argument cannot be; nothing was submitted.
@@ -155,6 +156,7 @@ class SamplingClient(Closing):
         request.num_samples = 1
         request.topk_logprobs = whole_number("topk_logprobs", topk_logprobs, at_least=0)
         request.affinity_key = affinity_key or ""
+        request.in_flight = in_flight
         if not request.params.HasField("seed"):
             request.params.seed = secrets.randbits(63)
         reading = Reading(self._sampler, request, self._target.headers())

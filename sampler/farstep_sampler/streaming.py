@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf import json_format
 from starlette.requests import Request
@@ -178,7 +178,7 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _ended(*tasks: asyncio.Future[T]) -> None:
+async def _ended(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

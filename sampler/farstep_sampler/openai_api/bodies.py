@@ -57,7 +57,7 @@ class StreamOptions(Body):
 
 
 class _Harmless(Body):
-    """Taken, and of no consequence here."""
+    """Taken, and of no consequence for the answer; users take turns where there is a queue."""
 
     user: str | None = None
     metadata: dict[str, Any] | None = None

@@ -46,7 +46,7 @@ class Completions:
 
     async def chunks(self, gains: Gains) -> AsyncGenerator[bytes, None]:
         """The answer as it comes."""
-        said = {}
+        said: dict[int, int] = {}
         async with aclosing(gains):
             async for ask, gain in gains:
                 version = ask.reader.policy_version
@@ -164,15 +164,15 @@ def _ask(
 
 def _prompts(body: CompletionBody) -> list[tuple[str, str | list[int]]]:
     """Each prompt with its place in the body."""
-    match body.prompt:
-        case str() as text:
-            return [("prompt", text)]
-        case [int(), *_] as tokens:
-            return [("prompt", list(tokens))]
-        case prompts:
-            if not 0 < len(prompts) <= MAX_PROMPTS:
-                raise InvalidInput(f"{len(prompts)} prompts, not 1 to {MAX_PROMPTS}", field="prompt")
-            return [(f"prompt[{index}]", prompt) for index, prompt in enumerate(prompts)]
+    given = body.prompt
+    if isinstance(given, str):
+        return [("prompt", given)]
+    if tokens := [token for token in given if isinstance(token, int)]:
+        return [("prompt", tokens)]
+    prompts = [prompt for prompt in given if not isinstance(prompt, int)]
+    if not 0 < len(prompts) <= MAX_PROMPTS:
+        raise InvalidInput(f"{len(prompts)} prompts, not 1 to {MAX_PROMPTS}", field="prompt")
+    return [(f"prompt[{index}]", prompt) for index, prompt in enumerate(prompts)]
 
 
 async def _encoded(body: CompletionBody, tokenizer: Tokenizer, prompt: str | list[int], place: str) -> list[int]:

@@ -22,6 +22,7 @@ def sample_request(
         model_path=model.model_path,
         affinity_key=body.prompt_cache_key or "",
         gate_wait_s=body.gate_wait_s,
+        client_id=body.user,
     )
     if body.prompt_logprobs is not None:
         request.include_prompt_logprobs = True

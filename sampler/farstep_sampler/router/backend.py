@@ -86,6 +86,9 @@ class Router:
         wanted = self.want(request, gate)
 
         def forward(held_to: VersionGate | None) -> tuple[bytes, dict[str, str]]:
+            if held_to is None:
+                return self.forwarded(request, wanted)
+            request.in_flight = ""  # what goes on with newer versions does not come again
             # A gate is for runs: the base model and checkpoints are the same wherever they are asked for.
             return self.forwarded(request, wanted, gate=held_to if request.run_id else None)
 

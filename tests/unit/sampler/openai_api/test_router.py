@@ -9,7 +9,7 @@ import openai
 import pytest_asyncio
 
 from farstep_infra.store.checkpoints import CheckpointStore
-from farstep_model.load import BaseModel
+from farstep_model.load import load_base_model
 from farstep_model.lora import LoraLayers
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.torch_engine import TorchEngine
@@ -21,12 +21,13 @@ from tests.unit.sampler.openai_api.conftest import KEY, MODEL, serving, speaking
 
 
 @pytest_asyncio.fixture
-async def router(base: BaseModel, layers: LoraLayers, tmp_path: Path) -> AsyncIterator[Router]:
-    limits = ModelLimits(base.max_seq_len, base.vocab_size, base.eos_token_ids)
+async def router(tmp_path: Path) -> AsyncIterator[Router]:
     async with AsyncExitStack() as stack:
         urls = []
         for number in range(2):
-            table = AdapterTable(layers, num_slots=2)
+            base = load_base_model(device="cpu")  # a model is one engine's
+            limits = ModelLimits(base.max_seq_len, base.vocab_size, base.eos_token_ids)
+            table = AdapterTable(LoraLayers.install(base), num_slots=2)
             engine = TorchEngine(base, table, max_rows=16, budget_tokens=1 << 14)
             store = CheckpointStore(tmp_path / str(number))
             replica = Replica(base, engine, table, limits=limits, store=store, policies=None)
