@@ -6,6 +6,8 @@ python examples/openai_client.py
 """
 
 import argparse
+import os
+from pathlib import Path
 
 from openai import OpenAI
 
@@ -15,11 +17,12 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--model", default="farstep/tiny")
 parser.add_argument("--steps", type=int, default=3)
 arguments = parser.parse_args()
+key = os.environ.get("FARSTEP_API_KEY") or Path("~/.farstep/api_key").expanduser().read_text().strip()
 
 with ServiceClient() as service:
     trainer = service.create_lora_training_client(arguments.model, rank=8, seed=0)
     sampler = trainer.save_weights_and_get_sampling_client()
-    client = OpenAI(base_url=f"{sampler.url}/v1", api_key=sampler.api_key or "none")
+    client = OpenAI(base_url=f"{sampler.url}/v1", api_key=key)
     messages = [{"role": "user", "content": "12+30?"}]
     for _ in range(arguments.steps):
         answer = client.chat.completions.create(

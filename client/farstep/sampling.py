@@ -82,6 +82,11 @@ class SamplingClient(Closing):
         self._max_seq_len = info.max_seq_len
 
     @property
+    def url(self) -> str:
+        """The address of the sampler; its OpenAI API is below `/v1`."""
+        return self._sampler.url
+
+    @property
     def policy_version(self) -> int:
         """The version that this client is pinned to, or was made for; 0 is the base model."""
         return self._target.policy_version
