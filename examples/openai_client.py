@@ -36,7 +36,9 @@ with ServiceClient() as service:
         choice = answer.choices[0].model_dump()
         logprobs = [token.logprob for token in answer.choices[0].logprobs.content]
         reward = 1.0 if "42" in choice["message"]["content"] else -1.0
-        print(f"policy v{answer.model_dump()['policy_version']}  reward {reward:+.0f}  {choice['message']['content']!r}")
+        print(
+            f"policy v{answer.model_dump()['policy_version']}  reward {reward:+.0f}  {choice['message']['content']!r}"
+        )
         given = answer.model_dump()["prompt_token_ids"]
         datum = Datum.from_prompt_completion(given, choice["token_ids"], logprobs=logprobs, advantages=reward)
         trainer.forward_backward([datum], "importance_sampling")
