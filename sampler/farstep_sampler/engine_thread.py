@@ -14,7 +14,8 @@ import threading
 from collections.abc import Callable
 
 from farstep_model.adapter import Adapter
-from farstep_proto.errors import Internal
+from farstep_model.lora import LoraLayers
+from farstep_sampler.engines.base import stopped
 from farstep_sampler.engines.torch_engine import Finished, News, TorchEngine
 from farstep_sampler.in_flight import Sampling
 from farstep_sampler.request import SampleJob
@@ -26,7 +27,9 @@ _Command = Callable[[], None]
 
 
 class EngineThread:
-    """Runs an engine until `close`. Every method is for the event loop that `start` was called on."""
+    """The torch engine as an `Engine`: runs it until `close`."""
+
+    name = "torch"
 
     def __init__(self, engine: TorchEngine) -> None:
         self._engine = engine
@@ -36,6 +39,18 @@ class EngineThread:
         self._tickets = itertools.count(1)
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def device(self) -> str:
+        return str(self.layers.base.device)
+
+    @property
+    def layers(self) -> LoraLayers:
+        return self._engine.adapters.layers
+
+    @property
+    def num_slots(self) -> int:
+        return self._engine.adapters.num_slots
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -73,7 +88,7 @@ class EngineThread:
             Internal: the engine has stopped.
         """
         if not self.is_alive:
-            raise _stopped()
+            raise stopped()
         ticket = next(self._tickets)
 
         def end() -> None:
@@ -101,7 +116,7 @@ class EngineThread:
     async def _do(self, command: _Command) -> None:
         """Has a command carried out between two steps; raises what it raises."""
         if not self.is_alive:
-            raise _stopped()
+            raise stopped()
         future: asyncio.Future[None] = self._loop.create_future()
 
         def carry_out() -> None:
@@ -154,13 +169,9 @@ class EngineThread:
 
     def _fail_all(self) -> None:
         for sampling in self._in_flight.values():
-            sampling.settle(_stopped())
+            sampling.settle(stopped())
         for future in self._doing:
-            _settle(future, _stopped())
-
-
-def _stopped() -> Internal:
-    return Internal("the engine has stopped", hint="restart the sampler; its log has the reason")
+            _settle(future, stopped())
 
 
 def _settle(future: asyncio.Future[None], error: Exception | None) -> None:

@@ -6,28 +6,27 @@ The new version is pinned before the engine is told, and the old one is let go o
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from dataclasses import replace
 
-from farstep_sampler.gate import Gate
+from farstep_sampler.gate import Gate, Pin
 from farstep_sampler.in_flight import Sampling
 from farstep_sampler.version_table import VersionTable
-from farstep_sampler.versions import AtLeast, Serve
+from farstep_sampler.versions import BASE, AtLeast, Serve
 
 
-async def follow(
-    sampling: Sampling, source: str, serve: Serve, table: VersionTable, gate: Gate, pins: contextlib.ExitStack
-) -> None:
-    """Returns when the job is done; `pins` holds the pin of the version that it is on, `serve` at first."""
+async def follow(sampling: Sampling, pin: Pin, *, source: str, table: VersionTable, gate: Gate) -> None:
+    """Returns when the job is done; `pin` holds the version that it is on.
+
+    A job that began with the base model, before its run had a policy, goes on with the run's first.
+    """
     done = asyncio.ensure_future(sampling.wait())
     try:
         while not done.done():
-            match table.decide(source, AtLeast(serve.policy.version + 1)):
-                case Serve() as newer:
-                    old = pins.pop_all()
-                    pins.enter_context(gate.pinned(newer.policy))
-                    with old:  # until the engine has switched
+            match table.decide(source, AtLeast(pin.policy.version + 1)):
+                case Serve() as newer if pin.policy in (BASE, replace(newer.policy, version=pin.policy.version)):
+                    with gate.pinned(newer.policy):  # both, until the engine has switched
                         await sampling.switch(slot=newer.slot, version=newer.policy.version)
-                    serve = newer
+                        pin.move(newer.policy)
                 case _:
                     changed = asyncio.ensure_future(gate.changed())
                     await asyncio.wait((done, changed), return_when=asyncio.FIRST_COMPLETED)

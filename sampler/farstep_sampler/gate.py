@@ -77,15 +77,6 @@ class Gate:
         except TimeoutError:
             raise _not_ready(target, self._table.newest_ready(target.source)) from None
 
-    async def newer(self, policy: PolicyId) -> Serve:
-        """Waits until a newer version of the policy's run can be served; for sequences that go on with it."""
-        while True:
-            changed = self._changed
-            decision = self._table.decide(policy.source, AtLeast(policy.version + 1))
-            if isinstance(decision, Serve) and decision.policy.history == policy.history:
-                return decision
-            await changed.wait()
-
     @contextmanager
     def pinned(self, policy: PolicyId) -> Iterator[Pin]:
         """Keeps a policy resident inside the block; the pin can move to another."""

@@ -19,8 +19,10 @@ from farstep_infra.store.policies import PolicyShelves
 from farstep_model.embedded import MODEL_NAME
 from farstep_model.load import BaseModel, load_base_model
 from farstep_model.lora import LoraLayers
-from farstep_proto.errors import ApiError
+from farstep_proto.errors import ApiError, InvalidInput
+from farstep_sampler.engine_thread import EngineThread
 from farstep_sampler.engines.adapter_table import AdapterTable
+from farstep_sampler.engines.base import Engine
 from farstep_sampler.engines.kv_shape import cache_budget
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.feed import FeedConfig
@@ -37,12 +39,15 @@ log = logging.getLogger(__name__)
 
 _PREFIX_SHARE = 5  # one part in so many of the KV cache keeps what earlier requests left
 
+_MAX_LORA_RANK = 64
+
 
 @dataclass(frozen=True, slots=True)
 class SamplerConfig:
     """Everything that a replica is told. `num_threads` and `cache_tokens` are 0 where the machine decides."""
 
     model: str
+    engine: str
     store: Path
     host: str
     port: int
@@ -56,6 +61,8 @@ class SamplerConfig:
     max_rows: int
     max_requests: int
     cache_tokens: int
+    max_lora_rank: int | None
+    vllm_options: str | None
     num_threads: int
     openai: OpenAiSettings
     drain_s: float
@@ -68,6 +75,7 @@ def parse_config(arguments: Sequence[str] | None, environment: dict[str, str]) -
     """Reads the command line; FARSTEP_API_KEY and OMP_NUM_THREADS come from the environment."""
     parser = argparse.ArgumentParser(prog="farstep_sampler", description="One sampler replica.")
     parser.add_argument("--model", default=MODEL_NAME, help="embedded model, hub id or directory")
+    parser.add_argument("--engine", choices=("torch", "vllm"), default="torch", help="vllm: where vLLM is installed")
     parser.add_argument("--store", type=Path, required=True, help="directory of the checkpoint store")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
@@ -91,11 +99,16 @@ def parse_config(arguments: Sequence[str] | None, environment: dict[str, str]) -
     parser.add_argument("--max-requests", type=_positive, default=4096, help="most requests in flight")
     parser.add_argument("--cache-tokens", type=_positive, default=0, help="most tokens in the KV cache")
     parser.add_argument("--drain-s", type=_seconds, default=DRAIN_S, help="most time for what is in flight at the end")
+    vllm = parser.add_argument_group("with --engine vllm")
+    vllm.add_argument("--max-lora-rank", type=_positive, help=f"of any adapter; {_MAX_LORA_RANK} unless given")
+    vllm.add_argument("--vllm-options", metavar="JSON", help='more settings of vLLM, as in {"tensor_parallel_size": 2}')
     parser.add_argument("--exit-with-parent", action="store_true")
     parser.add_argument("--log-level", default="INFO")
     add_openai_flags(parser)
     namespace = parser.parse_args(arguments)
     openai = take_openai_flags(namespace)
+    if namespace.engine != "vllm" and (namespace.max_lora_rank or namespace.vllm_options):
+        parser.error("--max-lora-rank and --vllm-options go with --engine vllm")
     return SamplerConfig(
         **vars(namespace),
         openai=openai,
@@ -105,25 +118,50 @@ def parse_config(arguments: Sequence[str] | None, environment: dict[str, str]) -
 
 
 def make_replica(config: SamplerConfig) -> Replica:
-    """Loads the model and puts a replica together; nothing runs yet.
+    """Loads the model, or what must be known of it, and puts a replica together; nothing runs yet.
 
     Raises:
         ApiError: no such model, or one that the engine cannot decode.
     """
+    base, engine, max_tokens = _vllm_engine(config) if config.engine == "vllm" else _torch_engine(config)
+    return Replica(
+        base,
+        engine,
+        limits=_limits(base, max_tokens),
+        store=CheckpointStore(config.store),
+        policies=_policies(config),
+        versions_per_run=config.resident_versions,
+    )
+
+
+def _torch_engine(config: SamplerConfig) -> tuple[BaseModel, Engine, int]:
+    """The model, its engine, and the most tokens that a sequence may have where memory is short."""
     base = load_base_model(config.model, device=config.device)
     adapters = AdapterTable(LoraLayers.install(base), num_slots=config.resident_policies)
     cached = config.cache_tokens or cache_budget(base, max_rows=config.max_rows)
     budget = max(1, cached - cached // _PREFIX_SHARE)
     engine = TorchEngine(base, adapters, max_rows=config.max_rows, budget_tokens=budget, prefix_tokens=cached - budget)
-    return Replica(
-        base,
-        engine,
-        adapters,
-        limits=_limits(base, budget),
-        store=CheckpointStore(config.store),
-        policies=_policies(config),
-        versions_per_run=config.resident_versions,
+    return base, EngineThread(engine), budget
+
+
+def _vllm_engine(config: SamplerConfig) -> tuple[BaseModel, Engine, int]:
+    """As `_torch_engine`; vLLM itself starts with the replica."""
+    try:
+        from farstep_sampler.engines.vllm.engine import make_vllm_engine
+    except ImportError as error:
+        raise InvalidInput(
+            f"vLLM is not installed here: {error}", field="engine", hint="docs/vllm.md says how to make its environment"
+        ) from error
+    base, engine = make_vllm_engine(
+        config.model,
+        device=config.device,
+        num_slots=config.resident_policies,
+        max_rank=config.max_lora_rank or _MAX_LORA_RANK,
+        max_rows=config.max_rows,
+        cache_tokens=config.cache_tokens,
+        options=config.vllm_options or "{}",
     )
+    return base, engine, config.cache_tokens or base.max_seq_len
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

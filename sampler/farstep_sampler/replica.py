@@ -17,13 +17,11 @@ from farstep_proto.errors import Draining, Internal
 from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_proto.v1 import training_pb2
-from farstep_sampler.engine_thread import EngineThread
-from farstep_sampler.engines.adapter_table import AdapterTable
-from farstep_sampler.engines.torch_engine import TorchEngine
+from farstep_sampler.engines.base import Engine
 from farstep_sampler.events import Events, events_of
 from farstep_sampler.feed import FeedClient, FeedConfig, FeedSource
 from farstep_sampler.follow import follow
-from farstep_sampler.gate import Gate
+from farstep_sampler.gate import Gate, Pin
 from farstep_sampler.grammars import Grammars
 from farstep_sampler.in_flight import Sampling
 from farstep_sampler.recall import PolicySource, ShelfSource, StoreSource
@@ -44,7 +42,7 @@ class Replica:
     """The backend of a sampler process.
 
     Args:
-        adapters: of the base model's layers; as many slots as policies stay resident.
+        engine: has as many slots as policies stay resident.
         limits: of requests; the context may be shorter than the model's where memory is.
         policies: whose policies to follow, if anyone's.
         versions_per_run: how many policies of one run stay resident.
@@ -53,8 +51,7 @@ class Replica:
     def __init__(
         self,
         base: BaseModel,
-        engine: TorchEngine,
-        adapters: AdapterTable,
+        engine: Engine,
         *,
         limits: ModelLimits,
         store: CheckpointStore,
@@ -63,14 +60,14 @@ class Replica:
     ) -> None:
         self._base = base
         self._limits = limits
-        self._engine = EngineThread(engine)
+        self._engine = engine
         self._grammars = Grammars(base.tokenizer, vocab_size=base.vocab_size, eos_token_ids=base.eos_token_ids)
-        self._table = VersionTable(num_slots=adapters.num_slots, per_run=versions_per_run)
+        self._table = VersionTable(num_slots=engine.num_slots, per_run=versions_per_run)
         self._gate = Gate(self._table)
         self._swapper = Swapper(
             self._table,
             self._gate,
-            layers=adapters.layers,
+            layers=engine.layers,
             load=self._engine.load,
             store=store,
             sources=(StoreSource(PolicyArchive(store)), *_sources(policies)),
@@ -84,7 +81,7 @@ class Replica:
         self._engine.start()
         self._tasks = [asyncio.create_task(self._swapper.run(), name="swapper")]
         if self._policies is not None:
-            self._tasks.append(asyncio.create_task(self._follow(self._policies), name="feed"))
+            self._tasks.append(asyncio.create_task(self._bring_policies(self._policies), name="feed"))
         for task in self._tasks:
             task.add_done_callback(_log_end)
         try:
@@ -135,10 +132,10 @@ class Replica:
         return training_pb2.ServerInfo(
             role="sampler",
             base_model=self._base.name,
-            device=str(self._base.device),
+            device=self._engine.device,
             max_seq_len=self._limits.max_seq_len,
             vocab_size=self._limits.vocab_size,
-            engine="torch",
+            engine=self._engine.name,
             version=version("farstep"),
             dtype=str(self._base.dtype).removeprefix("torch."),
         )
@@ -178,20 +175,26 @@ class Replica:
         else:
             serve = await self._gate.admit(target)
         version = serve.policy.version
-        with contextlib.ExitStack() as pins:
-            pins.enter_context(self._gate.pinned(serve.policy))
-            sampling = self._engine.sampling(job, slot=serve.slot, version=version, client=client, streams=streams)
-            async with sampling:
-                following: list[asyncio.Task[None]] = []
-                if target.follows:
-                    work = follow(sampling, target.source, serve, self._table, self._gate, pins)
-                    following.append(asyncio.create_task(work, name="follow"))
+        with self._gate.pinned(serve.policy) as pin:
+            async with self._engine.sampling(
+                job, slot=serve.slot, version=version, client=client, streams=streams
+            ) as sampling:
+                following = self._following(sampling, pin, target)
                 try:
                     yield sampling, version
                 finally:
                     for task in following:
                         task.cancel()
                     await asyncio.gather(*following, return_exceptions=True)
+
+    def _following(self, sampling: Sampling, pin: Pin, target: Target) -> list[asyncio.Task[None]]:
+        """The task that has a job go on with newer versions, where that was asked for."""
+        if not target.follows:
+            return []
+        work = follow(sampling, pin, source=target.source, table=self._table, gate=self._gate)
+        task = asyncio.create_task(work, name="switch to newer versions")
+        task.add_done_callback(_log_end)
+        return [task]
 
     def _state(self, source: str) -> pb.PolicyState:
         is_checkpoint = "://" in source
@@ -206,7 +209,7 @@ class Replica:
         if self._gate.is_draining:
             raise Draining("this sampler takes nothing new", retry_after_s=1.0)
 
-    async def _follow(self, policies: FeedConfig | SyncConfig) -> None:
+    async def _bring_policies(self, policies: FeedConfig | SyncConfig) -> None:
         """Brings policies for ever."""
         match policies:
             case FeedConfig():

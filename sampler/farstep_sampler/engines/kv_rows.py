@@ -7,6 +7,7 @@ few tokens would waste less, but attention would have to gather them at every st
 attention itself.) Rows have no padding to the left, and stay dense: the last row moves where one leaves.
 
 Budget: rows × room of all slabs, whether rows are in use or not, and what is reserved for sequences about to start.
+Only while sequences move to longer rows do they count twice.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ class KVRows:
         for cell, target in zip(cells, targets, strict=True):
             cell.slab, cell.row = new, target.row
             new.cells[target.row] = cell
+        if self._allocated() > self.budget_tokens:  # while they moved, they lay in both
+            self._give_back()
 
     def end(self, cells: Seq[Cell]) -> None:
         """Gives rows back; the last rows of their slab move into the holes."""
@@ -141,12 +144,16 @@ class KVRows:
             return
         wanted = max(num_rows, slab.num_rows + max(_LEAST_GROWTH, slab.num_rows // 2))
         if self._allocated() + (wanted - slab.num_rows) * slab.room > self.budget_tokens:
-            for other in self._slabs.values():
-                if other is not slab:
-                    self._resize(other, len(other.cells))
+            self._give_back(but=slab)
             spare = (self.budget_tokens - self._allocated()) // slab.room
             wanted = max(num_rows, min(wanted, slab.num_rows + spare))
         self._resize(slab, wanted)
+
+    def _give_back(self, *, but: Slab | None = None) -> None:
+        """Leaves the slabs no more rows than are in use."""
+        for slab in self._slabs.values():
+            if slab is not but:
+                self._resize(slab, len(slab.cells))
 
     def _allocated(self) -> int:
         return sum(slab.room * slab.num_rows for slab in self._slabs.values())

@@ -25,8 +25,9 @@ import torch
 from farstep_model.adapter import Adapter
 from farstep_model.load import BaseModel
 from farstep_model.prepared import prepare
-from farstep_proto.errors import ApiError, ModelError
+from farstep_proto.errors import ApiError
 from farstep_sampler.engines.adapter_table import AdapterTable
+from farstep_sampler.engines.base import no_tokens, not_finite
 from farstep_sampler.engines.context import CHUNK_MULTIPLE, Chunk, Context, prepare_look
 from farstep_sampler.engines.decode_batch import DecodeBatch
 from farstep_sampler.engines.kv_rows import Cell, KVRows, columns_for
@@ -108,6 +109,10 @@ class TorchEngine:
     def held_tokens(self) -> int:
         """Tokens that what runs and what is about to has room for."""
         return self._rows.used
+
+    @property
+    def adapters(self) -> AdapterTable:
+        return self._adapters
 
     def load(self, slot: int, adapter: Adapter) -> None:
         """Puts an adapter into a slot that no job uses.
@@ -287,7 +292,7 @@ class TorchEngine:
             group = sequence.group
             if np.isnan(logprobs[row]):
                 failure = sequence.controls.failure if sequence.controls is not None else None
-                broken[group] = failure or _not_finite()
+                broken[group] = failure or not_finite()
                 continue
             if num_topk := group.job.num_topk:
                 sequence.topk_ids.append(topk.ids[row, :num_topk])
@@ -319,7 +324,7 @@ class TorchEngine:
 
     def _finish(self, group: Group) -> Finished:
         self._forget(group)
-        sequences = [group.finished.get(i) or _no_tokens(group.job) for i in range(group.job.num_samples)]
+        sequences = [group.finished.get(i) or no_tokens(group.job) for i in range(group.job.num_samples)]
         result = SampleResult(sequences, group.prompt_logprobs, group.prompt_topk, group.num_cached)
         return Finished(group.ticket, result)
 
@@ -339,12 +344,7 @@ class TorchEngine:
     def _make_stops(self, job: SampleJob) -> StopStrings | None:
         if not job.stop_strings:
             return None
-        return StopStrings(job.stop_strings, prompt=job.prompt[-16:].tolist(), decode=self._text)
-
-    def _text(self, ids: Seq[int]) -> str:
-        text = self._base.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
+        return StopStrings(job.stop_strings, prompt=job.prompt[-16:].tolist(), decode=self._base.text)
 
 
 def _sample_sequence(sequence: Sequence, stop_reason: str) -> SampleSequence:
@@ -363,19 +363,4 @@ def _delta(sequence: Sequence, stop_reason: str | None) -> SampleDelta:
     last = slice(-1, None)
     return SampleDelta(
         sequence.index, sequence.tokens[last], sequence.logprobs[last], sequence.versions[last], stop_reason, topk
-    )
-
-
-def _no_tokens(job: SampleJob) -> SampleSequence:
-    """The continuation of a job that looks at its prompt only."""
-    shape = (0, job.num_topk)
-    topk = Topk(np.zeros(shape, np.int32), np.zeros(shape, np.float32)) if job.num_topk else None
-    return SampleSequence([], [], "length", topk, [])
-
-
-def _not_finite() -> ModelError:
-    return ModelError(
-        "the model's logits are not finite with these weights",
-        error_class="FloatingPointError",
-        hint="training has probably diverged: sample an earlier policy, or lower the learning rate",
     )

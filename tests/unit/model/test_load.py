@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from farstep_model.adapter import Adapter
 from farstep_model.embedded import MODEL_NAME
 from farstep_model.head import Head, find_head
-from farstep_model.load import BaseModel, load_base_model, tokenizer_files
+from farstep_model.load import BaseModel, load_base_model, load_skeleton, tokenizer_files
+from farstep_model.lora import LoraLayers
+from farstep_model.peft_format import TENSORS_FILE
+from farstep_model.spec import LoraSpec
 from farstep_proto.errors import InvalidInput, NotFound
 
 Load = Callable[[str], BaseModel]
@@ -111,3 +116,39 @@ def test_an_unknown_device_is_refused(device: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         load_base_model(device=device)
     assert caught.value.field == "device"
+
+
+def test_a_skeleton_knows_what_the_model_knows_but_its_weights() -> None:
+    whole, skeleton = load_base_model(device="cpu"), load_skeleton(MODEL_NAME, dtype=torch.float32)
+    for name in ("name", "path", "max_seq_len", "vocab_size", "eos_token_ids", "dtype", "device"):
+        assert getattr(skeleton, name) == getattr(whole, name)
+    assert all(parameter.is_meta for parameter in skeleton.model.parameters())
+    layers = LoraLayers.install(skeleton)
+    assert layers.targets == LoraLayers.install(whole).targets
+
+
+def test_adapters_are_checked_against_a_skeleton() -> None:
+    layers = LoraLayers.install(load_skeleton(MODEL_NAME, dtype=torch.float32))
+    made = Adapter.init(LoraLayers.install(load_base_model(device="cpu")), LoraSpec(rank=4, train_unembed=True), seed=1)
+    data = made.to_bytes()
+    assert Adapter.from_bytes(layers, data).to_bytes() == data
+    files = made.files("farstep/tiny")
+    tensors = load(files[TENSORS_FILE])
+    name = next(name for name in tensors if "down_proj.lora_A" in name)
+    nowhere = "base_model.model.model.layers.9.mlp.up_proj.lora_A.weight"
+    for broken in ({name: tensors[name][:, 1:].contiguous()}, {nowhere: torch.ones(4, 128)}):
+        with pytest.raises(InvalidInput):
+            Adapter.from_files(layers, {**files, TENSORS_FILE: save(tensors | broken)})
+    copied = {"base_model.model.lm_head.base_layer.weight": torch.zeros(1024, 128)}
+    Adapter.from_files(layers, {**files, TENSORS_FILE: save(tensors | copied)})  # the base's own, for all that is known
+    odd = {"base_model.model.lm_head.base_layer.weight": torch.zeros(1000, 128)}
+    with pytest.raises(InvalidInput, match="output layer"):
+        Adapter.from_files(layers, {**files, TENSORS_FILE: save(tensors | odd)})
+
+
+def test_a_skeleton_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"no \*\.safetensors file"):
+        load_skeleton(str(tmp_path), dtype=torch.float32)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InvalidInput, match="cannot be loaded"):
+        load_skeleton(str(tmp_path), dtype=torch.float32)

@@ -7,7 +7,6 @@ take any time and fail. What is kept of a run's policies is the last three.
 import asyncio
 from dataclasses import dataclass, field
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -289,28 +288,3 @@ async def test_two_who_wait_for_the_same_recall_do_not_wake_each_other_for_ever(
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(isinstance(outcome, PolicyNotReady) for outcome in outcomes)
     assert len(asked) == 5
-
-
-async def test_a_sequence_hears_of_a_newer_version_of_its_run() -> None:
-    table = VersionTable(num_slots=3)
-    gate = Gate(table)
-
-    def serve(run_id: str, version: int) -> PolicyId:
-        policy = PolicyId(run_id, version)
-        table.announce(policy)
-        assert table.next_load() is not None
-        table.mark_ready(policy)
-        gate.notify()
-        return policy
-
-    first = serve("r", 1)
-    with gate.pinned(first) as pin:
-        newer = asyncio.create_task(gate.newer(first))
-        serve("s", 5)
-        await asyncio.sleep(0)
-        assert not newer.done()
-        second = serve("r", 2)
-        pin.move((await newer).policy)
-        assert pin.policy == second
-        with pytest.raises(AssertionError):
-            table.unpin(first)  # nobody holds it any more
