@@ -21,7 +21,7 @@ from farstep_proto.tensors import ids_from_bytes, model_input_to_proto
 from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_sampler import streaming
-from farstep_sampler.engines.adapter_table import AdapterTable
+from farstep_sampler.engine_thread import EngineThread
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.replica import Replica
 from farstep_sampler.request import ModelLimits
@@ -47,11 +47,9 @@ async def serving(app: object) -> AsyncIterator[str]:
 
 
 @pytest_asyncio.fixture
-async def replica(
-    base: BaseModel, engine: TorchEngine, table: AdapterTable, tmp_path: object
-) -> AsyncIterator[Replica]:
+async def replica(base: BaseModel, engine: TorchEngine, tmp_path: object) -> AsyncIterator[Replica]:
     limits = ModelLimits(base.max_seq_len, base.vocab_size, base.eos_token_ids)
-    made = Replica(base, engine, table, limits=limits, store=CheckpointStore(tmp_path / "store"), policies=None)
+    made = Replica(base, EngineThread(engine), limits=limits, store=CheckpointStore(tmp_path / "store"), policies=None)
     async with made.running():
         yield made
 
@@ -196,4 +194,24 @@ async def test_a_job_that_fails_late_ends_its_stream_with_an_error(
     monkeypatch.setattr(streaming, "HEARTBEAT_S", 0.01)
     events = await said(http, request())
     assert [event.WhichOneof("event") for event in events] == ["begin", "error"]
-    assert events[-1].error.status == 500
+    assert events[-1].error.status == 503
+
+
+async def test_a_stream_goes_on_with_newer_weights_where_asked(
+    http: httpx.AsyncClient, replica: Replica, make_adapter: MakeAdapter
+) -> None:
+    replica._swapper.offer(PolicyId("r", 1), make_adapter(1).to_bytes())
+    message = request(max_tokens=1000, run_id="r", in_flight="switch")
+    unframer, versions = Unframer(), []
+    headers = {paths.MIN_POLICY_VERSION: "1"}
+    async with http.stream("POST", paths.SAMPLE_STREAM, content=message.SerializeToString(), headers=headers) as said:
+        async for chunk in said.aiter_raw():
+            if not versions:
+                replica._swapper.offer(PolicyId("r", 2), make_adapter(2).to_bytes())
+            for data in unframer.push(chunk):
+                delta = pb.SampleEvent.FromString(data).delta
+                count = len(delta.tokens) // 4
+                versions += np.frombuffer(delta.policy_versions, "<i8").tolist() or [1] * count
+    assert len(versions) == 1000
+    assert versions == sorted(versions)
+    assert set(versions) == {1, 2}

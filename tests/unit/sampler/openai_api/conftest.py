@@ -20,7 +20,7 @@ from farstep_model.load import BaseModel, tokenizer_files
 from farstep_proto.tensors import ids_from_bytes, ids_to_bytes
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_proto.v1 import training_pb2
-from farstep_sampler.engines.adapter_table import AdapterTable
+from farstep_sampler.engine_thread import EngineThread
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.events import Events
 from farstep_sampler.openai_api.settings import OpenAiSettings
@@ -60,9 +60,9 @@ async def speaking_to(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 @pytest_asyncio.fixture
-async def replica(base: BaseModel, engine: TorchEngine, table: AdapterTable, tmp_path: Path) -> AsyncIterator[Replica]:
+async def replica(base: BaseModel, engine: TorchEngine, tmp_path: Path) -> AsyncIterator[Replica]:
     limits = ModelLimits(base.max_seq_len, base.vocab_size, base.eos_token_ids)
-    made = Replica(base, engine, table, limits=limits, store=CheckpointStore(tmp_path / "store"), policies=None)
+    made = Replica(base, EngineThread(engine), limits=limits, store=CheckpointStore(tmp_path / "store"), policies=None)
     async with made.running():
         yield made
 

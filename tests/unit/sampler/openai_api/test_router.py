@@ -11,6 +11,7 @@ import pytest_asyncio
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.load import load_base_model
 from farstep_model.lora import LoraLayers
+from farstep_sampler.engine_thread import EngineThread
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.replica import Replica
@@ -30,7 +31,7 @@ async def router(tmp_path: Path) -> AsyncIterator[Router]:
             table = AdapterTable(LoraLayers.install(base), num_slots=2)
             engine = TorchEngine(base, table, max_rows=16, budget_tokens=1 << 14)
             store = CheckpointStore(tmp_path / str(number))
-            replica = Replica(base, engine, table, limits=limits, store=store, policies=None)
+            replica = Replica(base, EngineThread(engine), limits=limits, store=store, policies=None)
             await stack.enter_async_context(replica.running())
             urls.append(await stack.enter_async_context(serving(replica)))
         router = Router(urls, make_link=lambda url: ReplicaLink(url, key=KEY))
