@@ -10,7 +10,7 @@
 Everything public is here; importing it loads neither torch nor transformers nor wandb.
 """
 
-from farstep.checkpoints import ArchiveFile, Checkpoint, CheckpointArchive
+from farstep.checkpoints import ArchiveFile, Checkpoint, CheckpointArchive, ImportedAdapter
 from farstep.errors import (
     AuthenticationError,
     ClientClosedError,
@@ -76,6 +76,7 @@ __all__ = [
     "ForwardBackwardOutput",
     "Future",
     "ImageChunk",
+    "ImportedAdapter",
     "InvalidInputError",
     "LoadWeightsResponse",
     "LoraConfig",

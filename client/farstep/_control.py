@@ -1,4 +1,4 @@
-"""What the SDK says to a control plane: sessions, provisioning, checkpoints.
+"""What the SDK says to a control plane: sessions and provisioning.
 
 Lives on the background loop. It knows nothing of training or sampling.
 """
@@ -6,17 +6,14 @@ Lives on the background loop. It knows nothing of training or sampling.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from farstep import _retry
 from farstep._connection import MAX_PARKED_S, Connection, path_of
 from farstep._convert import lora_from_proto
-from farstep.checkpoints import Checkpoint, CheckpointArchive, archive_from_proto, checkpoint_from_proto
-from farstep.errors import ProvisioningError, ResultTimeout, checked
+from farstep.errors import ProvisioningError, ResultTimeout
 from farstep.results import RunInfo, ServerCapabilities, SupportedModel
 from farstep_proto import paths
-from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import control_pb2 as pb
 
@@ -92,26 +89,10 @@ class ControlPlane:
         listed = await self.connection.call("GET", paths.RUNS, pb.ListProvisionedRunsResponse)
         return [run_from_proto(run) for run in listed.runs]
 
-    async def list_checkpoints(self, run_id: str) -> list[Checkpoint]:
-        path = path_of(paths.RUN_CHECKPOINTS, run_id=run_id)
-        listed = await self.connection.call("GET", path, pb.ListCheckpointsResponse)
-        return [checkpoint_from_proto(checkpoint) for checkpoint in listed.checkpoints]
-
     async def close_session(self, session_id: str) -> None:
         """Ends what was started for this session alone, such as fresh samplers."""
         path = path_of(paths.SESSION, session_id=session_id)
         await self.connection.call("DELETE", path, common_pb2.Empty, budget_s=_retry.CONNECT_BUDGET_S)
-
-    async def get_archive(self, checkpoint_id: str) -> CheckpointArchive:
-        with checked():
-            parts = CheckpointPath.from_checkpoint_id(checkpoint_id)
-        path = path_of(paths.CHECKPOINT_ARCHIVE, run_id=parts.run_id, kind=parts.kind, name=parts.name)
-        pages: list[pb.CheckpointArchive] = []
-        params: Mapping[str, str] = {}
-        while not pages or pages[-1].next_page:
-            pages.append(await self.connection.call("GET", path, pb.CheckpointArchive, params=params))
-            params = {"page": pages[-1].next_page}
-        return archive_from_proto(pages)
 
     async def get_capabilities(self) -> ServerCapabilities:
         return _capabilities(await self.connection.call("GET", paths.CAPABILITIES, pb.Capabilities))

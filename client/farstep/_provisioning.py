@@ -11,16 +11,15 @@ import uuid
 from dataclasses import dataclass
 from typing import Protocol
 
+from farstep._checkpoint_requests import CheckpointRequests
 from farstep._connection import Connection, path_of
 from farstep._control import ControlPlane
 from farstep._convert import lora_to_proto
 from farstep._settings import ApiKey
 from farstep._wanted import WantedRun, WantedSampler
-from farstep.checkpoints import Checkpoint, checkpoint_from_proto
 from farstep.errors import FarstepError, InvalidInputError, NotFoundError
 from farstep.results import ServerCapabilities, SupportedModel
 from farstep_proto import paths
-from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import common_pb2, control_pb2
 
 log = logging.getLogger(__name__)
@@ -42,6 +41,9 @@ class Provisioner(Protocol):
     @property
     def control(self) -> ControlPlane | None: ...
 
+    @property
+    def checkpoints(self) -> CheckpointRequests: ...
+
     async def provision_run(self, wanted: WantedRun) -> Place: ...
 
     async def provision_sampler(self, wanted: WantedSampler) -> str:
@@ -51,8 +53,6 @@ class Provisioner(Protocol):
     async def find_run(self, run_id: str) -> Place: ...
 
     async def delete_run(self, run_id: str) -> None: ...
-
-    async def get_checkpoint(self, path: CheckpointPath) -> Checkpoint: ...
 
     async def get_capabilities(self) -> ServerCapabilities: ...
 
@@ -65,6 +65,7 @@ class ManagedServers:
     def __init__(self, control: ControlPlane, *, session_id: str) -> None:
         self.control = control
         self.session_id = session_id
+        self.checkpoints = CheckpointRequests(control.connection)
 
     @property
     def key(self) -> ApiKey:
@@ -103,9 +104,6 @@ class ManagedServers:
     async def delete_run(self, run_id: str) -> None:
         await self.control.delete_run(run_id)
 
-    async def get_checkpoint(self, path: CheckpointPath) -> Checkpoint:
-        return await _get_checkpoint(self.control.connection, path)
-
     async def get_capabilities(self) -> ServerCapabilities:
         return await self.control.get_capabilities()
 
@@ -125,6 +123,7 @@ class LocalPair:
     def __init__(self, *, trainer_url: str, sampler_url: str, key: ApiKey) -> None:
         self._trainer = Connection.take(trainer_url, key)
         self._sampler = Connection.take(sampler_url, key)
+        self.checkpoints = CheckpointRequests(self._trainer)
 
     @property
     def key(self) -> ApiKey:
@@ -148,9 +147,6 @@ class LocalPair:
     async def delete_run(self, run_id: str) -> None:
         await self._trainer.call("DELETE", path_of(paths.RUN, run_id=run_id), common_pb2.Empty)
 
-    async def get_checkpoint(self, path: CheckpointPath) -> Checkpoint:
-        return await _get_checkpoint(self._trainer, path)
-
     async def get_capabilities(self) -> ServerCapabilities:
         trainer = await self._trainer.load_info()
         sampler = await self._sampler.load_info()
@@ -171,9 +167,3 @@ class LocalPair:
 
     def _place(self, run_id: str) -> Place:
         return Place(run_id, self._trainer.url, self._sampler.url)
-
-
-async def _get_checkpoint(connection: Connection, path: CheckpointPath) -> Checkpoint:
-    """Control plane and trainer tell it alike."""
-    where = path_of(paths.CHECKPOINT, run_id=path.run_id, kind=path.kind, name=path.name)
-    return checkpoint_from_proto(await connection.call("GET", where, control_pb2.Checkpoint))

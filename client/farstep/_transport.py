@@ -33,7 +33,7 @@ ANSWER_S = 60.0
 CONNECT_S = 10.0
 KEEPALIVE_S = 60.0  # less than the servers' own, so that ours ends first
 RETRY_STATUSES = frozenset({429, 502, 503, 504})
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class Lane(enum.Enum):
@@ -187,18 +187,18 @@ def _new_client(url: str, key: ApiKey, *, max_connections: int | None, max_idle:
     return httpx.AsyncClient(
         base_url=url,
         headers=headers,
-        verify=_ssl_context(),
+        verify=ssl_context(),
         limits=httpx.Limits(
             max_connections=max_connections,
             max_keepalive_connections=max_idle,
             keepalive_expiry=KEEPALIVE_S,
         ),
-        trust_env=urlsplit(url).hostname not in _LOOPBACK,  # no proxy to this very machine
+        trust_env=urlsplit(url).hostname not in LOOPBACK,  # no proxy to this very machine
     )
 
 
 @functools.cache
-def _ssl_context() -> ssl.SSLContext:
+def ssl_context() -> ssl.SSLContext:
     """Shared: loading the certificates takes longer than all the rest of a client."""
     return httpx.create_ssl_context()
 
@@ -249,4 +249,4 @@ def _retry_after_s(response: httpx.Response, message: common_pb2.Error | None) -
 
 
 def _hint_for(url: str) -> str:
-    return "is it running? start one with: farstep up" if urlsplit(url).hostname in _LOOPBACK else ""
+    return "is it running? start one with: farstep up" if urlsplit(url).hostname in LOOPBACK else ""

@@ -57,6 +57,14 @@ class CheckpointArchive:
     expires_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class ImportedAdapter:
+    """Where an imported adapter is kept: `path` to train on from, `sampler_path` to sample from."""
+
+    path: str
+    sampler_path: str
+
+
 def checkpoint_from_proto(message: control_pb2.Checkpoint) -> Checkpoint:
     return Checkpoint(
         id=message.checkpoint_id,

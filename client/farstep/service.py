@@ -9,10 +9,13 @@ import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Self, Unpack
 
 from farstep import _convert, _retry
-from farstep._closing import Closing
+from farstep._adapter_files import find_adapter
+from farstep._checkpoint_calls import CheckpointCalls
+from farstep._checkpoint_requests import CheckpointRequests
 from farstep._connection import Connection, path_of
 from farstep._control import ControlPlane, run_from_proto
 from farstep._loop import awaiting, blocking, run
@@ -20,18 +23,18 @@ from farstep._provisioning import LocalPair, ManagedServers, Place, Provisioner
 from farstep._settings import check_url, find_key, load_settings
 from farstep._wandb import WandbStream, require_wandb
 from farstep._wanted import FromStateOptions, RunOptions, WantedRun, WantedSampler, wanted_lora, wanted_run
-from farstep.checkpoints import Checkpoint, CheckpointArchive
+from farstep.checkpoints import ImportedAdapter
 from farstep.errors import FarstepError, InvalidInputError, checked
 from farstep.results import LoraConfig, RunInfo, ServerCapabilities
 from farstep.sampling import SamplingClient, Target, open_sampling_client, sampler_path
 from farstep.training import TrainingClient
 from farstep.types import WandbConfig
 from farstep_proto import paths
-from farstep_proto.names import CheckpointPath, check_run_id
+from farstep_proto.names import CheckpointPath, check_name, check_run_id
 from farstep_proto.v1 import control_pb2, training_pb2
 
 
-class ServiceClient(Closing):
+class ServiceClient(CheckpointCalls):
     """Creates a session on the control plane: the one constructor here that speaks to a server.
 
     Args:
@@ -224,20 +227,6 @@ class ServiceClient(Closing):
     get_server_capabilities = blocking(_get_server_capabilities)
     get_server_capabilities_async = awaiting(_get_server_capabilities)
 
-    def _list_checkpoints(self, run_id: str) -> Coroutine[Any, Any, list[Checkpoint]]:
-        """A run's checkpoints, whether its trainer is up or not."""
-        return self._control_plane().list_checkpoints(_checked_run_id(run_id))
-
-    list_checkpoints = blocking(_list_checkpoints)
-    list_checkpoints_async = awaiting(_list_checkpoints)
-
-    def _get_checkpoint_archive_url(self, checkpoint_id: str) -> Coroutine[Any, Any, CheckpointArchive]:
-        """Addresses of every file of a checkpoint, by its id or path."""
-        return self._control_plane().get_archive(checkpoint_id)
-
-    get_checkpoint_archive_url = blocking(_get_checkpoint_archive_url)
-    get_checkpoint_archive_url_async = awaiting(_get_checkpoint_archive_url)
-
     def _list_runs(self) -> Coroutine[Any, Any, list[RunInfo]]:
         """All runs that the control plane knows."""
         return self._control_plane().list_runs()
@@ -280,6 +269,57 @@ class ServiceClient(Closing):
 
     delete_run = blocking(_delete_run)
     delete_run_async = awaiting(_delete_run)
+
+    @property
+    def _checkpoints(self) -> CheckpointRequests:
+        return self._provisioner.checkpoints
+
+    def _import_adapter(
+        self,
+        adapter: str | Path,
+        name: str = "imported",
+        *,
+        base_model: str | None = None,
+    ) -> Coroutine[Any, Any, ImportedAdapter]:
+        """Makes a checkpoint of a LoRA adapter in PEFT's format, whoever trained it.
+
+        It is looked at here (a pickle is refused), goes up in parts below the server's request limit, and is checked
+        against the base model by the trainer: names, shapes, settings, finite numbers. It is kept under the id of a
+        run of its own, to train on from and to sample from.
+
+        Args:
+            adapter: a folder, or the id of a repository of the hub (with huggingface-hub installed here).
+            name: of the checkpoint.
+            base_model: as the server knows it; None: as the adapter's config names it.
+
+        Raises:
+            InvalidInputError: naming the argument or the file.
+            NotFoundError: there is neither such a folder nor such a repository.
+            RemoteOpError: it is not an adapter of that base model.
+        """
+        self._refuse_closed()
+        with checked():
+            check_name(name)
+        return self._imported(adapter, name, base_model)
+
+    import_adapter = blocking(_import_adapter)
+    import_adapter_async = awaiting(_import_adapter)
+
+    async def _imported(self, adapter: str | Path, name: str, base_model: str | None) -> ImportedAdapter:
+        files = await asyncio.to_thread(find_adapter, adapter)
+        base_model = base_model or files.base_model
+        if not base_model:
+            raise InvalidInputError("the adapter's config names none", field="base_model")
+        # Its own form comes with the adapter; the run that lends it an id is as small as can be.
+        wanted = wanted_run(base_model, LoraConfig(1), name=f"import-{name}"[:128], with_sampler=False)
+        client = await self._start_run(wanted, None)
+        try:
+            path = (await (await client._import(files, name))).path
+        finally:
+            await client._close()
+            await self._provisioner.delete_run(client.run_id)  # frees its room; checkpoints stay
+        kept = replace(CheckpointPath.parse(path), kind="sampler_weights")
+        return ImportedAdapter(path, str(kept))
 
     async def _release(self) -> None:
         await self._provisioner.release()
@@ -360,7 +400,7 @@ class ServiceClient(Closing):
         value_head: bool | None,
         wandb_config: WandbConfig | None,
     ) -> TrainingClient:
-        found = await self._provisioner.get_checkpoint(checkpoint)
+        found = await self._checkpoints.get(checkpoint)
         lora = found.lora_adapter_config
         if value_head is not None and value_head != lora.value_head:
             if optimizer:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from google.protobuf.message import Message
 
 from farstep import _convert
+from farstep._adapter_files import AdapterFiles
+from farstep._checkpoint_requests import CheckpointRequests, checked_path
 from farstep._closing import Closing
 from farstep._connection import Connection, path_of
 from farstep._control import ControlPlane
@@ -25,7 +27,7 @@ from farstep._submission import OnArrival, RunSubmitter
 from farstep._tokenizer import tokenizer_of
 from farstep._wandb import WandbStream
 from farstep.checkpoints import Checkpoint, CheckpointArchive
-from farstep.errors import FarstepError, InvalidInputError, NotFoundError, checked
+from farstep.errors import InvalidInputError, NotFoundError, checked
 from farstep.future import Future
 from farstep.results import (
     ForwardBackwardOutput,
@@ -74,7 +76,9 @@ class TrainingClient(Closing):
         self._run = created
         self._sampler_url = sampler_url
         self._control = control
+        self._checkpoints = CheckpointRequests(control.connection if control is not None else trainer)
         self._wandb = wandb
+        self._max_request_bytes = max_request_bytes
         self._meter = RunMeter(step=created.step, policy_version=created.policy_version)
         self._submitter = RunSubmitter(
             trainer, created.run_id, next_seq=created.next_seq, describe=self._meter.describe
@@ -277,15 +281,15 @@ class TrainingClient(Closing):
     create_sampling_client_async = awaiting(_create_sampling_client)
 
     def _list_checkpoints(self) -> Coroutine[Any, Any, list[Checkpoint]]:
-        """This run's checkpoints; needs a client that a control plane provisioned."""
-        return self._control_plane().list_checkpoints(self.run_id)
+        """This run's checkpoints, oldest first."""
+        return self._checkpoints.list(self.run_id)
 
     list_checkpoints = blocking(_list_checkpoints)
     list_checkpoints_async = awaiting(_list_checkpoints)
 
     def _get_checkpoint_archive_url(self, checkpoint_id: str) -> Coroutine[Any, Any, CheckpointArchive]:
-        """Addresses of every file of a checkpoint, by its id or path; needs a control plane, too."""
-        return self._control_plane().get_archive(checkpoint_id)
+        """Addresses of every file of a checkpoint, by its id or path."""
+        return self._checkpoints.archive(checked_path(checkpoint_id))
 
     get_checkpoint_archive_url = blocking(_get_checkpoint_archive_url)
     get_checkpoint_archive_url_async = awaiting(_get_checkpoint_archive_url)
@@ -342,6 +346,11 @@ class TrainingClient(Closing):
         self._refuse_closed()
         return self._submitter.submit(verb, [message.SerializeToString()], decode, on_arrival=on_arrival)
 
+    def _import(self, files: AdapterFiles, name: str) -> Coroutine[Any, Any, Future[SaveWeightsResponse]]:
+        """Keeps an adapter from elsewhere under this run's id; the run stays as it is."""
+        bodies = files.parts(name, max_request_bytes=self._max_request_bytes)
+        return self._submitter.submit(Verb.IMPORT_ADAPTER, bodies, _convert.save_weights_response)
+
     def _publish(self, name: str, ttl_seconds: int | None) -> Coroutine[Any, Any, Future[SaveWeightsResponse]]:
         message = training_pb2.PublishRequest(name=name, ttl_seconds=_convert.ttl(ttl_seconds))
         return self._submit(Verb.PUBLISH, message, _convert.save_weights_response, self._on_publication)
@@ -385,13 +394,6 @@ class TrainingClient(Closing):
         if not self._sampler_url:
             raise NotFoundError(f"{self.run_id} has no paired sampler", hint="create the run with with_sampler=True")
         return self._sampler_url
-
-    def _control_plane(self) -> ControlPlane:
-        if self._control is None:
-            raise FarstepError(
-                "checkpoints are listed by a control plane, and this client has none", hint="use ServiceClient()"
-            )
-        return self._control
 
     def __repr__(self) -> str:
         return f"<TrainingClient {self.run_id} of {self._run.base_model} on {self._trainer.url}, step {self.step}>"

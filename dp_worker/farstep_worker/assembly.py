@@ -1,7 +1,7 @@
 """Operations that travel in several requests: their parts, until all are there.
 
-A part is a whole message of the verb with a share of the data (whole pairs, where the loss takes pairs), equal in
-everything else. Parts may come in
+A part is a whole message of the verb with a share of the data (whole pairs, where the loss takes pairs; of an adapter
+that is imported, the next of its bytes), equal in everything else. Parts may come in
 any order and more than once.
 
 Invariant: an operation leaves the assembler once, with its data in the order of the parts.
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from farstep_proto.errors import Conflict, InvalidInput
 from farstep_worker.operations import operation_id, split_operation_id
-from farstep_worker.submission import Call, Pass
+from farstep_worker.submission import Call, ImportAdapter, Pass
 
 MAX_PARTS = 10_000
 ABANDONED_S = 600.0
@@ -140,14 +140,22 @@ class Assembler:
 
 
 def _check_alike(call: Call, other: Call) -> None:
-    if not isinstance(call, Pass) or not isinstance(other, Pass):
-        raise InvalidInput("only forward and forward_backward travel in parts", field="parts")
-    for name in ("backward", "loss_fn", "config", "adapter"):
+    match call, other:
+        case Pass(), Pass():
+            names: tuple[str, ...] = ("backward", "loss_fn", "config", "adapter")
+        case ImportAdapter(), ImportAdapter():
+            names = ("name", "config")
+        case _:
+            raise InvalidInput("only forward, forward_backward and import_adapter travel in parts", field="parts")
+    for name in names:
         if getattr(call, name) != getattr(other, name):
             raise InvalidInput("differs from an earlier part's", field={"config": "loss_fn_config"}.get(name, name))
 
 
-def _join(calls: list[Call]) -> Pass:
+def _join(calls: list[Call]) -> Call:
+    if isinstance(calls[0], ImportAdapter):
+        tensors = b"".join(call.tensors for call in calls if isinstance(call, ImportAdapter))
+        return dataclasses.replace(calls[0], tensors=tensors)
     passes = [call for call in calls if isinstance(call, Pass)]
     first = passes[0]
     examples = tuple(example for part in passes for example in part.examples)

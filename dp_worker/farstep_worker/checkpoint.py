@@ -14,12 +14,13 @@ from collections.abc import Mapping
 
 from farstep_infra.store.checkpoints import JSON, CheckpointStore, Manifest
 from farstep_model.adapter import Adapter
+from farstep_model.peft_format import CONFIG_FILE, TENSORS_FILE
 from farstep_model.spec import LoraSpec
 from farstep_model.value_head import ValueHead
 from farstep_proto.errors import InvalidInput
 from farstep_proto.names import CheckpointPath, Kind
 from farstep_worker.runs import RandomStream, Run, fresh_optimizer
-from farstep_worker.submission import LoadState, Publish, SaveState
+from farstep_worker.submission import ImportAdapter, LoadState, Publish, SaveState
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 VALUE_HEAD_FILE = "value_head.safetensors"
@@ -64,6 +65,29 @@ def save_policy(
     spec = dataclasses.replace(run.adapter.spec, value_head=False)
     meta = _meta(run, path, spec=spec, policy_version=policy_version, metadata={}) | {"history": history}
     store.write(path, run.adapter.files(_base_model(run)), meta, ttl_seconds=call.ttl_seconds)
+    return path
+
+
+def import_adapter(store: CheckpointStore, run: Run, call: ImportAdapter) -> CheckpointPath:
+    """Keeps an adapter from elsewhere as a training checkpoint at step 0 and as a sampler's, under one name.
+
+    The run itself stays as it is: it lends its id. The adapter's form is its own.
+
+    Raises:
+        Conflict: the name is taken.
+        InvalidInput: the files are not an adapter of this base model, or hold what is not a finite number.
+    """
+    given = {TENSORS_FILE: call.tensors, CONFIG_FILE: call.config}
+    adapter = Adapter.from_files(run.adapter.layers, given)
+    for name, tensor in adapter.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise InvalidInput("it holds NaN or an infinite number", field=name)
+    files = adapter.files(_base_model(run))
+    kinds: tuple[Kind, ...] = ("sampler_weights", "weights")  # the one that is answered with comes last
+    for kind in kinds:
+        path = CheckpointPath(run.config.run_id, kind, call.name)
+        meta = _meta(run, path, spec=adapter.spec, policy_version=0, metadata={"imported": "true"})
+        store.write(path, files, {**meta, "step": 0})
     return path
 
 

@@ -36,7 +36,17 @@ from farstep_worker.phases import Phases
 from farstep_worker.publisher import Publisher
 from farstep_worker.residence import Residence
 from farstep_worker.runs import Run, RunConfig
-from farstep_worker.submission import AdamSettings, Call, LoadState, Pass, Publish, Reset, SaveState, Skip
+from farstep_worker.submission import (
+    AdamSettings,
+    Call,
+    ImportAdapter,
+    LoadState,
+    Pass,
+    Publish,
+    Reset,
+    SaveState,
+    Skip,
+)
 from farstep_worker.token_budget import TokenBudget
 
 log = logging.getLogger(__name__)
@@ -247,6 +257,10 @@ class Executor:
             case Reset():
                 run.reset(call.lora_rank)
                 return _succeeded(empty=common_pb2.Empty())
+            case ImportAdapter():
+                with phases.measure("checkpoint"):
+                    path = checkpoint.import_adapter(self.store, run, call)
+                return _succeeded(save_weights=pb.SaveWeightsResponse(path=str(path)))
             case Skip():
                 return _succeeded(empty=common_pb2.Empty())
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.checkpoints import open_store
 from farstep_proto.errors import ApiError
 from farstep_proto.v1 import ranks_pb2
 from farstep_serving.process import exit_with_parent, setup_logging
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rendezvous", type=Path, required=True)
     parser.add_argument("--num-threads", type=int, required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--store", required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--log-level", required=True)
     ComputeSettings.add_flags(parser)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         group = RankGroup.join(flags.rendezvous, rank=flags.rank, world=flags.world, device=device)
         ready = prepare(flags.model, ComputeSettings.of(flags), device=device, num_threads=flags.num_threads)
         log.info("rank %d of %d on %s, %d threads", flags.rank, flags.world, device, flags.num_threads)
-        store = CheckpointStore(flags.store)
+        store = open_store(flags.store)
         executor = FollowingExecutor(
             ready.layers, store, token_budget=ready.token_budget, layout=ready.layout, group=group
         )

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.checkpoints import CheckpointStore, open_store
 from farstep_proto.v1 import ranks_pb2
 from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.data_parallel import LeadingExecutor
@@ -42,7 +42,7 @@ class GroupSettings:
 
     world: int
     model: str
-    store: Path
+    store: str
     device: str
     compute: ComputeSettings
     num_threads: int
@@ -79,7 +79,7 @@ def leading(
             log.info("%d processes on %s, %d threads each", settings.world, device.type, settings.num_threads)
             followers.on_death = on_loss
             group.on_lost = lambda reason: _told(on_loss, followers.epitaph(reason))
-            store = CheckpointStore(settings.store)
+            store = open_store(settings.store)
             yield LeadingExecutor(
                 ready.layers,
                 store,

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
+from farstep_infra.store.archive import Checkpoints
 from farstep_infra.store.blobs import open_blobs
-from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.checkpoints import CheckpointStore, open_store
 from farstep_infra.store.policies import PolicyShelves
 from farstep_model.embedded import MODEL_NAME
 from farstep_proto.errors import ApiError
@@ -48,7 +49,7 @@ class WorkerConfig:
     """
 
     model: str
-    store: Path
+    store: str
     host: str
     port: int
     feed_port: int
@@ -92,7 +93,9 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     """
     parser = argparse.ArgumentParser(prog="python -m farstep_worker", description="Trains LoRA adapters on one model.")
     parser.add_argument("--model", default=MODEL_NAME, help="embedded model, local directory, or hub id")
-    parser.add_argument("--store", type=Path, required=True, help="directory of checkpoints")
+    parser.add_argument(
+        "--store", required=True, metavar="PLACE", help="of checkpoints: directory or s3://bucket/prefix"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=_port, default=0, help="0 takes a free one")
     parser.add_argument("--feed-port", type=_port, default=0, help="of the policy feed")
@@ -104,7 +107,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     parser.add_argument(
         "--run-memory-mib",
         type=_positive,
-        help="for adapters, gradients and moments of all runs; idle ones beyond that go to the store's disk until they "
+        help="for adapters, gradients and moments of all runs; idle ones beyond that go to the disk until they "
         "are used (default: a quarter of the device's memory)",
     )
     parser.add_argument(
@@ -157,8 +160,9 @@ def open_executor(config: WorkerConfig) -> Iterator[Executor]:
     Raises:
         NotFound, InvalidInput: it cannot be loaded, naming what is wrong.
     """
-    remove_stale(config.store)
-    with closing(EvictedRuns(config.store)) as evicted:
+    scratch = _scratch(config.store)
+    remove_stale(scratch)
+    with closing(EvictedRuns(scratch)) as evicted:
         if config.nproc == 1:
             yield make_executor(config, evicted)
             return
@@ -190,7 +194,7 @@ def make_executor(config: WorkerConfig, evicted: EvictedRuns) -> Executor:
     """One that computes in this process alone; raises as `open_executor`."""
     ready = prepare(config.model, config.compute, device=config.device, num_threads=config.num_threads)
     log.info("computing with %d threads", config.num_threads)
-    store = CheckpointStore(config.store)
+    store = open_store(config.store)
     return Executor(
         ready.layers,
         store,
@@ -221,7 +225,8 @@ async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.sock
     dispatcher = Dispatcher(
         executor, feed=feed, num_threads=config.num_threads, max_runs=config.max_runs, spans=config.spans
     )
-    api = TrainerApi(executor.base, dispatcher, executor.store, max_request_bytes=config.max_request_bytes)
+    checkpoints = Checkpoints(executor.store, secret=config.keys.secret())
+    api = TrainerApi(executor.base, dispatcher, checkpoints, max_request_bytes=config.max_request_bytes)
     app = make_server(api, keys=config.keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
 
     def on_ready() -> None:
@@ -244,6 +249,13 @@ async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.sock
 
 def _run_memory_bytes(device: torch.device) -> int:
     return total_bytes(device) // 4
+
+
+def _scratch(store: str) -> Path:
+    """A directory of this machine: the store's where it is one, else the user's cache."""
+    if "://" not in store:
+        return Path(store)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "farstep"
 
 
 def _spans(endpoint: str | None) -> SpanWriter | None:

@@ -42,9 +42,9 @@ class Publisher:
     def __init__(self, store: CheckpointStore, *, keep: int = DEFAULT_KEEP, sync: WeightSync | None = None) -> None:
         self._store = store
         self._sync = sync
-        self._numbers = PolicyNumbers(store.root)
+        self._numbers = PolicyNumbers(store)
         self._archive = PolicyArchive(store)
-        self._shelves = PolicyShelves.of_store(store.root, keep=keep)
+        self._shelves = PolicyShelves.of_store(store, keep=keep)
         self._to_store = ShelfWriter(self._shelves, name="in the store", skips=False)
         self._to_uri: ShelfWriter | None = None
         if sync is not None:

@@ -14,12 +14,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.archive import Checkpoints
+from farstep_infra.store.routes import OPEN_PATHS, checkpoint_routes
 from farstep_model.load import BaseModel, tokenizer_files
 from farstep_proto import paths
 from farstep_proto.errors import InvalidInput
 from farstep_proto.loss_table import LOSS_TABLE
-from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_serving.app import make_app, operation_routes
@@ -41,7 +41,7 @@ class TrainerApi:
 
     base: BaseModel
     dispatcher: Dispatcher
-    store: CheckpointStore
+    checkpoints: Checkpoints
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES
     feed_address: str = ""
 
@@ -58,7 +58,7 @@ class TrainerApi:
             Route(paths.TRACE, self.trace),
             Route(paths.METRICS, self.metrics),
             Route(paths.VERB, self.submit, methods=["POST"]),
-            Route(paths.CHECKPOINT, self.get_checkpoint),
+            *checkpoint_routes(lambda request: self.checkpoints, has_run=self._has_run),
             *operation_routes(self.dispatcher.table, cancel=self.dispatcher.cancel),
         ]
 
@@ -112,10 +112,8 @@ class TrainerApi:
     async def metrics(self, request: Request) -> Response:
         return Response(self.dispatcher.telemetry.metrics(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    async def get_checkpoint(self, request: Request) -> Response:
-        path = CheckpointPath.from_checkpoint_id("{run_id}/{kind}/{name}".format(**request.path_params))
-        manifest = await asyncio.to_thread(self.store.manifest, path)
-        return respond(request, manifest.to_proto())
+    async def _has_run(self, request: Request, run_id: str) -> bool:
+        return any(run.config.run_id == run_id for run in self.dispatcher.registry.runs)
 
     async def submit(self, request: Request) -> Response:
         run = self.dispatcher.registry.find(request.path_params["run_id"])
@@ -147,7 +145,7 @@ def make_server(api: TrainerApi, *, keys: KeyRing, feed: FeedServer, host: str, 
         await api.dispatcher.drain()
         await feed.stop()
 
-    return make_app(api.routes(), keys=keys, lifespan=lifespan)
+    return make_app(api.routes(), keys=keys, lifespan=lifespan, open_paths=OPEN_PATHS)
 
 
 def _address_of(request: Request, run_id: str) -> Address:

@@ -30,6 +30,8 @@ from farstep_proto.validation import (
     check_output,
 )
 
+_MAX_CONFIG_BYTES = 1 << 20
+
 REQUEST_TYPES: Mapping[str, type[Message]] = MappingProxyType(
     {
         Verb.FORWARD: pb.ForwardRequest,
@@ -39,6 +41,7 @@ REQUEST_TYPES: Mapping[str, type[Message]] = MappingProxyType(
         Verb.PUBLISH: pb.PublishRequest,
         Verb.LOAD_STATE: pb.LoadStateRequest,
         Verb.RESET: pb.ResetRequest,
+        Verb.IMPORT_ADAPTER: pb.ImportAdapterRequest,
         Verb.SKIP: pb.SkipRequest,
     }
 )
@@ -127,11 +130,21 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
+class ImportAdapter:
+    """PEFT's files as they came; `tensors` may be a part of them."""
+
+    name: str
+    config: bytes
+    tensors: bytes
+    num_tokens = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Skip:
     num_tokens = 0
 
 
-Call = Pass | AdamSettings | SaveState | Publish | LoadState | Reset | Skip
+Call = Pass | AdamSettings | SaveState | Publish | LoadState | Reset | ImportAdapter | Skip
 
 
 def request_type(verb: str) -> type[Message]:
@@ -165,6 +178,8 @@ def parse_call(verb: str, message: Message, limits: Limits, *, where: str = "") 
             return LoadState(CheckpointPath.parse(message.path), message.optimizer)
         case pb.ResetRequest():
             return _parse_reset(message)
+        case pb.ImportAdapterRequest():
+            return _parse_import(message)
         case _:
             return Skip()
 
@@ -228,6 +243,14 @@ def _parse_reset(message: pb.ResetRequest) -> Reset:
     if not 1 <= message.lora_rank <= MAX_LORA_RANK:
         raise InvalidInput(f"{message.lora_rank} is not between 1 and {MAX_LORA_RANK}", field="lora_rank")
     return Reset(message.lora_rank)
+
+
+def _parse_import(message: pb.ImportAdapterRequest) -> ImportAdapter:
+    if not message.tensors:
+        raise InvalidInput("missing", field="tensors")
+    if len(message.config) > _MAX_CONFIG_BYTES:
+        raise InvalidInput(f"{len(message.config)} bytes are no adapter's config", field="config")
+    return ImportAdapter(check_name(message.name), message.config, message.tensors)
 
 
 def _ttl_of(message: pb.SaveStateRequest | pb.PublishRequest) -> int | None:

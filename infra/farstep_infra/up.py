@@ -22,7 +22,6 @@ from starlette.applications import Starlette
 
 from farstep_infra.control import requests
 from farstep_infra.control.app import Control, make_control_app
-from farstep_infra.control.checkpoints import Checkpoints
 from farstep_infra.control.db import Database
 from farstep_infra.control.fleet import Fleet
 from farstep_infra.control.provisioning import Provisioning
@@ -32,8 +31,9 @@ from farstep_infra.control.sessions import Sessions
 from farstep_infra.control.trainers import Trainers
 from farstep_infra.home import Home
 from farstep_infra.launchers.local import LaunchFailed, torch_environment
-from farstep_infra.store.checkpoints import CheckpointStore
-from farstep_proto.errors import InvalidInput
+from farstep_infra.store.archive import Checkpoints
+from farstep_infra.store.checkpoints import CheckpointStore, open_store
+from farstep_proto.errors import ApiError, InvalidInput
 from farstep_serving.keys import KeyRing
 from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
 
@@ -50,6 +50,7 @@ class Settings:
     """What `up` was told; `api_key` empty means the home's own."""
 
     home: Path
+    store: str
     model: str
     host: str
     port: int
@@ -67,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replicas", type=int, default=1, help="sampler processes (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:0 (default: %(default)s)")
     parser.add_argument("--home", type=Path, default=None, help="default: $FARSTEP_HOME or ~/.farstep")
+    parser.add_argument(
+        "--store",
+        default="",
+        metavar="PLACE",
+        help="of checkpoints: directory or s3://bucket/prefix (default: HOME/store)",
+    )
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", help="(default: %(default)s)")
 
@@ -83,9 +90,10 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         raise SystemExit(f"--replicas: {arguments.replicas} is not between 1 and {requests.MAX_REPLICAS}")
     if arguments.host in _WILDCARDS:
         raise SystemExit(f"--host: clients are given this address, so {arguments.host} will not do; name one")
-    home = arguments.home or Path(os.environ.get("FARSTEP_HOME") or Path.home() / ".farstep")
+    home = (arguments.home or Path(os.environ.get("FARSTEP_HOME") or Path.home() / ".farstep")).expanduser().resolve()
     return Settings(
-        home=home.expanduser().resolve(),
+        home=home,
+        store=_store(arguments.store, home),
         model=arguments.model,
         host=arguments.host,
         port=arguments.port,
@@ -93,6 +101,13 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         device=arguments.device,
         api_key=os.environ.get("FARSTEP_API_KEY", ""),
     )
+
+
+def _store(place: str, home: Path) -> str:
+    """Where every process of this installation finds the checkpoints, whatever its working directory."""
+    if "://" in place:
+        return place
+    return str(Path(place).expanduser().resolve()) if place else str(Home(home).store)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -115,6 +130,13 @@ def run(arguments: argparse.Namespace) -> int:
     return up.exit_code
 
 
+def _opened(place: str) -> CheckpointStore:
+    try:
+        return open_store(place)
+    except InvalidInput as error:
+        raise SystemExit(f"{error.field}: {error.message} {error.hint}".strip()) from error
+
+
 def _bound(settings: Settings) -> socket.socket:
     try:
         return bind(settings.host, settings.port)
@@ -129,6 +151,7 @@ class _Up:
         self._settings = settings
         self._home = home
         self._sock = sock
+        self._store = _opened(settings.store)
         self._provisioning = Provisioning()
         self.api_key = settings.api_key or home.api_key()
         self.exit_code = 1  # until everything has started
@@ -141,12 +164,12 @@ class _Up:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         headers = {"Authorization": f"Bearer {self.api_key}", "Accept": "application/x-protobuf"}
         environment = {**os.environ, **torch_environment(), "FARSTEP_API_KEY": self.api_key}
-        store = CheckpointStore(self._home.store)
+        store = self._store
         async with AsyncExitStack() as parts:
             # Children are on this machine: a proxy in the environment is not for them.
             client = await parts.enter_async_context(httpx.AsyncClient(headers=headers, trust_env=False))
             db = await parts.enter_async_context(Database.opened(self._home.database))
-            where = {"host": self._settings.host, "device": self._settings.device}
+            where = {"host": self._settings.host, "device": self._settings.device, "store": self._settings.store}
             fleet = Fleet(self._home, environment=environment, client=client, **where)
             parts.push_async_callback(fleet.close)
             parts.push_async_callback(self._provisioning.close)
@@ -190,6 +213,6 @@ async def _sweep(store: CheckpointStore) -> None:
         try:
             if num_removed := await asyncio.to_thread(store.sweep):
                 log.info("removed %d expired or abandoned checkpoints", num_removed)
-        except OSError:
+        except (OSError, ApiError):
             log.exception("the store could not be swept")
         await asyncio.sleep(SWEEP_EVERY_S)

@@ -102,7 +102,7 @@ def load_base_model(
         InvalidInput: a device that is not there, or files that are no causal language model in safetensors.
     """
     place = _device(device)
-    path = _local_path(name)
+    path = local_path(name)
     _check_safetensors(name, path)
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     transformers_logging.disable_progress_bar()  # it would fill the log of a server
@@ -129,7 +129,7 @@ def load_skeleton(name: str, *, dtype: torch.dtype) -> BaseModel:
     Raises:
         NotFound, InvalidInput: as `load_base_model`.
     """
-    path = _local_path(name)
+    path = local_path(name)
     _check_safetensors(name, path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
@@ -170,7 +170,7 @@ def _device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _local_path(name: str) -> Path:
+def local_path(name: str) -> Path:
     if name == MODEL_NAME:
         return model_dir()
     folder = Path(name).expanduser()

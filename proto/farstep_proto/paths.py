@@ -50,12 +50,15 @@ SESSION = "/v1/sessions/{session_id}"
 SESSION_RUNS = "/v1/sessions/{session_id}/runs"
 SESSION_SAMPLERS = "/v1/sessions/{session_id}/samplers"
 SAMPLER = "/v1/samplers/{sampler_id}"
-RUN_CHECKPOINTS = "/v1/runs/{run_id}/checkpoints"
-CHECKPOINT_ARCHIVE = "/v1/checkpoints/{run_id}/{kind}/{name}/archive"
-CHECKPOINT_FILE = "/v1/checkpoints/{run_id}/{kind}/{name}/files/{file}"
-CHECKPOINT = "/v1/checkpoints/{run_id}/{kind}/{name}"  # on a dp_worker too
 CAPABILITIES = "/v1/capabilities"
 STATUS = "/v1/status"
+
+# checkpoints, on a control plane and on a dp_worker
+RUN_CHECKPOINTS = "/v1/runs/{run_id}/checkpoints"
+CHECKPOINT_ARCHIVE = "/v1/checkpoints/{run_id}/{kind}/{name}/archive"
+CHECKPOINT_TTL = "/v1/checkpoints/{run_id}/{kind}/{name}/ttl"
+CHECKPOINT_FILE = "/v1/checkpoints/{run_id}/{kind}/{name}/files/{file}"
+CHECKPOINT = "/v1/checkpoints/{run_id}/{kind}/{name}"
 
 
 class Verb:
@@ -68,4 +71,5 @@ class Verb:
     PUBLISH = "publish"
     LOAD_STATE = "load_state"
     RESET = "reset"
+    IMPORT_ADAPTER = "import_adapter"
     SKIP = "skip"

@@ -9,12 +9,11 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from farstep_infra.store.blobs import open_blobs
-from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.checkpoints import open_store
 from farstep_infra.store.policies import PolicyShelves
 from farstep_model.embedded import MODEL_NAME
 from farstep_model.load import BaseModel, load_base_model
@@ -47,8 +46,8 @@ class SamplerConfig:
     """Everything that a replica is told. `num_threads` and `cache_tokens` are 0 where the machine decides."""
 
     model: str
+    store: str
     engine: str
-    store: Path
     host: str
     port: int
     device: str
@@ -76,7 +75,9 @@ def parse_config(arguments: Sequence[str] | None, environment: dict[str, str]) -
     parser = argparse.ArgumentParser(prog="farstep_sampler", description="One sampler replica.")
     parser.add_argument("--model", default=MODEL_NAME, help="embedded model, hub id or directory")
     parser.add_argument("--engine", choices=("torch", "vllm"), default="torch", help="vllm: where vLLM is installed")
-    parser.add_argument("--store", type=Path, required=True, help="directory of the checkpoint store")
+    parser.add_argument(
+        "--store", required=True, metavar="PLACE", help="of checkpoints: directory or s3://bucket/prefix"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--device", default="auto")
@@ -128,7 +129,7 @@ def make_replica(config: SamplerConfig) -> Replica:
         base,
         engine,
         limits=_limits(base, max_tokens),
-        store=CheckpointStore(config.store),
+        store=open_store(config.store),
         policies=_policies(config),
         versions_per_run=config.resident_versions,
     )

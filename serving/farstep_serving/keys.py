@@ -32,6 +32,10 @@ class KeyRing:
     def of(cls, *keys: str | None) -> KeyRing:
         return cls(tuple(_digest(key) for key in keys if key))
 
+    def secret(self) -> str:
+        """What only who holds the keys can know; of an open server, what only this process knows."""
+        return b"".join(self.digests).hex() or secrets.token_hex(32)
+
     def check(self, authorization: str) -> None:
         """Takes an Authorization header.
 

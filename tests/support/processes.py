@@ -71,7 +71,7 @@ def running(module, *arguments, **kwargs):
 
 
 @contextmanager
-def trainer_and_sampler(store: Path, *, model="farstep/tiny", trainer_options=(), sampler_options=()):
+def trainer_and_sampler(store: Path | str, *, model="farstep/tiny", trainer_options=(), sampler_options=()):
     """A hand-started pair, as `ServiceClient.local` binds to."""
     with (
         running("farstep_worker", "--model", model, "--store", store, *trainer_options) as trainer,

@@ -43,7 +43,8 @@ class LocalStack:
         port: of the control plane; 0 takes a free one.
         replicas: sampler processes.
         device: "auto", "cpu", "cuda" or "cuda:0".
-        home: directory of state, logs and checkpoints.
+        home: directory of state, logs and, unless `store` names another place, checkpoints.
+        store: a directory or s3://bucket/prefix.
         on_wait: called a few times a second while it starts, with the seconds so far.
     """
 
@@ -56,9 +57,11 @@ class LocalStack:
         replicas: int = 1,
         device: str = "auto",
         home: Path | None = None,
+        store: str = "",
         on_wait: Callable[[float], None] = lambda elapsed_s: None,
     ) -> None:
         self.home = home.expanduser().resolve() if home is not None else default_home()
+        self.store = store or str(self.home / "store")
         self.log_path = self.home / "logs" / "control.log"
         self.base_url = ""
         self.api_key = ""
@@ -68,8 +71,9 @@ class LocalStack:
         self._process: subprocess.Popen[str] | None = None
         self._log_start = 0
         model_args = [] if model is None else [f"--model={model}"]
+        store_args = [f"--store={store}"] if store else []
         settings = [f"--host={host}", f"--port={port}", f"--replicas={replicas}", f"--device={device}"]
-        self._argv = ["up", "--exit-with-parent", f"--home={self.home}", *settings, *model_args]
+        self._argv = ["up", "--exit-with-parent", f"--home={self.home}", *settings, *model_args, *store_args]
 
     def __enter__(self) -> LocalStack:
         """Returns when everything is ready.

@@ -13,6 +13,7 @@ from importlib.metadata import version
 _COMMANDS = {
     "up": "run control plane, trainer and sampler on this machine until stopped",
     "status": "show what runs",
+    "checkpoints": "list, show, remove, keep for a while, export and import checkpoints",
     "demo": "the whole way once on an embedded model: fine-tuning, then reinforcement learning",
     "version": "print the version",
 }
@@ -35,6 +36,10 @@ def _run(command: str, argv: list[str]) -> int:
             from farstep.cli import status
 
             return status.main(argv)
+        case "checkpoints":
+            from farstep.cli import checkpoints
+
+            return checkpoints.main(argv)
         case "demo":
             from farstep.cli import demo
 

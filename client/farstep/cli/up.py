@@ -70,6 +70,7 @@ def _stack(arguments: argparse.Namespace, *, on_wait: Callable[[float], None]) -
         replicas=arguments.replicas,
         device=arguments.device,
         home=arguments.home,
+        store=arguments.store,
         on_wait=on_wait,
     )
 
@@ -87,7 +88,7 @@ def _how_to_connect(stack: LocalStack, arguments: argparse.Namespace) -> str:
         trainer_url=stack.trainer_url,
         sampler_url=stack.sampler_url,
         model=arguments.model,
-        store=stack.home / "store",
+        store=stack.store,
         logs=stack.home / "logs",
         local_file=local_file,
         local_arg=shlex.quote(str(local_file)),
@@ -106,5 +107,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8787, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--replicas", type=int, default=1, help="sampler processes (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:0 (default: %(default)s)")
+    parser.add_argument(
+        "--store",
+        default="",
+        metavar="PLACE",
+        help="of checkpoints: directory or s3://bucket/prefix (default: HOME/store)",
+    )
     parser.add_argument("--home", type=Path, help="state, logs and checkpoints (default: $FARSTEP_HOME or ~/.farstep)")
     return parser.parse_args(argv)

@@ -6,18 +6,17 @@ from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from farstep_infra.control import overview
-from farstep_infra.control.checkpoints import Checkpoints
 from farstep_infra.control.fleet import Fleet
 from farstep_infra.control.runs import Runs
 from farstep_infra.control.samplers import FreshSamplers
 from farstep_infra.control.sessions import Sessions
+from farstep_infra.store.archive import Checkpoints
+from farstep_infra.store.routes import OPEN_PATHS, checkpoint_routes
 from farstep_proto import paths
-from farstep_proto.errors import NotFound
-from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import common_pb2, control_pb2
 from farstep_serving.app import Lifespan, make_app
 from farstep_serving.keys import KeyRing
@@ -51,15 +50,14 @@ def make_control_app(*, keys: KeyRing, lifespan: Lifespan) -> Starlette:
         Route(paths.RUNS, _list_runs, methods=["GET"]),
         Route(paths.RUN, _get_run, methods=["GET"]),
         Route(paths.RUN, _delete_run, methods=["DELETE"]),
-        Route(paths.RUN_CHECKPOINTS, _list_checkpoints, methods=["GET"]),
-        Route(paths.CHECKPOINT, _get_checkpoint),
-        Route(paths.CHECKPOINT_ARCHIVE, _get_archive, methods=["GET"]),
-        Route(paths.CHECKPOINT_FILE, _get_file, methods=["GET"]),
         Route(paths.CAPABILITIES, _get_capabilities, methods=["GET"]),
         Route(paths.STATUS, _get_status, methods=["GET"]),
+        *checkpoint_routes(
+            lambda request: _control(request).checkpoints,
+            has_run=lambda request, run_id: _control(request).runs.exists(run_id),
+        ),
     ]
-    # A file's URL carries its own proof.
-    return make_app(routes, keys=keys, lifespan=lifespan, open_paths=frozenset({paths.CHECKPOINT_FILE}))
+    return make_app(routes, keys=keys, lifespan=lifespan, open_paths=OPEN_PATHS)
 
 
 async def _health(request: Request) -> Response:
@@ -112,36 +110,6 @@ async def _delete_run(request: Request) -> Response:
     return respond(request, common_pb2.Empty())
 
 
-async def _list_checkpoints(request: Request) -> Response:
-    run_id = request.path_params["run_id"]
-    found = await _control(request).checkpoints.list(run_id)
-    # A run that was made on a trainer directly is known by its checkpoints alone.
-    if not found.checkpoints and not await _control(request).runs.exists(run_id):
-        raise NotFound(f"no run {run_id!r}", field="run_id")
-    return respond(request, found)
-
-
-async def _get_checkpoint(request: Request) -> Response:
-    return respond(request, await _control(request).checkpoints.get(_checkpoint(request)))
-
-
-async def _get_archive(request: Request) -> Response:
-    archive = await _control(request).checkpoints.archive(
-        _checkpoint(request), base_url=str(request.base_url), page=request.query_params.get("page", "")
-    )
-    return respond(request, archive)
-
-
-async def _get_file(request: Request) -> Response:
-    file = await _control(request).checkpoints.file(
-        _checkpoint(request),
-        request.path_params["file"],
-        expires=request.query_params.get("expires", ""),
-        signature=request.query_params.get("signature", ""),
-    )
-    return FileResponse(file, filename=file.name, media_type="application/octet-stream")
-
-
 async def _get_capabilities(request: Request) -> Response:
     return respond(request, overview.capabilities(_control(request).fleet))
 
@@ -156,7 +124,3 @@ def _control(request: Request) -> Control:
     control = request.app.state.control
     assert isinstance(control, Control)
     return control
-
-
-def _checkpoint(request: Request) -> CheckpointPath:
-    return CheckpointPath.from_checkpoint_id("{run_id}/{kind}/{name}".format(**request.path_params))

@@ -116,17 +116,19 @@ class Fleet:
     Args:
         environment: of every child, complete; holds the key.
         host: the address that the children listen on.
+        store: where they and we keep checkpoints: a directory or s3://bucket/prefix.
         device: where the children compute: "auto", "cpu", "cuda", "cuda:0", …
     """
 
     def __init__(
-        self, home: Home, *, environment: dict[str, str], client: httpx.AsyncClient, host: str, device: str
+        self, home: Home, *, environment: dict[str, str], client: httpx.AsyncClient, host: str, device: str, store: str
     ) -> None:
         self._home = home
         self._host = host
         self._environment = environment
         self._client = client
         self._device = device
+        self._store = store
         self._models: dict[str, _Model] = {}
         self._listed: list[_Listed] = []
         self._numbers = {role: itertools.count(1) for role in _MODULES}
@@ -277,7 +279,7 @@ class Fleet:
         return Server(role, process, listed.url, announcement.get("feed", ""), info)
 
     def _model_args(self, base_model: str) -> tuple[str, ...]:
-        return (f"--model={base_model}", f"--store={self._home.store}", f"--device={self._device}")
+        return (f"--model={base_model}", f"--store={self._store}", f"--device={self._device}")
 
     async def _info(self, process: LocalProcess, url: str) -> training_pb2.ServerInfo:
         deadline = time.monotonic() + _ANSWER_S

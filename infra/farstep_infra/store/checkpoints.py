@@ -1,53 +1,69 @@
-"""The checkpoint store: named sets of files under one directory, each whole or absent.
+"""The checkpoint store: named sets of files, each whole or absent, in a directory or in a bucket.
 
-`<root>/<run_id>/<kind>/<name>/` holds a checkpoint's files as they are, so that plain `peft` loads the
-directory, and `manifest.json` with the sha256 of each. It knows nothing of tensors: files are bytes.
+A manifest with the sha256 of each file is written last; without it there is no checkpoint. The store knows nothing
+of tensors: files are bytes. Where they lie is its `Backing`'s to know.
 
-Invariant: what `read` gives is exactly what one `write` was given. A writer fills a directory beside the
-final one and renames it; an overwrite moves the old one aside first, where readers still find it.
-Names cannot hold a `~`, so whatever has one is the store's own and never a checkpoint.
+Invariant: what `read` gives is exactly what one `write` was given.
 """
 
 from __future__ import annotations
 
 import builtins
-import fcntl
+import dataclasses
 import logging
-import os
-import secrets
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-from farstep_infra.store.durable import clear_disk_errors, sync_directory, write_file
+from farstep_infra.store.backing import ABANDONED_S, KINDS, Backing, Found, all_paths
+from farstep_infra.store.blobs import Blobs, open_s3
+from farstep_infra.store.directories import Directories
 from farstep_infra.store.manifest import FILE_NAME, JSON, Manifest, StoredFile
+from farstep_infra.store.objects import Objects
 from farstep_proto.errors import Conflict, InvalidInput, NotFound
-from farstep_proto.names import CheckpointPath, Kind, check_name, check_run_id
+from farstep_proto.names import CheckpointPath, check_name, check_run_id
 
-__all__ = ["JSON", "CheckpointStore", "Manifest", "StoredFile"]
+__all__ = ["JSON", "CheckpointStore", "Manifest", "StoredFile", "open_store"]
 
 log = logging.getLogger(__name__)
 
-_KINDS: tuple[Kind, ...] = ("weights", "sampler_weights")
-_ASIDE = "~was"  # the old checkpoint during an overwrite
-_LOCK = "lock~"
-_ABANDONED_S = 86_400.0  # a writer's directory of this age has no writer any more
+# Files of an expired checkpoint stay that long: whoever sweeps may have a clock that is ahead.
+CLOCK_SKEW_S = 300.0
 _READ_ATTEMPTS = 5
+_LOOK_AT_ONCE = 16
+
+
+def open_store(place: str, *, clock: Callable[[], float] = time.time) -> CheckpointStore:
+    """The store at a directory of this machine or at `s3://bucket/prefix`.
+
+    Raises:
+        InvalidInput: it is neither, or boto3 is not installed.
+    """
+    if "://" in place:
+        return CheckpointStore(Objects(open_s3(place, field="--store")), clock=clock)
+    if not place:
+        raise InvalidInput("no place is named", field="--store")
+    return CheckpointStore(Path(place), clock=clock)
 
 
 class CheckpointStore:
-    """Checkpoints of all runs under `root`. Any number of processes may share one root; calls block."""
+    """Checkpoints of all runs. Any number of processes may share one place; calls block.
 
-    def __init__(self, root: Path, *, clock: Callable[[], float] = time.time) -> None:
-        self._root = root
+    Args:
+        place: what it stands on; a path is a directory of this machine.
+    """
+
+    def __init__(self, place: Backing | Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._backing: Backing = Directories(place) if isinstance(place, Path) else place
         self._clock = clock
 
-    @property
-    def root(self) -> Path:
-        """The directory; published policies are beside the checkpoints (`farstep_infra.store.policies`)."""
-        return self._root
+    def private(self, folder: str) -> Blobs:
+        """Blobs beside the checkpoints, in a folder whose name has a `~`, as no run's has."""
+        assert "~" in folder
+        return self._backing.private(folder)
 
     def write(
         self,
@@ -63,23 +79,15 @@ class CheckpointStore:
         Raises:
             Conflict: it exists, and `overwrite` is not set.
             InvalidInput: a name that is none, no files, or a `ttl_seconds` that is not positive.
-            Internal: the disk is full or refuses; nothing is left behind.
+            Internal: the disk is full or refuses, or the bucket does; nothing is left behind.
         """
-        final = self._directory(path)
-        manifest = self._plan(path, files, meta, ttl_seconds)
-        if not overwrite:
-            self._refuse_existing(path)
-        filling = _beside(final)
-        with clear_disk_errors(f"checkpoint {path}"):
-            try:
-                self._fill(filling, files, manifest)
-                with self._locked(path.run_id):
-                    if not overwrite:
-                        self._refuse_existing(path)
-                    _put_in_place(filling, final)
-            except BaseException:
-                shutil.rmtree(filling, ignore_errors=True)
-                raise
+        manifest = self._plan(_checked(path), files, meta, ttl_seconds)
+
+        def may_replace(found: Found | None) -> None:
+            if not overwrite:
+                self._refuse_existing(path, found)
+
+        self._backing.put(path, files, manifest, may_replace=may_replace)
         return manifest
 
     def read(self, path: CheckpointPath) -> tuple[Manifest, dict[str, bytes]]:
@@ -90,11 +98,11 @@ class CheckpointStore:
             InvalidInput: a file or the manifest is damaged; the message names it.
         """
         for _ in range(_READ_ATTEMPTS):
-            located = self._locate(path)
+            manifest, found = self._locate(path)
             try:
-                return located[0], _read_files(*located)
+                return manifest, self._read_files(manifest, found)
             except InvalidInput:
-                if self._locate(path) == located:  # not overwritten meanwhile: really damaged
+                if self._locate(path)[1] == found:  # not overwritten meanwhile: really damaged
                     raise
         raise Conflict(f"checkpoint {path} is being overwritten again and again", field="path")
 
@@ -104,50 +112,65 @@ class CheckpointStore:
 
     def list(self, run_id: str) -> builtins.list[Manifest]:
         """Every checkpoint of a run, oldest first; damaged ones are left out with a warning in the log."""
-        check_run_id(run_id)
-        found: list[Manifest] = []
-        for path in self._paths(run_id):
-            try:
-                found.append(self.manifest(path))
-            except NotFound:
-                continue
-            except InvalidInput as error:
-                log.warning("%s", error.message)
+        paths = [*all_paths(self._backing, check_run_id(run_id))]
+        with ThreadPoolExecutor(_LOOK_AT_ONCE) as looking:
+            found = [manifest for manifest in looking.map(self._listed, paths) if manifest is not None]
         return sorted(found, key=lambda manifest: (manifest.created_at, manifest.path.checkpoint_id))
 
     def delete(self, path: CheckpointPath) -> None:
-        """Removes a checkpoint, also a damaged one.
+        """Removes a checkpoint, also a damaged or an expired one.
 
         Raises:
             NotFound: there is nothing of that name.
         """
-        missing = NotFound(f"no checkpoint {path}", field="path")
-        if not self._directory(path).parent.is_dir():
-            raise missing
-        with clear_disk_errors(f"the removal of checkpoint {path}"), self._locked(path.run_id):
-            if not self._remove(path):
-                raise missing
+        if not self._backing.remove(_checked(path), only_if=lambda found: True):
+            raise NotFound(f"no checkpoint {path}", field="path")
+
+    def set_ttl(self, path: CheckpointPath, ttl_seconds: float | None) -> Manifest:
+        """Has a checkpoint expire so many seconds from now; None: never.
+
+        Raises:
+            NotFound: no such checkpoint, or it has expired already.
+            InvalidInput: `ttl_seconds` is not positive, or the manifest is damaged.
+        """
+        expires_at = self._expiry(ttl_seconds)
+        manifests: builtins.list[Manifest] = []
+
+        def changed(found: Found | None) -> bytes:
+            manifests.append(dataclasses.replace(self._valid(path, found), expires_at=expires_at))
+            return manifests[-1].to_json()
+
+        self._backing.change(_checked(path), changed)
+        return manifests[-1]
 
     def file_path(self, path: CheckpointPath, file_name: str) -> Path:
-        """Where one file of a checkpoint lies.
+        """Where one file of a checkpoint lies on this machine.
+
+        Raises:
+            NotFound: no such checkpoint, or no such file in it, or its files lie elsewhere.
+        """
+        _, found = self._with_file(path, file_name)
+        place = self._backing.file_path(found, file_name)
+        if place is None:
+            raise NotFound(f"the files of checkpoint {path} are not on this machine", field="file")
+        return place
+
+    def signed_url(self, path: CheckpointPath, file_name: str, *, ttl_s: int) -> str | None:
+        """Where anybody can fetch a file for so long; None where the place of the files signs nothing itself.
 
         Raises:
             NotFound: no such checkpoint, or no such file in it.
         """
-        manifest, directory = self._locate(path)
-        if file_name not in manifest.files:
-            raise NotFound(f"checkpoint {path} has no file {file_name!r}", field="file")
-        return directory / file_name
+        _, found = self._with_file(path, file_name)
+        return self._backing.signed_url(found, file_name, ttl_s=ttl_s)
 
     def sweep(self) -> int:
         """Removes expired checkpoints and what writers left when they were killed; how many it removed."""
         num_removed = 0
-        for run_id in _entries(self._root):
-            if "~" in run_id:
-                continue
-            num_removed += self._sweep_abandoned(run_id)
-            for path in self._paths(run_id):
-                num_removed += self._sweep_expired(path)
+        for run_id in self._backing.runs():
+            num_removed += self._backing.sweep_abandoned(run_id, before=self._clock() - ABANDONED_S)
+            for path in all_paths(self._backing, run_id):
+                num_removed += self._backing.remove(path, only_if=partial(self._is_over, path))
         return num_removed
 
     def _plan(
@@ -157,15 +180,20 @@ class CheckpointStore:
             raise InvalidInput("a checkpoint has at least one file", field="files")
         if FILE_NAME in files:
             raise InvalidInput(f"{FILE_NAME} is written by the store", field="files")
-        if ttl_seconds is not None and not ttl_seconds > 0:
-            raise InvalidInput(f"{ttl_seconds} is not a positive number of seconds", field="ttl_seconds")
+        expires_at = self._expiry(ttl_seconds)
         stored = {check_name(name, field="files"): StoredFile.of(data) for name, data in files.items()}
-        now = self._clock()
-        return Manifest(path, now, stored, None if ttl_seconds is None else now + ttl_seconds, dict(meta))
+        return Manifest(path, self._clock(), stored, expires_at, dict(meta))
 
-    def _refuse_existing(self, path: CheckpointPath) -> None:
+    def _expiry(self, ttl_seconds: float | None) -> float | None:
+        if ttl_seconds is None:
+            return None
+        if not 0 < ttl_seconds < float("inf"):
+            raise InvalidInput(f"{ttl_seconds} is not a positive number of seconds", field="ttl_seconds")
+        return self._clock() + ttl_seconds
+
+    def _refuse_existing(self, path: CheckpointPath, found: Found | None) -> None:
         try:
-            self.manifest(path)
+            self._valid(path, found)
         except NotFound:
             return
         except InvalidInput:
@@ -174,130 +202,73 @@ class CheckpointStore:
             f"checkpoint {path} exists", field="name", hint="choose another name, or pass overwrite=True to replace it"
         )
 
-    @staticmethod
-    def _fill(directory: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
-        directory.mkdir(parents=True)
-        for name, data in files.items():
-            write_file(directory / name, data)
-        write_file(directory / FILE_NAME, manifest.to_json())
-        sync_directory(directory)
+    def _locate(self, path: CheckpointPath) -> tuple[Manifest, Found]:
+        found = self._backing.find(_checked(path))
+        manifest = self._valid(path, found)
+        assert found is not None
+        return manifest, found
 
-    def _locate(self, path: CheckpointPath) -> tuple[Manifest, Path]:
-        found = self._find(path)
+    def _with_file(self, path: CheckpointPath, file_name: str) -> tuple[Manifest, Found]:
+        manifest, found = self._locate(path)
+        if file_name not in manifest.files:
+            raise NotFound(f"checkpoint {path} has no file {file_name!r}", field="file")
+        return manifest, found
+
+    def _valid(self, path: CheckpointPath, found: Found | None) -> Manifest:
+        """The manifest of what was found, if that is a checkpoint now."""
         if found is None:
-            if self._directory(path).is_dir():
+            if self._backing.is_incomplete(path):
                 raise NotFound(f"checkpoint {path} is incomplete: it has no manifest", field="path")
             raise NotFound(f"no checkpoint {path}", field="path")
-        if found[0].is_expired(self._clock()):
-            raise NotFound(f"checkpoint {path} has expired", field="path")
-        return found
+        manifest = Manifest.from_json(found.manifest, path=path)
+        if manifest.is_expired(self._clock()):
+            assert manifest.expires_at is not None
+            when = datetime.fromtimestamp(manifest.expires_at, UTC)
+            raise NotFound(f"checkpoint {path} has expired, on {when:%Y-%m-%d at %H:%M:%S} UTC", field="path")
+        return manifest
 
-    def _find(self, path: CheckpointPath) -> tuple[Manifest, Path] | None:
-        final = self._directory(path)
-        # The last look is for an overwrite that ended between the first two.
-        for directory in (final, _aside(final), final):
-            try:
-                data = (directory / FILE_NAME).read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            return Manifest.from_json(data, path=path), directory
-        return None
-
-    def _paths(self, run_id: str) -> Iterator[CheckpointPath]:
-        for kind in _KINDS:
-            names = {name.removesuffix(_ASIDE) for name in _entries(self._root / run_id / kind)}
-            yield from (CheckpointPath(run_id, kind, name) for name in sorted(names) if "~" not in name)
-
-    def _directory(self, path: CheckpointPath) -> Path:
-        if path.kind not in _KINDS:
-            raise InvalidInput(f"{path.kind!r} is no kind of checkpoint", field="path")
-        return self._root / check_run_id(path.run_id) / path.kind / check_name(path.name)
-
-    @contextmanager
-    def _locked(self, run_id: str) -> Iterator[None]:
-        """One writer at a time moves a run's directories, in this process and in others."""
-        directory = self._root / check_run_id(run_id)
-        directory.mkdir(parents=True, exist_ok=True)
-        with open(directory / _LOCK, "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    def _remove(self, path: CheckpointPath) -> bool:
-        final = self._directory(path)
-        was_there = False
-        for directory in (_aside(final), final):
-            if directory.exists():
-                leaving = _beside(final)  # so that no reader sees half of it
-                os.rename(directory, leaving)
-                shutil.rmtree(leaving)
-                was_there = True
-        return was_there
-
-    def _sweep_expired(self, path: CheckpointPath) -> bool:
-        with self._locked(path.run_id):
-            try:
-                found = self._find(path)
-            except InvalidInput:
-                return False  # damaged: a person should look at it
-            return found is not None and found[0].is_expired(self._clock()) and self._remove(path)
-
-    def _sweep_abandoned(self, run_id: str) -> int:
-        num_removed = 0
-        for kind in _KINDS:
-            for name in _entries(self._root / run_id / kind):
-                directory = self._root / run_id / kind / name
-                if "~" not in name or name.endswith(_ASIDE):
-                    continue
-                if directory.stat().st_mtime < self._clock() - _ABANDONED_S:
-                    shutil.rmtree(directory, ignore_errors=True)
-                    num_removed += 1
-        return num_removed
-
-
-def _put_in_place(filling: Path, final: Path) -> None:
-    """Makes `filling` the checkpoint `final`; a reader finds the old one or the new one at every instant."""
-    aside = _aside(final)
-    if final.exists():
-        if aside.exists():  # an earlier overwrite was killed after its last rename
-            shutil.rmtree(aside)
-        os.rename(final, aside)
-    os.rename(filling, final)
-    for directory in final.parents[:3]:  # kind, run, root: each may be new
-        sync_directory(directory)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _aside(final: Path) -> Path:
-    return final.with_name(final.name + _ASIDE)
-
-
-def _beside(final: Path) -> Path:
-    return final.with_name(f"{final.name}~{secrets.token_hex(8)}")
-
-
-def _read_files(manifest: Manifest, directory: Path) -> dict[str, bytes]:
-    files: dict[str, bytes] = {}
-    for name, expected in manifest.files.items():
+    def _listed(self, path: CheckpointPath) -> Manifest | None:
         try:
-            data = (directory / name).read_bytes()
-        except FileNotFoundError as error:
-            raise _damaged(manifest, name, "is missing") from error
-        if len(data) != expected.size_bytes:
-            raise _damaged(manifest, name, f"has {len(data)} bytes instead of {expected.size_bytes}")
-        if StoredFile.of(data) != expected:
-            raise _damaged(manifest, name, "has another sha256 than the manifest says")
-        files[name] = data
-    return files
+            return self.manifest(path)
+        except NotFound:
+            return None
+        except InvalidInput as error:
+            log.warning("%s", error.message)
+            return None
+
+    def _is_over(self, path: CheckpointPath, found: Found | None) -> bool:
+        """Whether it has expired so long ago that everybody's clock says so."""
+        if found is None:
+            return False
+        try:
+            return Manifest.from_json(found.manifest, path=path).is_expired(self._clock() - CLOCK_SKEW_S)
+        except InvalidInput:
+            return False  # damaged: a person should look at it
+
+    def _read_files(self, manifest: Manifest, found: Found) -> dict[str, bytes]:
+        files: dict[str, bytes] = {}
+        for name, expected in manifest.files.items():
+            try:
+                data = self._backing.read_file(found, name)
+            except FileNotFoundError as error:
+                raise _damaged(manifest, name, "is missing") from error
+            if len(data) != expected.size_bytes:
+                raise _damaged(manifest, name, f"has {len(data)} bytes instead of {expected.size_bytes}")
+            if StoredFile.of(data) != expected:
+                raise _damaged(manifest, name, "has another sha256 than the manifest says")
+            files[name] = data
+        return files
+
+
+def _checked(path: CheckpointPath) -> CheckpointPath:
+    if path.kind not in KINDS:
+        raise InvalidInput(f"{path.kind!r} is no kind of checkpoint", field="path")
+    check_run_id(path.run_id)
+    check_name(path.name)
+    return path
 
 
 def _damaged(manifest: Manifest, name: str, how: str) -> InvalidInput:
     return InvalidInput(
         f"checkpoint {manifest.path} is damaged: {name} {how}", field="path", hint="load another checkpoint of the run"
     )
-
-
-def _entries(directory: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(directory))
-    except (FileNotFoundError, NotADirectoryError):
-        return []

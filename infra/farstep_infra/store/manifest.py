@@ -35,13 +35,17 @@ class StoredFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a checkpoint is made of; times are seconds since the epoch, `expires_at` None means never."""
+    """What a checkpoint is made of; times are seconds since the epoch, `expires_at` None means never.
+
+    `files_in` is the folder of the files beside the manifest; empty: they lie where the manifest does.
+    """
 
     path: CheckpointPath
     created_at: float
     files: Mapping[str, StoredFile]
     expires_at: float | None = None
     meta: Mapping[str, JSON] = field(default_factory=lambda: MappingProxyType({}))
+    files_in: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -83,6 +87,8 @@ class Manifest:
             "files": {name: file._asdict() for name, file in self.files.items()},
             "meta": dict(self.meta),
         }
+        if self.files_in:
+            content["files_in"] = self.files_in
         return json.dumps(content, indent=1, allow_nan=False).encode()
 
     @classmethod
@@ -101,6 +107,7 @@ class Manifest:
                 for name, file in content["files"].items()
             }
             expires_at = None if content["expires_at"] is None else float(content["expires_at"])
-            return cls(path, float(content["created_at"]), files, expires_at, dict(content["meta"]))
+            files_in = check_name(content["files_in"]) if "files_in" in content else ""
+            return cls(path, float(content["created_at"]), files, expires_at, dict(content["meta"]), files_in)
         except (ValueError, KeyError, TypeError, AttributeError, InvalidInput) as error:
             raise InvalidInput(f"checkpoint {path}: its manifest is damaged ({error})", field="path") from error

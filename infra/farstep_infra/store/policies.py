@@ -16,9 +16,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from farstep_infra.store.blobs import Blobs, FileBlobs
+from farstep_infra.store.blobs import Blobs
+from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_infra.store.manifest import StoredFile
 from farstep_proto.errors import InvalidInput, NotFound
 from farstep_proto.names import check_name, check_run_id, is_run_id
@@ -78,9 +78,9 @@ class PolicyShelves:
         self._keep = keep
 
     @classmethod
-    def of_store(cls, root: Path, *, keep: int = 1) -> PolicyShelves:
+    def of_store(cls, store: CheckpointStore, *, keep: int = 1) -> PolicyShelves:
         """Those in the private part of a checkpoint store."""
-        return cls(FileBlobs(root / FOLDER), keep=keep)
+        return cls(store.private(FOLDER), keep=keep)
 
     def put(self, policy: ShelvedPolicy) -> None:
         """Adds a policy, and removes those beyond `keep` and those of another history.

@@ -12,7 +12,7 @@ class PolicyArchive:
 
     def __init__(self, store: CheckpointStore) -> None:
         self._store = store
-        self._shelves = PolicyShelves.of_store(store.root)
+        self._shelves = PolicyShelves.of_store(store)
 
     def read(self, run_id: str, version: int, *, history: str) -> ShelvedPolicy:
         """The policy of that number in that history; `history` empty is any.

@@ -145,6 +145,16 @@ class SaveStateRequest(_message.Message):
     overwrite: bool
     def __init__(self, name: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., ttl_seconds: _Optional[int] = ..., overwrite: bool = ...) -> None: ...
 
+class ImportAdapterRequest(_message.Message):
+    __slots__ = ("name", "config", "tensors")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    config: bytes
+    tensors: bytes
+    def __init__(self, name: _Optional[str] = ..., config: _Optional[bytes] = ..., tensors: _Optional[bytes] = ...) -> None: ...
+
 class PublishRequest(_message.Message):
     __slots__ = ("name", "ttl_seconds")
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -228,7 +228,7 @@ def test_capabilities(service: farstep.ServiceClient, local: farstep.ServiceClie
 
 def test_without_a_control_plane(local: farstep.ServiceClient) -> None:
     assert local.session_id is None
-    for call in (local.list_runs, lambda: local.list_checkpoints("run_1"), lambda: local.get_run("run_1")):
+    for call in (local.list_runs, lambda: local.get_run("run_1")):
         with pytest.raises(farstep.FarstepError, match="control plane"):
             call()
     with pytest.raises(farstep.InvalidInputError, match="this worker serves"):

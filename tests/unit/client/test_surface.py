@@ -26,6 +26,7 @@ PUBLIC = [
     "ForwardBackwardOutput",
     "Future",
     "ImageChunk",
+    "ImportedAdapter",
     "InvalidInputError",
     "LoadWeightsResponse",
     "LoraConfig",
@@ -71,8 +72,8 @@ CALLS = {
     farstep.ServiceClient: """
         create_lora_training_client create_training_client_from_state
         create_training_client_from_state_with_optimizer create_sampling_client get_server_capabilities
-        list_checkpoints get_checkpoint_archive_url list_runs get_run resume_run
-        delete_run
+        list_checkpoints get_checkpoint_archive_url get_checkpoint delete_checkpoint set_checkpoint_ttl
+        export_checkpoint import_adapter push_to_hub list_runs get_run resume_run delete_run
     """,
     farstep.TrainingClient: """
         forward_backward forward forward_backward_custom optim_step save_state save_weights_for_sampler

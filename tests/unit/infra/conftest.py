@@ -22,7 +22,8 @@ FAKES = Path(__file__).parent / "fakes"
 def fake_environment(**more: str) -> dict[str, str]:
     """An environment in which `python -m farstep_worker` and `farstep_sampler` are the fakes."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("FARSTEP_")}
-    return {**ours, "PYTHONPATH": str(FAKES), **more}
+    before = [path for path in [os.environ.get("PYTHONPATH")] if path]
+    return {**ours, "PYTHONPATH": os.pathsep.join([str(FAKES), *before]), **more}
 
 
 @dataclass

@@ -462,7 +462,7 @@ async def test_a_retired_version_is_fetched_back_and_one_that_nobody_keeps_is_a_
     http: httpx.AsyncClient, replica: Replica, store: CheckpointStore, make_adapter: MakeAdapter
 ) -> None:
     """Four slots, seven versions: the store's shelf has the last five of them, a checkpoint has the first."""
-    shelves = PolicyShelves.of_store(store.root, keep=5)
+    shelves = PolicyShelves.of_store(store, keep=5)
     tokens = {}
     for version in range(1, 8):
         adapter = make_adapter(version)
@@ -494,15 +494,15 @@ async def test_a_retired_version_is_fetched_back_and_one_that_nobody_keeps_is_a_
 async def test_what_is_kept_but_damaged_is_not_served(
     http: httpx.AsyncClient, replica: Replica, store: CheckpointStore, make_adapter: MakeAdapter
 ) -> None:
-    shelves = PolicyShelves.of_store(store.root, keep=5)
+    shelves = PolicyShelves.of_store(store, keep=5)
     offer(replica, "r", 2, make_adapter(2))
     await sampled(http, request(run_id="r"), X_Min_Policy_Version="2")
     files = {"adapter_model.safetensors": make_adapter(1).to_bytes(), "adapter_config.json": b""}
     shelves.put(ShelvedPolicy("r", 1, "", 1.0, files))
-    (weights,) = (store.root / "policies~").rglob("adapter_model.safetensors")
-    damaged = bytearray(weights.read_bytes())
+    blobs, key = store.private("policies~"), "r/v1-/adapter_model.safetensors"
+    damaged = bytearray(blobs.get(key))
     damaged[-1] ^= 1
-    weights.write_bytes(damaged)
+    blobs.put(key, bytes(damaged))
     refused = await sample(http, request(run_id="r"), X_Policy_Version="1")
     assert refused.status_code == 404
     offer(replica, "r", 3, make_adapter(3))

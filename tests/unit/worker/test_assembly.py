@@ -8,7 +8,7 @@ import pytest
 
 from farstep_proto.errors import Conflict, InvalidInput
 from farstep_worker.assembly import ABANDONED_S, Address, Assembler, digest_of
-from farstep_worker.submission import Example, Pass, Skip
+from farstep_worker.submission import Example, ImportAdapter, Pass, Skip
 
 
 def part_of(values, *, loss_fn="cross_entropy", backward=True, **config):
@@ -93,3 +93,14 @@ def test_what_nobody_completes_is_dropped_in_the_end():
     assembler.forget("r:2")
     assembler.forget("r:2")
     assert assembler.num_bytes == 0
+
+
+def test_an_adapter_s_bytes_are_joined_in_their_order():
+    assembler = Assembler()
+    parts = [ImportAdapter("n", b"{}", bytes([i]) * (i + 1)) for i in range(3)]
+    assert add(assembler, 2, 3, parts[2]) is None
+    for other in (dataclasses.replace(parts[1], name="m"), dataclasses.replace(parts[1], config=b"[]"), part_of([1])):
+        with pytest.raises(InvalidInput):
+            add(assembler, 1, 3, other)
+    assert add(assembler, 0, 3, parts[0]) is None
+    assert add(assembler, 1, 3, parts[1]).call == ImportAdapter("n", b"{}", b"\0\1\1\2\2\2")

@@ -168,7 +168,7 @@ class Pair:
 
 def settings(tmp_path, **compute):
     return GroupSettings(
-        world=2, model="farstep/tiny", store=tmp_path / "store", device="cpu",
+        world=2, model="farstep/tiny", store=str(tmp_path / "store"), device="cpu",
         compute=ComputeSettings(token_budget=128, **compute), num_threads=1, log_level="WARNING",
     )  # fmt: skip
 

@@ -137,7 +137,7 @@ def test_a_full_disk_keeps_a_run_in_memory(executor, evicted, make_run, make_pas
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("farstep_infra.store.checkpoints.write_file", no_space)
+        patch.setattr("farstep_infra.store.directories.write_file", no_space)
         executor.make_room(**NOBODY)
         evicted.settle()
     assert "run run cannot leave memory and stays there: no space left" in caplog.text

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 
+from farstep_infra.store.archive import Checkpoints
 from farstep_proto import paths
 from farstep_proto.tensors import model_input_to_proto, tensor_to_proto
 from farstep_proto.v1 import common_pb2, operations_pb2
@@ -77,7 +78,7 @@ async def serving(executor, **settings):
     keys = KeyRing.of(KEY)
     feed = PolicyFeed(keys)
     dispatcher = Dispatcher(executor, feed=feed, num_threads=1, **settings)
-    api = TrainerApi(executor.base, dispatcher, executor.store, max_request_bytes=LIMIT)
+    api = TrainerApi(executor.base, dispatcher, Checkpoints(executor.store, secret=KEY), max_request_bytes=LIMIT)
     app = make_server(api, keys=keys, feed=FeedServer(feed), host="127.0.0.1", feed_port=0)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     headers = {"authorization": f"Bearer {KEY}"}

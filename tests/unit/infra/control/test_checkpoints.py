@@ -1,15 +1,20 @@
 """Checkpoints over HTTP: listed from the store, fetched by URLs that cannot be forged or bent."""
 
 import hashlib
+import json
+import subprocess
+import time
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 
-from farstep_infra.control.checkpoints import URL_TTL_S, Checkpoints
-from farstep_infra.store.checkpoints import CheckpointStore
-from farstep_proto.errors import Forbidden, NotFound
+from farstep.cli.main import main
+from farstep_infra.store.archive import PAGE_SIZE, URL_TTL_S, Checkpoints
+from farstep_infra.store.checkpoints import CheckpointStore, open_store
+from farstep_proto.errors import Forbidden, InvalidInput, NotFound
 from farstep_proto.names import CheckpointPath
+from tests.support.s3 import new_bucket, s3_server
 
 PATH = CheckpointPath("run:c", "weights", "step-10")
 FILES = {"adapter_model.safetensors": b"weights" * 1000, "adapter_config.json": b"{}"}
@@ -89,6 +94,63 @@ def test_what_is_not_there_is_not_found(up, stored):
     assert response.status_code == 401, "the list of URLs needs a key"
 
 
+def test_one_is_kept_for_a_while_and_removed(up, stored):
+    path = CheckpointPath(PATH.run_id, "sampler_weights", "soon-gone")
+    stored.write(path, FILES, META)
+    where = f"/v1/checkpoints/{path.checkpoint_id}"
+    assert 59 < up.call("PUT", f"{where}/ttl", {"ttl_seconds": 60})["expires_at"] - time.time() <= 60
+    assert "expires_at" in up.call("GET", where)
+    assert "expires_at" not in up.call("PUT", f"{where}/ttl", {})
+    for wrong in (0, -5):
+        assert up.call("PUT", f"{where}/ttl", {"ttl_seconds": wrong}, status=400)["field"] == "ttl_seconds"
+    assert up.call("PUT", f"{where}/ttl", {"ttl_seconds": "soon"}, status=400)["field"] == "ttl_seconds"
+    up.call("DELETE", where)
+    up.call("DELETE", where, status=404)
+    up.call("PUT", f"{where}/ttl", {"ttl_seconds": 60}, status=404)
+    assert httpx.delete(up.url + where).status_code == 401
+
+
+async def test_a_long_list_comes_in_pages_that_do_not_shift(tmp_path):
+    now = 1000.0
+    store = CheckpointStore(tmp_path, clock=lambda: now)
+    checkpoints = Checkpoints(store, secret="key")
+    paths = [CheckpointPath("r", "weights", f"c-{i:03}") for i in range(PAGE_SIZE + 20)]
+    for i, path in enumerate(paths):
+        now = 1000.0 + i // 2  # two at once, told apart by name
+        store.write(path, {"f": b""}, {})
+    first = await checkpoints.list("r")
+    assert [found.path for found in first.checkpoints] == [str(path) for path in paths[:PAGE_SIZE]]
+    store.delete(paths[3])
+    second = await checkpoints.list("r", page=first.next_page)
+    assert [found.path for found in second.checkpoints] == [str(path) for path in paths[PAGE_SIZE:]]
+    assert not second.next_page
+    for wrong in ("x", "1~", "~", "nan~r/weights/../x"):
+        with pytest.raises(InvalidInput) as caught:
+            await checkpoints.list("r", page=wrong)
+        assert caught.value.field == "page"
+
+
+async def test_of_a_bucket_the_urls_are_its_own(tmp_path):
+    with s3_server() as url:
+        store = open_store(f"s3://{new_bucket()}/p")
+        store.write(PATH, FILES, META)
+        archive = await Checkpoints(store, secret="key").archive(PATH, base_url="http://here/", page="")
+        assert all(file.url.startswith(url) for file in archive.files)
+        async with httpx.AsyncClient() as client:
+            fetched = {file.name: (await client.get(file.url)).content for file in archive.files}
+    assert fetched == FILES
+
+
+def test_curl_fetches_a_file_with_its_url_alone(up, stored, tmp_path):
+    (url,) = [
+        file["url"]
+        for file in up.call("GET", f"/v1/checkpoints/{PATH.checkpoint_id}/archive")["files"]
+        if file["name"] == "adapter_model.safetensors"
+    ]
+    subprocess.run(["curl", "-sSf", "-o", str(tmp_path / "got"), url], check=True, timeout=30)
+    assert (tmp_path / "got").read_bytes() == FILES["adapter_model.safetensors"]
+
+
 async def test_urls_expire_and_are_paged(tmp_path):
     now = 1000.0
     store = CheckpointStore(tmp_path)
@@ -116,3 +178,50 @@ async def test_urls_expire_and_are_paged(tmp_path):
     store.delete(PATH)
     with pytest.raises(NotFound):
         await checkpoints.file(PATH, "file-000", **query)
+
+
+@pytest.fixture
+def command(up, monkeypatch, capsys):
+    """`farstep checkpoints …` against the running control plane: exit code and output."""
+    monkeypatch.setenv("FARSTEP_BASE_URL", up.url)
+    monkeypatch.setenv("FARSTEP_API_KEY", up.key)
+
+    def run(*arguments):
+        code = main(["checkpoints", *arguments])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+def test_the_command_lists_keeps_and_removes(command, stored):
+    path = CheckpointPath("run:cli", "weights", "one")
+    stored.write(path, FILES, META)
+    code, out, _ = command("list", path.run_id, "--json")
+    (listed,) = json.loads(out)
+    assert (code, listed["path"], listed["step"], listed["expires_at"]) == (0, str(path), 10, None)
+    assert "bt://loops" in command("list", path.run_id)[1]
+    assert json.loads(command("get", str(path), "--json")[1]) == listed
+    code, out, _ = command("ttl", path.checkpoint_id, "60", "--json")
+    assert code == 0
+    assert json.loads(out)[0]["expires_at"]
+    assert json.loads(command("ttl", str(path), "never", "--json")[1])[0]["expires_at"] is None
+    assert command("delete", str(path))[0] == 0
+    code, _, said = command("delete", str(path))
+    assert (code, "no checkpoint bt://loops:run:cli/weights/one" in said) == (1, True)
+    assert command("get", "nonsense")[0] == 1
+
+
+def test_the_command_exports(command, stored, tmp_path):
+    code, out, _ = command("export", str(PATH), "--out", str(tmp_path / "out"))
+    assert (code, out.strip()) == (0, str(tmp_path / "out"))
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == FILES
+    code, _, said = command("export", str(PATH), "--out", str(tmp_path / "out"))
+    assert (code, "is there already" in said) == (1, True)
+    (stored.file_path(PATH, "adapter_config.json")).write_bytes(b"[]")
+    try:
+        code, _, said = command("export", str(PATH), "--out", str(tmp_path / "other"))
+    finally:
+        stored.file_path(PATH, "adapter_config.json").write_bytes(b"{}")
+    assert (code, "another sha256" in said) == (1, True)
+    assert not (tmp_path / "other").exists()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from farstep_infra.store import checkpoints as module
-from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store import directories as module
+from farstep_infra.store.checkpoints import CLOCK_SKEW_S, CheckpointStore
 from farstep_proto.errors import Conflict, Internal, InvalidInput, NotFound
 from farstep_proto.names import CheckpointPath
 
@@ -204,6 +204,8 @@ def test_expired_ones_are_hidden_and_swept(tmp_path):
     with pytest.raises(NotFound, match="expired"):
         store.read(PATH)
     assert [manifest.path for manifest in store.list("run:1")] == [keep]
+    assert store.sweep() == 0, "somebody's clock may be behind"
+    clock.now += CLOCK_SKEW_S
     assert store.sweep() == 1
     assert not (tmp_path / "run:1" / "weights" / "step-10").exists()
     store.write(PATH, FILES, META)
@@ -221,9 +223,9 @@ def test_an_expired_name_can_be_taken_again(tmp_path):
 KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from farstep_infra.store import checkpoints
+from farstep_infra.store import checkpoints, directories
 from farstep_proto.names import CheckpointPath
-checkpoints.sync_directory = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+directories.sync_directory = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 checkpoints.CheckpointStore(Path(sys.argv[1])).write(CheckpointPath("run:1", "weights", "step-10"), {"f": b"x"}, {})
 """
 

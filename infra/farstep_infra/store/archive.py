@@ -1,7 +1,8 @@
-"""Checkpoints as clients see them: listed from the store, fetched by signed URLs.
+"""Checkpoints as clients see them, of a control plane and of a trainer alike: listed, kept, removed, fetched by URL.
 
-It works with every trainer down. A URL says until when it is good and carries an HMAC over that and over
-the file it names; whoever holds it may fetch that file and nothing else.
+A control plane's work with every trainer down. Where the store signs URLs itself (S3), those are handed out. Else they
+lead here: a URL says until when it is good and carries an HMAC over that and over the file it names; whoever holds it
+may fetch that file and nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.checkpoints import CheckpointStore, Manifest
 from farstep_proto import paths
 from farstep_proto.errors import Forbidden, InvalidInput
 from farstep_proto.names import CheckpointPath
@@ -25,25 +26,55 @@ PAGE_SIZE = 100
 
 
 class Checkpoints:
-    """Args: `secret` signs URLs; who has it can read every checkpoint."""
+    """A store behind an HTTP server.
+
+    Args:
+        secret: signs URLs; who has it can read every checkpoint.
+    """
 
     def __init__(self, store: CheckpointStore, *, secret: str, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._signing_key = hashlib.sha256(b"farstep checkpoint url\0" + secret.encode()).digest()
         self._clock = clock
 
-    async def list(self, run_id: str) -> control_pb2.ListCheckpointsResponse:
-        """Raises:
-        InvalidInput: not a run id.
+    async def list(self, run_id: str, *, page: str = "") -> control_pb2.ListCheckpointsResponse:
+        """A run's checkpoints, oldest first, `PAGE_SIZE` at a time; `page` is empty or an earlier `next_page`.
+
+        A page begins after the checkpoint that ended the one before it, so that what comes or goes meanwhile moves
+        nothing from one page to another.
+
+        Raises:
+            InvalidInput: not a run id, or not a page.
         """
         manifests = await asyncio.to_thread(self._store.list, run_id)
-        return control_pb2.ListCheckpointsResponse(checkpoints=[manifest.to_proto() for manifest in manifests])
+        after = _position(page)
+        left = [manifest for manifest in manifests if after is None or _place(manifest) > after]
+        here = left[:PAGE_SIZE]
+        return control_pb2.ListCheckpointsResponse(
+            checkpoints=[manifest.to_proto() for manifest in here],
+            next_page=_page_after(here[-1]) if len(left) > len(here) else "",
+        )
 
     async def get(self, path: CheckpointPath) -> control_pb2.Checkpoint:
         """Raises:
         NotFound: no such checkpoint.
         """
         return (await asyncio.to_thread(self._store.manifest, path)).to_proto()
+
+    async def delete(self, path: CheckpointPath) -> None:
+        """Raises:
+        NotFound: no such checkpoint.
+        """
+        await asyncio.to_thread(self._store.delete, path)
+
+    async def set_ttl(self, path: CheckpointPath, ttl_seconds: int | None) -> control_pb2.Checkpoint:
+        """The checkpoint, which now expires so many seconds from now; None: never.
+
+        Raises:
+            NotFound: no such checkpoint, or it has expired.
+            InvalidInput: not a positive number.
+        """
+        return (await asyncio.to_thread(self._store.set_ttl, path, ttl_seconds)).to_proto()
 
     async def archive(self, path: CheckpointPath, *, base_url: str, page: str) -> control_pb2.CheckpointArchive:
         """URLs of a checkpoint's files, `PAGE_SIZE` at a time; `page` is empty or an earlier `next_page`.
@@ -62,7 +93,8 @@ class Checkpoints:
             file = manifest.files[name]
             archive.files.add(
                 name=name,
-                url=base_url.rstrip("/") + self._signed(path, name, expires_at=int(archive.expires_at)),
+                url=await asyncio.to_thread(self._store.signed_url, path, name, ttl_s=URL_TTL_S)
+                or base_url.rstrip("/") + self._signed(path, name, expires_at=int(archive.expires_at)),
                 size_bytes=file.size_bytes,
                 sha256=file.sha256,
             )
@@ -92,6 +124,25 @@ class Checkpoints:
     def _signature(self, path: CheckpointPath, name: str, expires: str) -> str:
         message = f"{path.checkpoint_id}/{name}\n{expires}".encode()
         return hmac.new(self._signing_key, message, hashlib.sha256).hexdigest()
+
+
+def _place(manifest: Manifest) -> tuple[float, str]:
+    return manifest.created_at, manifest.path.checkpoint_id
+
+
+def _page_after(manifest: Manifest) -> str:
+    created_at, checkpoint_id = _place(manifest)
+    return f"{created_at!r}~{checkpoint_id}"
+
+
+def _position(page: str) -> tuple[float, str] | None:
+    if not page:
+        return None
+    created_at, _, checkpoint_id = page.partition("~")
+    try:
+        return float(created_at), CheckpointPath.from_checkpoint_id(checkpoint_id).checkpoint_id
+    except (ValueError, InvalidInput) as error:
+        raise InvalidInput(f"{page!r} is not a page of this list", field="page") from error
 
 
 def _page_start(page: str, num_files: int) -> int:

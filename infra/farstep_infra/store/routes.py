@@ -1,0 +1,75 @@
+"""The routes of checkpoints, the same on a control plane and on a trainer: handlers that translate, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from farstep_infra.store.archive import Checkpoints
+from farstep_proto import paths
+from farstep_proto.errors import NotFound
+from farstep_proto.names import CheckpointPath
+from farstep_proto.v1 import common_pb2, control_pb2
+from farstep_serving.messages import read_message, respond
+
+OPEN_PATHS = frozenset({paths.CHECKPOINT_FILE})  # a file's URL carries its own proof
+_MAX_BODY_BYTES = 4 << 10
+
+Find = Callable[[Request], Checkpoints]
+HasRun = Callable[[Request, str], Awaitable[bool]]
+
+
+def checkpoint_routes(find: Find, *, has_run: HasRun) -> list[Route]:
+    """Args:
+    find: the checkpoints that a request is about.
+    has_run: whether the server knows a run of that id, which may have no checkpoint yet.
+    """
+
+    async def listed(request: Request) -> Response:
+        run_id = request.path_params["run_id"]
+        found = await find(request).list(run_id, page=request.query_params.get("page", ""))
+        # A run that was made elsewhere is known by its checkpoints alone.
+        if not found.checkpoints and not await has_run(request, run_id):
+            raise NotFound(f"no run {run_id!r}", field="run_id")
+        return respond(request, found)
+
+    async def get(request: Request) -> Response:
+        return respond(request, await find(request).get(_path(request)))
+
+    async def delete(request: Request) -> Response:
+        await find(request).delete(_path(request))
+        return respond(request, common_pb2.Empty())
+
+    async def set_ttl(request: Request) -> Response:
+        message = await read_message(request, control_pb2.SetTtlRequest, limit=_MAX_BODY_BYTES)
+        ttl_seconds = message.ttl_seconds if message.HasField("ttl_seconds") else None
+        return respond(request, await find(request).set_ttl(_path(request), ttl_seconds))
+
+    async def archive(request: Request) -> Response:
+        page = request.query_params.get("page", "")
+        return respond(request, await find(request).archive(_path(request), base_url=str(request.base_url), page=page))
+
+    async def file(request: Request) -> Response:
+        place = await find(request).file(
+            _path(request),
+            request.path_params["file"],
+            expires=request.query_params.get("expires", ""),
+            signature=request.query_params.get("signature", ""),
+        )
+        return FileResponse(place, filename=place.name, media_type="application/octet-stream")
+
+    return [
+        Route(paths.RUN_CHECKPOINTS, listed, methods=["GET"]),
+        Route(paths.CHECKPOINT, get, methods=["GET"]),
+        Route(paths.CHECKPOINT, delete, methods=["DELETE"]),
+        Route(paths.CHECKPOINT_TTL, set_ttl, methods=["PUT"]),
+        Route(paths.CHECKPOINT_ARCHIVE, archive, methods=["GET"]),
+        Route(paths.CHECKPOINT_FILE, file, methods=["GET"]),
+    ]
+
+
+def _path(request: Request) -> CheckpointPath:
+    return CheckpointPath.from_checkpoint_id("{run_id}/{kind}/{name}".format(**request.path_params))
