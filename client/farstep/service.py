@@ -5,33 +5,30 @@ It trains and samples nothing itself. Clients that it made live on when it is cl
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self, Unpack
 
-from farstep import _convert, _retry
-from farstep._adapter_files import find_adapter
+from farstep import _convert
 from farstep._checkpoint_calls import CheckpointCalls
 from farstep._checkpoint_requests import CheckpointRequests
-from farstep._connection import Connection, path_of
+from farstep._connection import Connection
 from farstep._control import ControlPlane, run_from_proto
 from farstep._loop import awaiting, blocking, run
-from farstep._provisioning import LocalPair, ManagedServers, Place, Provisioner
+from farstep._provisioning import LocalPair, ManagedServers, Provisioner
 from farstep._settings import check_url, find_key, load_settings
-from farstep._wandb import WandbStream, require_wandb
-from farstep._wanted import FromStateOptions, RunOptions, WantedRun, WantedSampler, wanted_lora, wanted_run
+from farstep._starting import import_adapter, resume_run, start_from_state, start_run
+from farstep._wandb import require_wandb
+from farstep._wanted import FromStateOptions, RunOptions, WantedSampler, wanted_lora, wanted_run
 from farstep.checkpoints import ImportedAdapter
 from farstep.errors import FarstepError, InvalidInputError, checked
 from farstep.results import LoraConfig, RunInfo, ServerCapabilities
 from farstep.sampling import SamplingClient, Target, open_sampling_client, sampler_path
 from farstep.training import TrainingClient
 from farstep.types import WandbConfig
-from farstep_proto import paths
 from farstep_proto.names import CheckpointPath, check_name, check_run_id
-from farstep_proto.v1 import control_pb2, training_pb2
+from farstep_proto.v1 import control_pb2
 
 
 class ServiceClient(CheckpointCalls):
@@ -169,7 +166,7 @@ class ServiceClient(CheckpointCalls):
         self._refuse_closed()
         if wandb_config is not None:
             require_wandb()
-        return self._start_run(wanted, wandb_config)
+        return start_run(self._provisioner, wanted, wandb_config)
 
     create_lora_training_client = blocking(_create_lora_training_client)
     create_lora_training_client_async = awaiting(_create_lora_training_client)
@@ -249,7 +246,7 @@ class ServiceClient(CheckpointCalls):
         """
         run_id = _checked_run_id(run_id)
         self._refuse_closed()
-        return self._resumed(run_id)
+        return resume_run(self._provisioner, run_id)
 
     resume_run = blocking(_resume_run)
     resume_run_async = awaiting(_resume_run)
@@ -300,75 +297,16 @@ class ServiceClient(CheckpointCalls):
         self._refuse_closed()
         with checked():
             check_name(name)
-        return self._imported(adapter, name, base_model)
+        return import_adapter(self._provisioner, adapter, name, base_model)
 
     import_adapter = blocking(_import_adapter)
     import_adapter_async = awaiting(_import_adapter)
-
-    async def _imported(self, adapter: str | Path, name: str, base_model: str | None) -> ImportedAdapter:
-        files = await asyncio.to_thread(find_adapter, adapter)
-        base_model = base_model or files.base_model
-        if not base_model:
-            raise InvalidInputError("the adapter's config names none", field="base_model")
-        # Its own form comes with the adapter; the run that lends it an id is as small as can be.
-        wanted = wanted_run(base_model, LoraConfig(1), name=f"import-{name}"[:128], with_sampler=False)
-        client = await self._start_run(wanted, None)
-        try:
-            path = (await (await client._import(files, name))).path
-        finally:
-            await client._close()
-            await self._provisioner.delete_run(client.run_id)  # frees its room; checkpoints stay
-        kept = replace(CheckpointPath.parse(path), kind="sampler_weights")
-        return ImportedAdapter(path, str(kept))
 
     async def _release(self) -> None:
         await self._provisioner.release()
 
     async def _described_run(self, control: ControlPlane, run_id: str) -> RunInfo:
         return run_from_proto(await control.get_run(run_id))
-
-    async def _start_run(self, wanted: WantedRun, wandb_config: WandbConfig | None) -> TrainingClient:
-        place = await self._provisioner.provision_run(wanted)
-        request = training_pb2.CreateRunRequest(
-            run_id=place.run_id,
-            base_model=wanted.base_model,
-            lora=_convert.lora_to_proto(wanted.lora),
-            seed=wanted.seed,
-            max_seq_len=wanted.max_seq_len or 0,
-        )
-        if not wanted.with_sampler:
-            place = Place(place.run_id, place.trainer_url, "")
-        return await self._bind(place, request, wandb_config)
-
-    async def _resumed(self, run_id: str) -> TrainingClient:
-        return await self._bind(await self._provisioner.find_run(run_id), None, None)
-
-    async def _bind(
-        self, place: Place, request: training_pb2.CreateRunRequest | None, wandb_config: WandbConfig | None
-    ) -> TrainingClient:
-        """A client of a run on its trainer: created there by `request`, or there already."""
-        trainer = Connection.take(place.trainer_url, self._provisioner.key)
-        try:
-            info = await trainer.load_info(budget_s=_retry.CONNECT_BUDGET_S)
-            if request is not None:
-                created = await trainer.call("POST", paths.RUNS, training_pb2.Run, message=request)
-            else:
-                created = await trainer.call("GET", path_of(paths.RUN, run_id=place.run_id), training_pb2.Run)
-            wandb = None
-            if wandb_config is not None:
-                wandb = await asyncio.to_thread(WandbStream, wandb_config, run_config=_run_config(created))
-        except BaseException:
-            await trainer.release()
-            raise
-        control = self._provisioner.control
-        return TrainingClient(
-            trainer,
-            created,
-            sampler_url=place.sampler_url,
-            control=control.shared() if control is not None else None,
-            wandb=wandb,
-            max_request_bytes=info.max_request_bytes,
-        )
 
     def _from_state(
         self,
@@ -390,32 +328,9 @@ class ServiceClient(CheckpointCalls):
         self._refuse_closed()
         if wandb_config is not None:
             require_wandb()
-        return self._start_from_state(checkpoint, optimizer, wanted, value_head, wandb_config)
-
-    async def _start_from_state(
-        self,
-        checkpoint: CheckpointPath,
-        optimizer: bool,
-        wanted: WantedRun,
-        value_head: bool | None,
-        wandb_config: WandbConfig | None,
-    ) -> TrainingClient:
-        found = await self._checkpoints.get(checkpoint)
-        lora = found.lora_adapter_config
-        if value_head is not None and value_head != lora.value_head:
-            if optimizer:
-                raise InvalidInputError(
-                    "with its optimizer a run has a value head exactly where the checkpoint has one", field="value_head"
-                )
-            lora = replace(lora, value_head=value_head)
-        wanted = replace(wanted, base_model=found.base_model, lora=lora)
-        client = await self._start_run(wanted, wandb_config)
-        try:
-            await (await client._load(str(checkpoint), optimizer=optimizer))
-        except BaseException:
-            await client._close()
-            raise
-        return client
+        return start_from_state(
+            self._provisioner, checkpoint, wanted, optimizer=optimizer, value_head=value_head, wandb_config=wandb_config
+        )
 
     async def _start_sampler(self, wanted: WantedSampler) -> SamplingClient:
         url = await self._provisioner.provision_sampler(wanted)
@@ -435,9 +350,3 @@ class ServiceClient(CheckpointCalls):
 def _checked_run_id(run_id: str) -> str:
     with checked():
         return check_run_id(run_id)
-
-
-def _run_config(created: training_pb2.Run) -> dict[str, Any]:
-    """What is kept with a run's metrics."""
-    lora = {f"lora.{name}": value for name, value in asdict(_convert.lora_from_proto(created.lora)).items()}
-    return {"run_id": created.run_id, "base_model": created.base_model, "seed": created.seed, **lora}
