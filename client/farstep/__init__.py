@@ -35,6 +35,7 @@ from farstep.errors import (
 from farstep.future import Future
 from farstep.sampling import SamplingClient
 from farstep.service import ServiceClient
+from farstep.stream import TokenStream
 from farstep.training import TrainingClient
 from farstep.types import (
     AdamParams,
@@ -50,6 +51,7 @@ from farstep.types import (
     QueuedOperation,
     RunInfo,
     SampledSequence,
+    SampledToken,
     SampleResult,
     SamplingParams,
     SaveWeightsResponse,
@@ -95,6 +97,7 @@ __all__ = [
     "RunInfo",
     "SampleResult",
     "SampledSequence",
+    "SampledToken",
     "SamplingClient",
     "SamplingParams",
     "SaveWeightsResponse",
@@ -104,6 +107,7 @@ __all__ = [
     "ServiceClient",
     "SupportedModel",
     "TensorData",
+    "TokenStream",
     "TrainingClient",
     "TrainingInfo",
     "TransportError",

@@ -11,7 +11,8 @@ import os
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
@@ -23,7 +24,7 @@ from farstep._poller import Poller
 from farstep._settings import ApiKey
 from farstep.errors import FarstepError, ResultTimeout
 from farstep_proto import paths
-from farstep_proto.v1 import operations_pb2, training_pb2
+from farstep_proto.v1 import operations_pb2, sampling_pb2, training_pb2
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +35,7 @@ M = TypeVar("M", bound=Message)
 
 MAX_PARKED_S = 30.0
 HEALTH_S = 5.0
+STREAM_WAIT_S = 60.0  # for the gate, until the first word
 
 _open: dict[tuple[str, str | None], Connection] = {}
 _open_lock = threading.Lock()
@@ -131,6 +133,18 @@ class Connection:
         self._begin_after_fork()
         request = Request("POST", path, body=body, params=params, headers={paths.CLIENT_ID: self.client_id})
         await self._transport.attempt(request, operations_pb2.Accepted)
+
+    async def stream(
+        self, path: str, body: bytes, *, headers: Mapping[str, str]
+    ) -> AsyncGenerator[sampling_pb2.SampleEvent, None]:
+        """The events of one request as they come, tried a single time; closing the generator ends the request."""
+        from farstep._transport import Request
+
+        self._begin_after_fork()
+        request = Request("POST", path, body=body, headers=headers, wait_s=STREAM_WAIT_S)
+        async with aclosing(self._transport.stream(request)) as events:
+            async for event in events:
+                yield event
 
     async def load_info(self, *, budget_s: float | None = None) -> training_pb2.ServerInfo:
         if self.info is None:

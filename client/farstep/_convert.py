@@ -227,7 +227,7 @@ def nothing(operation: operations_pb2.Operation) -> None:
 
 def sample_result(operation: operations_pb2.Operation) -> SampleResult:
     message: sampling_pb2.SampleResponse = _expect(operation, "sample")
-    topk = _topk(message.topk_prompt_logprobs) if message.HasField("topk_prompt_logprobs") else None
+    topk = topk_rows(message.topk_prompt_logprobs) if message.HasField("topk_prompt_logprobs") else None
     return SampleResult(
         sequences=[_sequence(sequence, message.policy_version) for sequence in message.sequences],
         prompt_logprobs=_prompt_logprobs(message.prompt_logprobs) if message.prompt_logprobs else None,
@@ -254,11 +254,11 @@ def _sequence(message: sampling_pb2.SampledSequence, version: int) -> SampledSeq
         logprobs=np.frombuffer(message.logprobs, dtype="<f4").tolist(),
         stop_reason="stop" if message.stop_reason == "stop" else "length",
         policy_versions=versions or [version] * len(tokens),
-        topk_logprobs=_topk(message.topk_logprobs) if message.HasField("topk_logprobs") else None,
+        topk_logprobs=topk_rows(message.topk_logprobs) if message.HasField("topk_logprobs") else None,
     )
 
 
-def _topk(message: sampling_pb2.TopkLogprobs) -> list[list[TokenLogprob]]:
+def topk_rows(message: sampling_pb2.TopkLogprobs) -> list[list[TokenLogprob]]:
     """[n, k] candidates; an empty row where a position has no distribution."""
     if not message.k:
         return []

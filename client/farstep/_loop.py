@@ -50,6 +50,12 @@ def start(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
     return asyncio.run_coroutine_threadsafe(coroutine, _background_loop())
 
 
+def call_soon(callback: Callable[[], object]) -> None:
+    """Has the background loop call it; where that loop is gone there is nothing left to call it for."""
+    if _loop is not None and not _loop.is_closed():
+        _loop.call_soon_threadsafe(callback)
+
+
 def at_exit(callback: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Runs it on the background loop before the process ends, within a bounded time."""
     _at_exit.append(callback)

@@ -2,7 +2,7 @@
 
 Lives on the background loop. It knows media types, keys, retries and the error table, and nothing of what
 the messages mean. Requests that a server parks have a lane of their own, so that they never hold up short
-ones; together they stay within eight connections.
+ones; together they stay within eight connections. Streams hold one each, beside those.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import enum
 import functools
 import platform
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -24,7 +24,8 @@ from farstep import _retry
 from farstep._settings import ApiKey
 from farstep.errors import FarstepError, ServerError, TransportError, error_from_refusal
 from farstep_proto import paths
-from farstep_proto.v1 import common_pb2
+from farstep_proto.framing import Unframer
+from farstep_proto.v1 import common_pb2, sampling_pb2
 
 M = TypeVar("M", bound=Message)
 
@@ -70,7 +71,9 @@ class Transport:
     def __init__(self, url: str, key: ApiKey) -> None:
         self.url = url
         self._key = key
-        self._client = _new_client(url, key)
+        num_connections = sum(lane.value for lane in Lane)
+        self._client = _new_client(url, key, max_connections=num_connections, max_idle=num_connections)
+        self._streams = _new_client(url, key, max_connections=None, max_idle=8)
         self._lanes = {lane: asyncio.Semaphore(lane.value) for lane in Lane}
 
     async def call(self, request: Request, reply: type[M], *, budget_s: float | None = None) -> M:
@@ -96,6 +99,32 @@ class Transport:
             error = fault.error
         raise error
 
+    async def stream(self, request: Request) -> AsyncGenerator[sampling_pb2.SampleEvent, None]:
+        """The events of one request as they come; a single attempt, on a connection of its own.
+
+        Raises:
+            FarstepError: the server refused, or the stream broke off.
+        """
+        timeout = httpx.Timeout(ANSWER_S + request.wait_s, connect=CONNECT_S, pool=None)
+        unframer = Unframer()
+        try:
+            async with self._streams.stream(
+                request.method, request.path, content=request.body, headers=request.headers, timeout=timeout
+            ) as response:
+                if response.is_error:
+                    await response.aread()
+                    raise _refusal(response, _error_message(response), self.url)
+                if paths.PROTOBUF_STREAM not in response.headers.get("content-type", ""):
+                    raise ServerError(f"{self.url} answered without a stream", hint="is it a Farstep server?")
+                async for chunk in response.aiter_raw():
+                    for event in _events(unframer, chunk, self.url):
+                        yield event
+            return
+        except (httpx.TransportError, httpx.StreamError) as error:
+            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        # Raised out here, because httpx's error holds the request and with it the key.
+        raise TransportError(f"the stream from {self.url} broke off ({reason})", hint=_hint_for(self.url))
+
     async def ping(self, path: str, *, budget_s: float) -> None:
         """Returns when `path` answers with success, whatever it says; any failure is retried within the budget."""
         backoff = _retry.Backoff(_retry.REQUEST_RETRY.within(budget_s), what=f"waiting for {self.url}")
@@ -112,6 +141,7 @@ class Transport:
 
     async def aclose(self) -> None:
         await self._client.aclose()
+        await self._streams.aclose()
 
     async def _attempt(self, request: Request, reply: type[M]) -> M:
         async with self._lanes[request.lane]:
@@ -146,7 +176,7 @@ class Transport:
         raise _Fault(fault)
 
 
-def _new_client(url: str, key: ApiKey) -> httpx.AsyncClient:
+def _new_client(url: str, key: ApiKey, *, max_connections: int | None, max_idle: int) -> httpx.AsyncClient:
     headers = {
         "Accept": paths.PROTOBUF,
         "Content-Type": paths.PROTOBUF,
@@ -154,14 +184,13 @@ def _new_client(url: str, key: ApiKey) -> httpx.AsyncClient:
     }
     if key.secret:
         headers["Authorization"] = f"Bearer {key.secret}"
-    num_connections = sum(lane.value for lane in Lane)
     return httpx.AsyncClient(
         base_url=url,
         headers=headers,
         verify=ssl_context(),
         limits=httpx.Limits(
-            max_connections=num_connections,
-            max_keepalive_connections=num_connections,
+            max_connections=max_connections,
+            max_keepalive_connections=max_idle,
             keepalive_expiry=KEEPALIVE_S,
         ),
         trust_env=urlsplit(url).hostname not in LOOPBACK,  # no proxy to this very machine
@@ -181,6 +210,13 @@ def _parse(response: httpx.Response, reply: type[M], url: str) -> M:
         return reply.FromString(response.content)
     except DecodeError as error:
         raise ServerError(f"{url} answered with a malformed {reply.DESCRIPTOR.name}") from error
+
+
+def _events(unframer: Unframer, chunk: bytes, url: str) -> list[sampling_pb2.SampleEvent]:
+    try:
+        return [sampling_pb2.SampleEvent.FromString(data) for data in unframer.push(chunk)]
+    except (DecodeError, ValueError) as error:
+        raise ServerError(f"{url} answered with a malformed stream") from error
 
 
 def _error_message(response: httpx.Response) -> common_pb2.Error | None:

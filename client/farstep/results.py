@@ -70,6 +70,21 @@ class SampledSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class SampledToken:
+    """One token of a stream, with its log-probability under the distribution that it was sampled from.
+
+    Args:
+        policy_version: the version that it was sampled from.
+        topk_logprobs: the likeliest candidates; None where they were not asked for.
+    """
+
+    token: int
+    logprob: float
+    policy_version: int
+    topk_logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SampleResult:
     """All sequences of one prompt of T tokens.
 

@@ -7,6 +7,7 @@ policy version says so with every request, and only replicas that satisfy the pi
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 import uuid
 from collections.abc import Coroutine, Mapping, Sequence
@@ -23,12 +24,14 @@ from farstep._convert import (
     sampling_params_to_proto,
     whole_number,
 )
-from farstep._loop import awaiting, blocking, run
+from farstep._loop import awaiting, blocking, run, start
 from farstep._settings import ApiKey
+from farstep._streaming import Reading
 from farstep._tokenizer import tokenizer_of
 from farstep.errors import FarstepError, InvalidInputError, NotFoundError, PublishTimeoutError, checked
 from farstep.future import Future
 from farstep.results import SampleResult
+from farstep.stream import TokenStream
 from farstep.types import ModelInput, SamplingParams
 from farstep_proto import paths
 from farstep_proto.names import CheckpointPath
@@ -79,6 +82,11 @@ class SamplingClient(Closing):
         self._max_seq_len = info.max_seq_len
 
     @property
+    def url(self) -> str:
+        """The address of the sampler; its OpenAI API is below `/v1`."""
+        return self._sampler.url
+
+    @property
     def policy_version(self) -> int:
         """The version that this client is pinned to, or was made for; 0 is the base model."""
         return self._target.policy_version
@@ -124,6 +132,40 @@ class SamplingClient(Closing):
 
     sample = blocking(_sample)
     sample_async = awaiting(_sample)
+
+    def stream(
+        self,
+        prompt: ModelInput | Sequence[int],
+        sampling_params: SamplingParams = _DEFAULT_PARAMS,
+        *,
+        topk_logprobs: int = 0,
+        affinity_key: str | None = None,
+        in_flight: Literal["finish", "switch"] = "finish",
+    ) -> TokenStream:
+        """Samples one continuation of a prompt, and gives its tokens as they come.
+
+        What comes is an iterator and an async iterator of `SampledToken`. Leaving the loop ends the sampling.
+
+            for token in client.stream(prompt): ...
+            async for token in client.stream(prompt): ...
+
+        Where the connection or a replica is lost, it goes on with the same tokens, of the version that it began with.
+
+        Args:
+            prompt, sampling_params, topk_logprobs, affinity_key, in_flight: as in `sample`.
+
+        Raises:
+            InvalidInputError: an argument cannot be; nothing was submitted.
+        """
+        request = self._request(prompt, sampling_params_to_proto(sampling_params))
+        request.num_samples = 1
+        request.topk_logprobs = whole_number("topk_logprobs", topk_logprobs, at_least=0)
+        request.affinity_key = affinity_key or ""
+        request.in_flight = in_flight
+        if not request.params.HasField("seed"):
+            request.params.seed = secrets.randbits(63)
+        reading = Reading(self._sampler, request, self._target.headers())
+        return TokenStream(reading.inbox, start(reading.run()))
 
     def _compute_logprobs(self, prompt: ModelInput | Sequence[int]) -> Coroutine[Any, Any, Future[list[float | None]]]:
         """The log-probability of each of the prompt's T tokens at temperature 1; None at index 0."""

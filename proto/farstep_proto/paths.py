@@ -3,6 +3,9 @@
 # Media types. Every route takes and gives both; the binary one costs nothing per element.
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
+# Streams: of framed messages (`framing`), and of server-sent events with the same messages as JSON.
+PROTOBUF_STREAM = "application/x-protobuf-stream"
+EVENT_STREAM = "text/event-stream"
 
 # Headers
 CLIENT_ID = "X-Farstep-Client"
@@ -28,11 +31,18 @@ METRICS = "/metrics"
 # sampler
 SAMPLES = "/v1/samples"  # 202, outcome by poll
 SAMPLE = "/v1/sample"  # waits for the outcome
+SAMPLE_STREAM = "/v1/sample:stream"  # says it as it comes
 POLICIES = "/v1/policies"
 POLICY = "/v1/policies/{run_id}"
 LOAD_POLICY = "/v1/policies:load"
 DRAIN = "/v1/drain"
 REPLICAS = "/v1/replicas"  # of a router
+
+# sampler, in the terms of the OpenAI API
+OPENAI_CHAT = "/v1/chat/completions"
+OPENAI_COMPLETIONS = "/v1/completions"
+OPENAI_MODELS = "/v1/models"
+OPENAI_MODEL = "/v1/models/{model:path}"
 
 # control plane (RUNS and RUN as well)
 SESSIONS = "/v1/sessions"

@@ -25,6 +25,7 @@ from farstep_sampler.engines.base import Engine
 from farstep_sampler.engines.kv_shape import cache_budget
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.feed import FeedConfig
+from farstep_sampler.openai_api.settings import OpenAiSettings, add_openai_flags, take_openai_flags
 from farstep_sampler.replica import Replica
 from farstep_sampler.request import ModelLimits
 from farstep_sampler.server import make_sampler_app
@@ -62,6 +63,7 @@ class SamplerConfig:
     max_lora_rank: int | None
     vllm_options: str | None
     num_threads: int
+    openai: OpenAiSettings
     drain_s: float
     exit_with_parent: bool
     log_level: str
@@ -103,11 +105,14 @@ def parse_config(arguments: Sequence[str] | None, environment: dict[str, str]) -
     vllm.add_argument("--vllm-options", metavar="JSON", help='more settings of vLLM, as in {"tensor_parallel_size": 2}')
     parser.add_argument("--exit-with-parent", action="store_true")
     parser.add_argument("--log-level", default="INFO")
-    flags = vars(parser.parse_args(arguments))
-    if flags["engine"] != "vllm" and (flags["max_lora_rank"] or flags["vllm_options"]):
+    add_openai_flags(parser)
+    namespace = parser.parse_args(arguments)
+    openai = take_openai_flags(namespace)
+    if namespace.engine != "vllm" and (namespace.max_lora_rank or namespace.vllm_options):
         parser.error("--max-lora-rank and --vllm-options go with --engine vllm")
     return SamplerConfig(
-        **flags,
+        **vars(namespace),
+        openai=openai,
         num_threads=int(environment.get("OMP_NUM_THREADS") or 0),
         api_key=environment.get("FARSTEP_API_KEY"),
     )
@@ -177,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 async def _serve(config: SamplerConfig, replica: Replica, keys: KeyRing) -> None:
     submissions = Submissions(max_pending=config.max_requests)
-    app = make_sampler_app(replica, submissions, keys=keys)
+    app = make_sampler_app(replica, submissions, keys=keys, openai=config.openai)
     sock = bind(config.host, config.port)
     if config.exit_with_parent:
         exit_with_parent()

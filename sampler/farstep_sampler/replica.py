@@ -18,10 +18,12 @@ from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_proto.v1 import training_pb2
 from farstep_sampler.engines.base import Engine
+from farstep_sampler.events import Events, events_of
 from farstep_sampler.feed import FeedClient, FeedConfig, FeedSource
 from farstep_sampler.follow import follow
-from farstep_sampler.gate import Gate
+from farstep_sampler.gate import Gate, Pin
 from farstep_sampler.grammars import Grammars
+from farstep_sampler.in_flight import Sampling
 from farstep_sampler.recall import PolicySource, ShelfSource, StoreSource
 from farstep_sampler.request import ModelLimits, SampleJob, Target, job_of, target_of
 from farstep_sampler.result import response_of
@@ -100,6 +102,12 @@ class Replica:
         target = target_of(request, gate=gate, default_wait_s=DEFAULT_GATE_WAIT_S)
         return partial(self._sample, job, target, request.client_id or request.affinity_key)
 
+    def open_stream(self, request: pb.SampleRequest, gate: VersionGate) -> Events:
+        self._check_draining()
+        job = job_of(request, limits=self._limits)
+        target = target_of(request, gate=gate, default_wait_s=DEFAULT_GATE_WAIT_S)
+        return self._stream(job, target, request.client_id or request.affinity_key)
+
     async def list_policies(self, *, after: int, wait_s: float) -> pb.ListPoliciesResponse:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
@@ -144,20 +152,49 @@ class Replica:
             raise Internal(f"the {ended[0]} has stopped", hint="restart the sampler; its log has the reason")
 
     async def _sample(self, job: SampleJob, target: Target, client: str) -> pb.SampleResponse:
+        async with self._under_way(job, target, client) as (sampling, version):
+            return response_of(await sampling.result(), policy_version=version)
+
+    async def _stream(self, job: SampleJob, target: Target, client: str) -> Events:
+        async with (
+            self._under_way(job, target, client, streams=True) as (sampling, version),
+            contextlib.aclosing(events_of(sampling, version=version)) as events,
+        ):
+            async for event in events:
+                yield event
+
+    @contextlib.asynccontextmanager
+    async def _under_way(
+        self, job: SampleJob, target: Target, client: str, *, streams: bool = False
+    ) -> AsyncIterator[tuple[Sampling, int]]:
+        """The job on the engine, and the version that it begins with, once both are there; ended with the block."""
         if job.constraint is not None:
             job = replace(job, grammar=await self._grammars.compiled(job.constraint))
         if target.is_checkpoint:
             serve = await self._swapper.bring(target.source)
         else:
             serve = await self._gate.admit(target)
+        version = serve.policy.version
         with self._gate.pinned(serve.policy) as pin:
             async with self._engine.sampling(
-                job, slot=serve.slot, version=serve.policy.version, client=client
+                job, slot=serve.slot, version=version, client=client, streams=streams
             ) as sampling:
-                if target.follows:
-                    await follow(sampling, pin, source=target.source, table=self._table, gate=self._gate)
-                result = await sampling.result()
-        return response_of(result, policy_version=serve.policy.version)
+                following = self._following(sampling, pin, target)
+                try:
+                    yield sampling, version
+                finally:
+                    for task in following:
+                        task.cancel()
+                    await asyncio.gather(*following, return_exceptions=True)
+
+    def _following(self, sampling: Sampling, pin: Pin, target: Target) -> list[asyncio.Task[None]]:
+        """The task that has a job go on with newer versions, where that was asked for."""
+        if not target.follows:
+            return []
+        work = follow(sampling, pin, source=target.source, table=self._table, gate=self._gate)
+        task = asyncio.create_task(work, name="switch to newer versions")
+        task.add_done_callback(_log_end)
+        return [task]
 
     def _state(self, source: str) -> pb.PolicyState:
         is_checkpoint = "://" in source

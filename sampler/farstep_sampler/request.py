@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from farstep_proto import paths
 from farstep_proto.errors import InvalidInput
 from farstep_proto.names import CheckpointPath, check_run_id
 from farstep_proto.tensors import IntArray, model_input_ids
@@ -169,6 +171,12 @@ def gate_of(*, at_least: str | None, exactly: str | None, fields: tuple[str, str
     if exactly is not None:
         return Exactly(version_of(exactly, fields[1]))
     return AtLeast(0 if at_least is None else version_of(at_least, fields[0]))
+
+
+def gate_of_headers(headers: Mapping[str, str]) -> VersionGate:
+    """Raises InvalidInput as `gate_of`."""
+    names = (paths.MIN_POLICY_VERSION, paths.EXACT_POLICY_VERSION)
+    return gate_of(at_least=headers.get(names[0]), exactly=headers.get(names[1]), fields=names)
 
 
 def version_of(text: str, field: str) -> int:

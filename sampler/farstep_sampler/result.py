@@ -92,7 +92,7 @@ def response_of(result: SampleResult, *, policy_version: int) -> pb.SampleRespon
     if result.prompt_logprobs is not None:
         response.prompt_logprobs = result.prompt_logprobs.astype("<f4").tobytes()
     if result.prompt_topk is not None:
-        response.topk_prompt_logprobs.CopyFrom(_topk(result.prompt_topk))
+        response.topk_prompt_logprobs.CopyFrom(topk_to_proto(result.prompt_topk))
     return response
 
 
@@ -104,11 +104,11 @@ def _sequence(sequence: SampleSequence) -> pb.SampledSequence:
         policy_versions=np.array(sequence.policy_versions, dtype="<i8").tobytes(),
     )
     if sequence.topk is not None:
-        message.topk_logprobs.CopyFrom(_topk(sequence.topk))
+        message.topk_logprobs.CopyFrom(topk_to_proto(sequence.topk))
     return message
 
 
-def _topk(topk: Topk) -> pb.TopkLogprobs:
+def topk_to_proto(topk: Topk) -> pb.TopkLogprobs:
     return pb.TopkLogprobs(
         k=topk.ids.shape[1], token_ids=ids_to_bytes(topk.ids), logprobs=topk.logprobs.astype("<f4").tobytes()
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import Awaitable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -13,19 +12,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from farstep_proto import paths
-from farstep_proto.errors import Draining
 from farstep_proto.names import check_run_id
 from farstep_proto.v1 import common_pb2, sampling_pb2, training_pb2
-from farstep_sampler.request import gate_of, version_of
+from farstep_sampler.events import Events
+from farstep_sampler.openai_api import errors as openai_errors
+from farstep_sampler.openai_api.routes import is_openai_path, openai_routes
+from farstep_sampler.openai_api.settings import OpenAiSettings
+from farstep_sampler.request import gate_of_headers, version_of
+from farstep_sampler.streaming import counted, event_stream, while_connected
 from farstep_sampler.submissions import Submissions, Work
 from farstep_sampler.versions import VersionGate
 from farstep_serving.app import make_app, operation_routes
 from farstep_serving.keys import KeyRing
-from farstep_serving.messages import MAX_BODY_BYTES, decode, read_body, read_message, respond, wait_s_of
+from farstep_serving.messages import MAX_BODY_BYTES, decode, read_body, read_message, respond, respond_error, wait_s_of
 
 MAX_WAIT_S = 60.0
-
-T = TypeVar("T")
+_OPENAI = OpenAiSettings()
 
 
 class Backend(Protocol):
@@ -33,6 +35,10 @@ class Backend(Protocol):
 
     def prepare(self, request: sampling_pb2.SampleRequest, gate: VersionGate) -> Work:
         """Checks a request; what is returned runs it. Raises InvalidInput naming the field."""
+        ...
+
+    def open_stream(self, request: sampling_pb2.SampleRequest, gate: VersionGate) -> Events:
+        """Checks a request as `prepare`; what is returned says its events, or raises why there are none."""
         ...
 
     async def list_policies(self, *, after: int, wait_s: float) -> sampling_pb2.ListPoliciesResponse:
@@ -59,8 +65,14 @@ class Backend(Protocol):
 
 
 def make_sampler_app(
-    backend: Backend, submissions: Submissions, *, keys: KeyRing, more_routes: Sequence[Route] = ()
+    backend: Backend,
+    submissions: Submissions,
+    *,
+    keys: KeyRing,
+    more_routes: Sequence[Route] = (),
+    openai: OpenAiSettings = _OPENAI,
 ) -> Starlette:
+    """An app with the native routes, those of the OpenAI API, and whatever routes come with them."""
     handlers = _Handlers(backend, submissions)
     routes = [
         Route(paths.HEALTH, handlers.health, methods=["GET"]),
@@ -68,14 +80,23 @@ def make_sampler_app(
         Route(paths.TOKENIZER, handlers.tokenizer, methods=["GET"]),
         Route(paths.SAMPLES, handlers.submit, methods=["POST"]),
         Route(paths.SAMPLE, handlers.sample, methods=["POST"]),
+        Route(paths.SAMPLE_STREAM, handlers.sample_stream, methods=["POST"]),
         Route(paths.POLICIES, handlers.policies, methods=["GET"]),
         Route(paths.LOAD_POLICY, handlers.load_policy, methods=["POST"]),
         Route(paths.POLICY, handlers.policy, methods=["GET"]),
         Route(paths.DRAIN, handlers.drain, methods=["POST"]),
+        *openai_routes(backend, submissions, openai),
         *more_routes,
         *operation_routes(submissions.table, cancel=submissions.cancel),
     ]
-    return make_app(routes, keys=keys)
+    return make_app(routes, keys=keys, error_response=_respond_error)
+
+
+async def _respond_error(request: Request, error: Exception) -> Response:
+    """In the terms of the API whose route it is."""
+    if is_openai_path(request.url.path):
+        return openai_errors.respond_error(error, request)
+    return await respond_error(request, error)
 
 
 class _Handlers:
@@ -99,7 +120,7 @@ class _Handlers:
     async def submit(self, request: Request) -> Response:
         body = await read_body(request)
         message = _named(decode(request, body, sampling_pb2.SampleRequest), request)
-        work = self._backend.prepare(message, _gate(request))
+        work = self._backend.prepare(message, gate_of_headers(request.headers))
         accepted = self._submissions.submit(
             request.query_params.get("key", ""),
             client_id=request.headers.get(paths.CLIENT_ID, ""),
@@ -110,9 +131,14 @@ class _Handlers:
 
     async def sample(self, request: Request) -> Response:
         message = _named(await read_message(request, sampling_pb2.SampleRequest), request)
-        self._submissions.check_room()
-        work = self._backend.prepare(message, _gate(request))
-        return respond(request, await _while_connected(request, work()))
+        with self._submissions.watched():
+            work = self._backend.prepare(message, gate_of_headers(request.headers))
+            return respond(request, await while_connected(request, work()))
+
+    async def sample_stream(self, request: Request) -> Response:
+        message = _named(await read_message(request, sampling_pb2.SampleRequest), request)
+        events = self._backend.open_stream(message, gate_of_headers(request.headers))
+        return await event_stream(request, counted(self._submissions, events))
 
     async def policies(self, request: Request) -> Response:
         after = version_of(request.query_params.get("after", "0"), "after")
@@ -140,30 +166,6 @@ def _named(message: sampling_pb2.SampleRequest, request: Request) -> sampling_pb
     return message
 
 
-def _gate(request: Request) -> VersionGate:
-    names = (paths.MIN_POLICY_VERSION, paths.EXACT_POLICY_VERSION)
-    return gate_of(at_least=request.headers.get(names[0]), exactly=request.headers.get(names[1]), fields=names)
-
-
 def _digest(request: Request, body: bytes) -> bytes:
     """What makes a submission the same: its body and its gate."""
-    return hashlib.sha256(repr(_gate(request)).encode() + b"\0" + body).digest()
-
-
-async def _while_connected(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the client goes away first."""
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Draining("the client went away")  # nobody reads this
-        return task.result()
-    finally:
-        task.cancel()
-        watch.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    return hashlib.sha256(repr(gate_of_headers(request.headers)).encode() + b"\0" + body).digest()

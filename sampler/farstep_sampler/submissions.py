@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from farstep_proto.errors import InvalidInput, TooManyRequests, error_from_exception
 from farstep_proto.v1 import operations_pb2, sampling_pb2
@@ -34,6 +34,7 @@ class Submissions:
         self.table = OperationTable(queue_place=self._place)
         self._max_pending = max_pending
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._num_watched = 0
 
     def submit(self, key: str, *, client_id: str, digest: bytes, work: Work) -> operations_pb2.Accepted:
         """Enters a sample under the key that its client chose, and starts it unless it is there already.
@@ -57,16 +58,27 @@ class Submissions:
 
     def check_room(self) -> None:
         """Raises TooManyRequests when nothing more is taken."""
-        if len(self._tasks) >= self._max_pending:
-            raise TooManyRequests(f"{len(self._tasks)} samples are in flight already", retry_after_s=1.0)
+        num_in_flight = len(self._tasks) + self._num_watched
+        if num_in_flight >= self._max_pending:
+            raise TooManyRequests(f"{num_in_flight} samples are in flight already", retry_after_s=1.0)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Counts a sample whose client waits for it, with the connection open; raises as `check_room`."""
+        self.check_room()
+        self._num_watched += 1
+        try:
+            yield
+        finally:
+            self._num_watched -= 1
 
     async def settled(self, timeout_s: float) -> bool:
         """Waits until every client that listens has heard of its samples; whether it came to that in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while not self.table.is_settled:  # noqa: ASYNC110 - time alone may settle it
+                while self._num_watched or not self.table.is_settled:  # noqa: ASYNC110 - time alone may settle it
                     await asyncio.sleep(_SETTLE_S)
-        return self.table.is_settled
+        return not self._num_watched and self.table.is_settled
 
     def cancel(self, operation_id: str) -> bool:
         """Drops a sample that is not finished; the caller records it."""

@@ -16,7 +16,7 @@ from farstep_proto import paths
 from farstep_proto.errors import ApiError, InvalidInput, NotFound
 from farstep_proto.v1 import operations_pb2
 from farstep_serving.keys import KeyRing, RequireKey
-from farstep_serving.messages import read_message, respond, respond_error, wait_s_of
+from farstep_serving.messages import ErrorResponse, read_message, respond, respond_error, wait_s_of
 from farstep_serving.operations import MAX_POLL_S, OperationTable
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
@@ -28,16 +28,30 @@ def make_app(
     keys: KeyRing,
     lifespan: Lifespan | None = None,
     open_paths: frozenset[str] = frozenset(),
+    error_response: ErrorResponse = respond_error,
 ) -> Starlette:
-    """An app whose every error is an `Error` message and whose every route but `open_paths` needs a key."""
+    """An app whose every route but `open_paths` needs a key.
+
+    Args:
+        error_response: the form of every error; an `Error` message unless some routes have a form of their own.
+    """
+
+    async def respond_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        where = f"{request.method} {request.url.path}"
+        ours = NotFound(f"no route {where}") if error.status_code == 404 else InvalidInput(f"{where}: {error.detail}")
+        response = await error_response(request, ours)
+        response.status_code = error.status_code
+        return response
+
     return Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(RequireKey, keys=keys, open_paths=open_paths)],
+        middleware=[Middleware(RequireKey, keys=keys, open_paths=open_paths, error_response=error_response)],
         exception_handlers={
-            ApiError: respond_error,
-            HTTPException: _respond_http_error,
-            Exception: respond_error,
+            ApiError: error_response,
+            HTTPException: respond_http_error,
+            Exception: error_response,
         },
     )
 
@@ -68,12 +82,3 @@ def operation_routes(table: OperationTable, *, cancel: Callable[[str], bool]) ->
         Route(paths.CANCEL, cancel_one, methods=["POST"]),
         Route(paths.OPERATION, get, methods=["GET"]),
     ]
-
-
-async def _respond_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    where = f"{request.method} {request.url.path}"
-    ours = NotFound(f"no route {where}") if error.status_code == 404 else InvalidInput(f"{where}: {error.detail}")
-    response = await respond_error(request, ours)
-    response.status_code = error.status_code
-    return response

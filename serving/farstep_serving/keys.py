@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from farstep_proto import paths
 from farstep_proto.errors import Unauthenticated
-from farstep_serving.messages import respond_error
+from farstep_serving.messages import ErrorResponse, respond_error
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -59,9 +59,16 @@ class KeyRing:
 class RequireKey:
     """ASGI middleware: everything but the health route and `open_paths` (templates as of a route) needs a key."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: KeyRing,
+        open_paths: frozenset[str] = frozenset(),
+        error_response: ErrorResponse = respond_error,
+    ) -> None:
         self._app = app
         self._keys = keys
+        self._error_response = error_response
         self._open_paths = [compile_path(path)[0] for path in open_paths | {paths.HEALTH}]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +77,7 @@ class RequireKey:
             try:
                 self._keys.check(request.headers.get("authorization", ""))
             except Unauthenticated as error:
-                response = await respond_error(request, error)
+                response = await self._error_response(request, error)
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)

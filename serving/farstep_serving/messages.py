@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from google.protobuf import json_format
@@ -18,6 +19,7 @@ from farstep_proto.errors import ApiError, Internal, InvalidInput, PayloadTooLar
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
+ErrorResponse = Callable[[Request, Exception], Awaitable[Response]]
 
 MAX_BODY_BYTES = 16 << 20
 

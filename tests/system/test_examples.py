@@ -18,6 +18,7 @@ IN_SMALL = {
     "sft.py": ["--steps", "6"],
     "rl_loop.py": ["--steps", "2", "--prompts", "8", "--samples", "4"],
     "async_rollouts.py": ["--rounds", "2", "--rollouts", "100"],
+    "openai_client.py": ["--steps", "1"],
     "eval_hot_swap.py": ["--steps", "6", "--publish-every", "2"],
 }
 

@@ -170,3 +170,49 @@ class AddReplicaRequest(_message.Message):
     URL_FIELD_NUMBER: _ClassVar[int]
     url: str
     def __init__(self, url: _Optional[str] = ...) -> None: ...
+
+class SampleEvent(_message.Message):
+    __slots__ = ("begin", "delta", "end", "error")
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    begin: SampleBegin
+    delta: SampleDelta
+    end: SampleEnd
+    error: _common_pb2.Error
+    def __init__(self, begin: _Optional[_Union[SampleBegin, _Mapping]] = ..., delta: _Optional[_Union[SampleDelta, _Mapping]] = ..., end: _Optional[_Union[SampleEnd, _Mapping]] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ...) -> None: ...
+
+class SampleBegin(_message.Message):
+    __slots__ = ("policy_version",)
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    policy_version: int
+    def __init__(self, policy_version: _Optional[int] = ...) -> None: ...
+
+class SampleDelta(_message.Message):
+    __slots__ = ("index", "tokens", "logprobs", "policy_versions", "topk_logprobs", "stop_reason")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    TOPK_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    STOP_REASON_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    tokens: bytes
+    logprobs: bytes
+    policy_versions: bytes
+    topk_logprobs: TopkLogprobs
+    stop_reason: str
+    def __init__(self, index: _Optional[int] = ..., tokens: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., policy_versions: _Optional[bytes] = ..., topk_logprobs: _Optional[_Union[TopkLogprobs, _Mapping]] = ..., stop_reason: _Optional[str] = ...) -> None: ...
+
+class SampleEnd(_message.Message):
+    __slots__ = ("stop_reasons", "prompt_logprobs", "topk_prompt_logprobs", "prompt_cache_hit_tokens")
+    STOP_REASONS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TOPK_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_CACHE_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    stop_reasons: _containers.RepeatedScalarFieldContainer[str]
+    prompt_logprobs: bytes
+    topk_prompt_logprobs: TopkLogprobs
+    prompt_cache_hit_tokens: int
+    def __init__(self, stop_reasons: _Optional[_Iterable[str]] = ..., prompt_logprobs: _Optional[bytes] = ..., topk_prompt_logprobs: _Optional[_Union[TopkLogprobs, _Mapping]] = ..., prompt_cache_hit_tokens: _Optional[int] = ...) -> None: ...

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 
 from farstep_proto.errors import InvalidInput
+from farstep_sampler.openai_api.settings import add_openai_flags, take_openai_flags
 from farstep_sampler.router.admin import replica_routes
 from farstep_sampler.router.backend import Router
 from farstep_sampler.router.link import ReplicaLink
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--drain-s", type=float, default=DRAIN_S, help="most time for what is in flight at the end")
     parser.add_argument("--exit-with-parent", action="store_true")
     parser.add_argument("--log-level", default="INFO")
+    add_openai_flags(parser)
     flags = parser.parse_args(arguments)
     setup_logging(flags.log_level)
     key = os.environ.get("FARSTEP_API_KEY")
@@ -43,7 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 async def _serve(flags: argparse.Namespace, key: str | None, keys: KeyRing) -> None:
     router = Router(flags.replica, make_link=lambda url: ReplicaLink(url, key=key))
     submissions = Submissions(max_pending=flags.max_requests)
-    app = make_sampler_app(router, submissions, keys=keys, more_routes=replica_routes(router.members))
+    app = make_sampler_app(
+        router,
+        submissions,
+        keys=keys,
+        more_routes=replica_routes(router.members),
+        openai=take_openai_flags(flags),
+    )
     sock = bind(flags.host, flags.port)
 
     async def drain() -> None:

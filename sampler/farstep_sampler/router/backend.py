@@ -16,16 +16,18 @@ from functools import partial
 import numpy as np
 
 from farstep_proto import paths
-from farstep_proto.errors import ApiError, Draining, Internal, PolicyNotReady
+from farstep_proto.errors import ApiError, Draining, PolicyNotReady
 from farstep_proto.tensors import IntArray
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_proto.v1 import training_pb2
+from farstep_sampler.events import Events
 from farstep_sampler.request import ModelLimits, Target, job_of, target_of
 from farstep_sampler.router.link import ReplicaLink
 from farstep_sampler.router.members import MakeLink, Members
 from farstep_sampler.router.prefix_index import PrefixIndex
-from farstep_sampler.router.replica_http import RelayedError, ReplicaLost
+from farstep_sampler.router.replica_http import NobodyLeft, RelayedError, ReplicaLost
 from farstep_sampler.router.routing import Candidate, choose, satisfying
+from farstep_sampler.router.streams import relay
 from farstep_sampler.submissions import Work
 from farstep_sampler.versions import AtLeast, Exactly, VersionGate
 
@@ -80,6 +82,20 @@ class Router:
         wanted = self.want(request, gate)
         return partial(self._sample, request, wanted)
 
+    def open_stream(self, request: pb.SampleRequest, gate: VersionGate) -> Events:
+        wanted = self.want(request, gate)
+
+        def forward(held_to: VersionGate | None) -> tuple[bytes, dict[str, str]]:
+            if held_to is None:
+                return self.forwarded(request, wanted)
+            request.in_flight = ""  # what goes on with newer versions does not come again
+            # A gate is for runs: the base model and checkpoints are the same wherever they are asked for.
+            return self.forwarded(request, wanted, gate=held_to if request.run_id else None)
+
+        return relay(
+            self.attempts(wanted), forward, num_sequences=wanted.num_sequences, wait_s=wanted.target.gate_wait_s
+        )
+
     async def list_policies(self, *, after: int, wait_s: float) -> pb.ListPoliciesResponse:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
@@ -133,7 +149,7 @@ class Router:
         self._is_draining = True
         self._notify()
 
-    # What streams need as well
+    # A request on its way
 
     def want(self, request: pb.SampleRequest, gate: VersionGate) -> Wanted:
         """Checks a request and draws its seed if it has none, so that it is the same wherever it is repeated.
@@ -253,14 +269,6 @@ class Router:
         self._revision += 1
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-class NobodyLeft(Internal):
-    """No replica takes requests, or each that does was tried."""
-
-    def __init__(self) -> None:
-        super().__init__("no replica answers", hint="look at the replicas' logs", retry_after_s=_RETRY_AFTER_S)
-        self.status = 503
 
 
 def recall_key(candidates: Sequence[Candidate], target: Target) -> str:

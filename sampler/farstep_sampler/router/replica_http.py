@@ -9,11 +9,13 @@ import httpx
 from google.protobuf.message import DecodeError
 
 from farstep_proto import paths
-from farstep_proto.errors import ApiError
+from farstep_proto.errors import ApiError, Internal
 from farstep_proto.v1 import common_pb2
 
 _TIMEOUT = httpx.Timeout(10.0, read=90.0, pool=None)
+_STREAM_READ_S = 90.0  # a replica says something every ten seconds, once it has begun
 _LIMITS = httpx.Limits(max_connections=256, max_keepalive_connections=8)
+_STREAM_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=8)
 
 
 class ReplicaLost(Exception):
@@ -36,6 +38,14 @@ class RelayedError(ApiError):
         self.error_class = error.error_class
 
 
+class NobodyLeft(Internal):
+    """No replica takes requests, or each that does was tried."""
+
+    def __init__(self) -> None:
+        super().__init__("no replica answers", hint="look at the replicas' logs", retry_after_s=1.0)
+        self.status = 503
+
+
 class ReplicaHttp:
     """The connections to one replica.
 
@@ -50,10 +60,15 @@ class ReplicaHttp:
         headers = {"Accept": paths.PROTOBUF, "Content-Type": paths.PROTOBUF, paths.CLIENT_ID: client_id}
         if key:
             headers["Authorization"] = f"Bearer {key}"
+
         # Replicas are addressed by whoever runs the fleet: a proxy in the environment is not for them.
-        self._http = httpx.AsyncClient(
-            base_url=url, headers=headers, timeout=_TIMEOUT, limits=_LIMITS, transport=transport, trust_env=False
-        )
+        def client(limits: httpx.Limits) -> httpx.AsyncClient:
+            return httpx.AsyncClient(
+                base_url=url, headers=headers, timeout=_TIMEOUT, limits=limits, transport=transport, trust_env=False
+            )
+
+        self._http = client(_LIMITS)
+        self._streams = client(_STREAM_LIMITS)  # each holds a connection; short requests never wait for them
 
     async def call(
         self,
@@ -81,16 +96,17 @@ class ReplicaHttp:
 
     @asynccontextmanager
     async def stream(
-        self, method: str, path: str, body: bytes, *, headers: Mapping[str, str]
+        self, method: str, path: str, body: bytes, *, headers: Mapping[str, str], wait_s: float
     ) -> AsyncIterator[httpx.Response]:
-        """One request whose answer is read as it comes; leaving the block ends it.
+        """One request whose answer is read as it comes, `wait_s` later than others; leaving the block ends it.
 
         Raises:
             ReplicaLost: no answer, or one that breaks off.
             RelayedError: an answer with an error.
         """
         try:
-            async with self._http.stream(method, path, content=body, headers=headers) as response:
+            timeout = httpx.Timeout(10.0, read=_STREAM_READ_S + wait_s, pool=None)
+            async with self._streams.stream(method, path, content=body, headers=headers, timeout=timeout) as response:
                 if response.is_error:
                     raise _error_of(response, await response.aread())
                 yield response
@@ -99,6 +115,7 @@ class ReplicaHttp:
 
     async def close(self) -> None:
         await self._http.aclose()
+        await self._streams.aclose()
 
 
 def _error_of(response: httpx.Response, content: bytes) -> RelayedError:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from farstep_proto import errors, paths, tensors
+from farstep_proto import errors, framing, paths, tensors
 from farstep_proto.v1 import operations_pb2 as ops
 from farstep_proto.v1 import sampling_pb2, training_pb2
 from farstep_serving.app import make_app, operation_routes
@@ -32,6 +32,9 @@ class Sampler(Server):
         self.loaded: list[str] = []
         self.requests: list[tuple[sampling_pb2.SampleRequest, dict[str, str]]] = []
         self.is_held = False
+        self.breaks_after: list[int] = []
+        self.first_token = 1
+        self.num_streams = 0
         self._held: list[Callable[[], None]] = []
         super().__init__(host)
 
@@ -42,6 +45,7 @@ class Sampler(Server):
                 Route(paths.HEALTH, self._health),
                 Route(paths.INFO, self._info),
                 Route(paths.SAMPLES, self._submit, methods=["POST"]),
+                Route(paths.SAMPLE_STREAM, self._stream, methods=["POST"]),
                 Route(paths.LOAD_POLICY, self._load, methods=["POST"]),
                 Route(paths.POLICY, self._policy),
                 *operation_routes(self.table, cancel=lambda operation_id: False),
@@ -95,6 +99,44 @@ class Sampler(Server):
             if not self.is_held:
                 asyncio.get_running_loop().call_soon(self._held.pop())
         return respond(request, ops.Accepted(operation_id=operation_id), status=202)
+
+    async def _stream(self, request: Request) -> Response:
+        message = await read_message(request, sampling_pb2.SampleRequest)
+        self.requests.append((message, dict(request.headers)))
+        newest = self.policies.get(message.run_id, 0)
+        wanted = int(request.headers.get(paths.MIN_POLICY_VERSION, 0))
+        if wanted > newest:
+            raise errors.PolicyNotReady("not yet", retry_after_s=1.5, wanted_version=wanted, newest_version=newest)
+        return StreamingResponse(self._said(message, newest), media_type=paths.PROTOBUF_STREAM)
+
+    async def _said(self, message: sampling_pb2.SampleRequest, version: int) -> AsyncIterator[bytes]:
+        """The tokens 1, 2, 3 … one by one; as many as `breaks_after` says of the attempts before they break off."""
+        breaks_after = self.breaks_after.pop(0) if self.breaks_after else None
+        num_tokens = message.params.max_tokens or 3
+        self.num_streams += 1
+        try:
+            yield framing.framed(sampling_pb2.SampleEvent(begin=sampling_pb2.SampleBegin(policy_version=version)))
+            for place in range(num_tokens):
+                if place == breaks_after:
+                    raise ConnectionError("cut off, as the test wants it")
+                if place and self.is_held:
+                    await self._until_released()
+                delta = sampling_pb2.SampleDelta(
+                    tokens=tensors.ids_to_bytes([self.first_token + place]),
+                    logprobs=np.full(1, -0.5, dtype="<f4").tobytes(),
+                    stop_reason="length" if place == num_tokens - 1 else "",
+                )
+                if k := message.topk_logprobs:
+                    delta.topk_logprobs.CopyFrom(_topk(np.arange(k, dtype="<i4")[None]))
+                yield framing.framed(sampling_pb2.SampleEvent(delta=delta))
+            end = sampling_pb2.SampleEnd(stop_reasons=["length"], prompt_cache_hit_tokens=1)
+            yield framing.HEARTBEAT + framing.framed(sampling_pb2.SampleEvent(end=end))
+        finally:
+            self.num_streams -= 1
+
+    async def _until_released(self) -> None:
+        while self.is_held:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
     def _finish(self, operation_id: str, message: sampling_pb2.SampleRequest, headers: dict[str, str]) -> None:
         newest = self.policies.get(message.run_id, 0)

@@ -47,6 +47,7 @@ PUBLIC = [
     "RunInfo",
     "SampleResult",
     "SampledSequence",
+    "SampledToken",
     "SamplingClient",
     "SamplingParams",
     "SaveWeightsResponse",
@@ -56,6 +57,7 @@ PUBLIC = [
     "ServiceClient",
     "SupportedModel",
     "TensorData",
+    "TokenStream",
     "TrainingClient",
     "TrainingInfo",
     "TransportError",
@@ -63,7 +65,7 @@ PUBLIC = [
     "WandbConfig",
 ]
 
-WITHOUT_TWIN = {"health", "ensure_ready", "get_tokenizer", "get_info", "close", "aclose", "local", "run_id"}
+WITHOUT_TWIN = {"stream", "health", "ensure_ready", "get_tokenizer", "get_info", "close", "aclose", "local", "run_id"}
 CLIENTS = [farstep.ServiceClient, farstep.TrainingClient, farstep.SamplingClient]
 
 CALLS = {
