@@ -5,6 +5,7 @@ the same prompts with the same number of threads; figures are ratios of medians.
 answers, and what swaps under full load cost. The last line of output is one JSON object.
 
     python -m bench.sample [--model farstep/tiny|random-30m|random-100m|FOLDER] [--threads N] [--seconds N] [--quick]
+        [--vllm-python PATH]
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoConfig
 
-from bench import remote, swaps
+from bench import remote, swaps, vllm_side
 from bench.batches import draw_batch
 from bench.child import Child
 from bench.models import RANDOM_30M, model_folder
@@ -42,6 +43,14 @@ class Plan:
     num_prompts: int = 16
     num_samples: int = 4
     num_tokens: int = 64
+    vllm_python: str | None = None
+
+    @property
+    def total_tokens(self) -> int:
+        return self.num_prompts * self.num_samples * self.num_tokens
+
+
+Other = Callable[[list[list[int]]], float]  # seconds for some prompts
 
 
 @dataclass(slots=True)
@@ -54,22 +63,30 @@ class Bench:
     clients: dict[str, SamplingClient]
     generate: Child
     open_load: Child
+    vllm: Child | None
     seed: int = 0
 
     def batched(self, kind: str) -> dict[str, float]:
         """16 prompts × 4 samples × 64 tokens."""
-        plan = self.plan
-        shape = (plan.num_prompts, plan.num_samples)
-        ours, theirs = self._in_turn(kind, num_prompts=shape[0], num_samples=shape[1])
-        num_tokens = plan.num_prompts * plan.num_samples * plan.num_tokens
+        ours, theirs = self._in_turn(kind, self._generate(kind, self.plan.num_samples))
         return {
             f"over_batched_generate_{kind}": theirs / ours,
-            f"{kind}_tokens_per_s": num_tokens / ours,
-            f"{kind}_generate_tokens_per_s": num_tokens / theirs,
+            f"{kind}_tokens_per_s": self.plan.total_tokens / ours,
+            f"{kind}_generate_tokens_per_s": self.plan.total_tokens / theirs,
         }
 
+    def over_vllm(self) -> dict[str, float | None]:
+        """The same with LoRA, in turn with vLLM, which is called in its own process without HTTP."""
+        if self.vllm is None:
+            return {"over_vllm_lora": None}
+        vllm, shape = self.vllm, {"num_samples": self.plan.num_samples, "max_tokens": self.plan.num_tokens}
+        ours, theirs = self._in_turn(
+            "lora", lambda prompts: vllm_side.sample(vllm, prompts, **shape, lora=True), warm_up=vllm_side.WARMUPS
+        )
+        return {"over_vllm_lora": theirs / ours, "vllm_lora_tokens_per_s": self.plan.total_tokens / theirs}
+
     def single_stream(self) -> dict[str, float]:
-        ours, theirs = self._in_turn("base", num_prompts=1, num_samples=1)
+        ours, theirs = self._in_turn("base", self._generate("base", 1), num_prompts=1, num_samples=1)
         return {
             "single_stream_over_generate": theirs / ours,
             "single_stream_tokens_per_s": self.plan.num_tokens / ours,
@@ -110,11 +127,24 @@ class Bench:
         step: Callable[[], object] = lambda: remote.train_step([self.trainer], data)  # noqa: E731
         return swaps.measure(self.trainer, step, seconds=self.plan.seconds)
 
-    def _in_turn(self, kind: str, *, num_prompts: int, num_samples: int) -> tuple[float, float]:
-        """Median seconds of the sampler and of `generate`."""
+    def _generate(self, kind: str, num_samples: int) -> Other:
+        question = {"kind": kind, "num_samples": num_samples, "max_tokens": self.plan.num_tokens}
+        return lambda prompts: float(self.generate.ask(**question, prompts=prompts)["seconds"])
+
+    def _in_turn(
+        self,
+        kind: str,
+        other: Other,
+        *,
+        num_prompts: int | None = None,
+        num_samples: int | None = None,
+        warm_up: int = 1,
+    ) -> tuple[float, float]:
+        """Median seconds of the sampler and of the other side, on the same prompts."""
+        num_prompts, num_samples = num_prompts or self.plan.num_prompts, num_samples or self.plan.num_samples
         params = SamplingParams(max_tokens=self.plan.num_tokens, ignore_eos=True)
         here, there = [], []
-        for _ in range(1 + self.plan.turns):
+        for _ in range(warm_up + self.plan.turns):
             rng = np.random.default_rng(self._next_seed())
             prompts = [rng.integers(3, self.vocab_size, n).tolist() for n in rng.integers(16, 49, num_prompts)]
             started = time.perf_counter()
@@ -125,9 +155,8 @@ class Bench:
             here.append(time.perf_counter() - started)
             if {len(sequence.tokens) for sequence in sequences} != {self.plan.num_tokens}:
                 raise SystemExit("a sequence ended early")
-            question = {"kind": kind, "prompts": prompts, "num_samples": num_samples}
-            there.append(self.generate.ask(**question, max_tokens=self.plan.num_tokens)["seconds"])
-        return statistics.median(here[1:]), statistics.median(there[1:])
+            there.append(other(prompts))
+        return statistics.median(here[warm_up:]), statistics.median(there[warm_up:])
 
     def _generate_rate(self, trial: dict[str, float]) -> float:
         """Half the requests a second that a server around `generate` gets done when all arrive at once."""
@@ -144,17 +173,18 @@ def main() -> None:
     plan = read_plan()
     with ExitStack() as stack:
         bench = start(plan, stack)
-        figures: dict[str, float | None] = {"over_vllm_lora": None}  # no vLLM here
+        figures: dict[str, float | None] = {}
         for measure in (
             lambda: bench.batched("base"),
             lambda: bench.batched("lora"),
+            bench.over_vllm,
             bench.single_stream,
             bench.open,
             bench.publish,
             bench.swap,
         ):
-            found = measure()
-            print(*(f"{name} {value:.4g}" for name, value in found.items()), sep="  ", flush=True)
+            found: Mapping[str, float | None] = measure()
+            print(*(f"{name} {value}" for name, value in found.items()), sep="  ", flush=True)
             figures |= found
     rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
     print(json.dumps({**rounded, "settings": asdict(plan)}))
@@ -166,10 +196,16 @@ def read_plan() -> Plan:
     parser.add_argument("--threads", type=int, default=1, help="of each side's torch")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long policies are swapped under load")
     parser.add_argument("--quick", action="store_true", help="few turns: tells that it works, not how fast it is")
+    parser.add_argument("--vllm-python", help="of an environment with vLLM, for over_vllm_lora")
     flags = parser.parse_args()
     turns, publications = (2, 5) if flags.quick else (7, 25)
     return Plan(
-        flags.model, flags.threads, turns, publications, min(flags.seconds, 5.0) if flags.quick else flags.seconds
+        model=flags.model,
+        threads=flags.threads,
+        turns=turns,
+        publications=publications,
+        seconds=min(flags.seconds, 5.0) if flags.quick else flags.seconds,
+        vllm_python=flags.vllm_python,
     )
 
 
@@ -192,14 +228,20 @@ def start(plan: Plan, stack: ExitStack) -> Bench:
     data = remote.to_data(draw_batch("equal", seed=0, num_sequences=4, vocab_size=vocab_size))
     remote.train_step([trainer], data)
     lora = trainer.save_weights_and_get_sampling_client("bench")
-    (adapter,) = store.rglob("adapter_config.json")
+    adapter = next(file.parent for file in store.rglob("adapter_config.json") if file.parent.name == "bench")
+    vllm = None
+    if plan.vllm_python is not None:
+        log = scratch / "vllm.log"
+        settings = {"model": folder, "adapter": adapter, "num_threads": plan.threads, "log": log}
+        vllm = stack.enter_context(vllm_side.start(plan.vllm_python, **settings))
     return Bench(
         plan=plan,
         vocab_size=vocab_size,
         trainer=trainer,
         clients={"lora": lora, "base": service.create_sampling_client(str(folder))},
-        generate=child("bench.generate_loop", folder, adapter.parent),
+        generate=child("bench.generate_loop", folder, adapter),
         open_load=child("bench.open_load", folder),
+        vllm=vllm,
     )
 
 
