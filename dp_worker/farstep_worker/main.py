@@ -91,6 +91,33 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     Raises:
         SystemExit: a flag or a variable that makes no sense, or an open server on an address that others reach.
     """
+    flags = _parser().parse_args(argv)
+    keys = KeyRing.of(os.environ.get("FARSTEP_API_KEY"))
+    keys.check_host(flags.host)
+    return WorkerConfig(
+        model=flags.model,
+        store=flags.store,
+        host=flags.host,
+        port=flags.port,
+        feed_port=flags.feed_port,
+        device=flags.device,
+        nproc=flags.nproc,
+        compute=ComputeSettings.of(flags),
+        max_request_bytes=flags.max_request_bytes,
+        max_runs=flags.max_runs,
+        run_memory_bytes=flags.run_memory_mib and flags.run_memory_mib << 20,
+        fuse_runs=flags.fuse_runs == "auto",
+        keep_policies=flags.keep_policies,
+        weight_sync_uri=flags.weight_sync_uri,
+        num_threads=max(1, _num_threads(os.environ.get("OMP_NUM_THREADS")) // flags.nproc),
+        spans=_spans(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
+        ends_with_parent=flags.exit_with_parent,
+        log_level=flags.log_level,
+        keys=keys,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m farstep_worker", description="Trains LoRA adapters on one model.")
     parser.add_argument("--model", default=MODEL_NAME, help="embedded model, local directory, or hub id")
     parser.add_argument(
@@ -127,30 +154,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
     )
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
-    flags = parser.parse_args(argv)
-    keys = KeyRing.of(os.environ.get("FARSTEP_API_KEY"))
-    keys.check_host(flags.host)
-    return WorkerConfig(
-        model=flags.model,
-        store=flags.store,
-        host=flags.host,
-        port=flags.port,
-        feed_port=flags.feed_port,
-        device=flags.device,
-        nproc=flags.nproc,
-        compute=ComputeSettings.of(flags),
-        max_request_bytes=flags.max_request_bytes,
-        max_runs=flags.max_runs,
-        run_memory_bytes=flags.run_memory_mib and flags.run_memory_mib << 20,
-        fuse_runs=flags.fuse_runs == "auto",
-        keep_policies=flags.keep_policies,
-        weight_sync_uri=flags.weight_sync_uri,
-        num_threads=max(1, _num_threads(os.environ.get("OMP_NUM_THREADS")) // flags.nproc),
-        spans=_spans(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
-        ends_with_parent=flags.exit_with_parent,
-        log_level=flags.log_level,
-        keys=keys,
-    )
+    return parser
 
 
 @contextmanager
