@@ -1,7 +1,8 @@
 """Tensors of runs that had to leave memory, as files for this process alone.
 
 They lie under `evicted~/` on a local disk (in the store's directory, where no checkpoint can be, or in the user's cache
-where the store is a bucket), one directory for each living process; what a dead one left is removed when the next begins. Nothing of them survives a process: that is for checkpoints.
+where the store is a bucket), one directory for each living process; what a dead one left is removed when the next
+begins. Nothing of them survives a process: that is for checkpoints.
 
 Invariant: tensors that were put are there until they are forgotten, in memory as long as the disk does not have them.
 What comes back is what was put, bit for bit, or an error.
