@@ -15,6 +15,8 @@ from farstep.errors import FarstepError
 
 log = logging.getLogger("farstep")
 
+_JITTER = random.Random()  # its own: what a program draws from `random` must not depend on our retries
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -61,7 +63,7 @@ class Backoff:
             self._began_at = now
         lasted_s = now - self._began_at
         step_s = min(self._policy.first_delay_s * 2.0**self._num_faults, self._policy.max_delay_s)
-        delay_s = max(at_least_s, step_s * random.uniform(0.5, 1.0))
+        delay_s = max(at_least_s, step_s * _JITTER.uniform(0.5, 1.0))
         self._num_faults = min(self._num_faults + 1, 30)
         if lasted_s + delay_s > self._policy.budget_s:
             raise fault

@@ -26,6 +26,8 @@ from farstep_sampler.versions import PolicyId
 
 log = logging.getLogger(__name__)
 
+_JITTER = random.Random()  # its own: what a program draws from `random` must not depend on our retries
+
 MAX_POLICY_BYTES = 8 << 30
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 1.0
@@ -81,7 +83,7 @@ class FeedClient:
                     log.warning("feed %s: %s %s", self._config.address, error.code().name, error.details())
                 except ApiError as error:
                     log.warning("feed %s: %s; asking for it again", self._config.address, error.message)
-                await asyncio.sleep(self._retry_s * random.uniform(0.5, 1.0))
+                await asyncio.sleep(self._retry_s * _JITTER.uniform(0.5, 1.0))
                 self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
 
     async def _follow(self, stub: PolicyFeedStub) -> None:

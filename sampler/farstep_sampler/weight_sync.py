@@ -19,6 +19,8 @@ from farstep_sampler.versions import PolicyId
 
 log = logging.getLogger(__name__)
 
+_JITTER = random.Random()  # its own: what a program draws from `random` must not depend on our retries
+
 DEFAULT_INTERVAL_S = 1.0
 _LAST_RETRY_S = 30.0
 
@@ -60,7 +62,7 @@ class WeightSyncPoller:
             except ApiError as error:
                 log.warning("weight sync: %s", error.message)
                 pause_s = min(2 * pause_s, max(_LAST_RETRY_S, self._interval_s))
-            await asyncio.sleep(pause_s * random.uniform(0.75, 1.25))
+            await asyncio.sleep(pause_s * _JITTER.uniform(0.75, 1.25))
 
     async def _look(self, run_id: str) -> None:
         try:

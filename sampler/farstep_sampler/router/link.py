@@ -23,6 +23,8 @@ from farstep_sampler.router.replica_http import RelayedError, ReplicaHttp, Repli
 
 log = logging.getLogger(__name__)
 
+_JITTER = random.Random()  # its own: what a program draws from `random` must not depend on our retries
+
 _POLL_WAIT_S = 20.0
 _WATCH_WAIT_S = 5.0  # a replica that says nothing for so long, and half as long again, is lost
 _FIRST_RETRY_S = 0.1
@@ -154,7 +156,7 @@ class ReplicaLink:
                 self._take(state)
                 if not state.draining:
                     continue
-            await asyncio.sleep(retry_s * random.uniform(0.5, 1.0))
+            await asyncio.sleep(retry_s * _JITTER.uniform(0.5, 1.0))
             retry_s = min(2 * retry_s, _LAST_RETRY_S)
 
     async def _ask(self, revision: int, *, wait_s: float) -> pb.ListPoliciesResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 import time
@@ -220,3 +221,9 @@ def test_an_interrupted_submission_leaves_no_gap(client: farstep.TrainingClient,
         client.forward([datum()])
     client.forward([datum()]).result(timeout=5)
     assert [(seq, verb) for _, seq, verb, _ in trainer.executed] == [(1, "skip"), (2, "forward")]
+
+
+def test_retries_leave_the_random_numbers_of_the_program_alone() -> None:
+    before = random.getstate()
+    _retry.Backoff(_retry.REQUEST_RETRY, what="a test").delay_s(farstep.TransportError("gone"))
+    assert random.getstate() == before
