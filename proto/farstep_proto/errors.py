@@ -4,12 +4,14 @@ ApiError                     what a server raises and a client receives
 ├── InvalidInput         400 the request is wrong; `field` says where
 ├── Unauthenticated      401 no key, or a wrong one
 ├── Forbidden            403 the key does not allow this
+│   └── QuotaExceeded    403 the project has as much as it may have
 ├── NotFound             404 no such run, checkpoint, operation or route
 ├── Conflict             409 the same name or seq with different content
 ├── PayloadTooLarge      413 over the limit that the message names
 ├── PolicyNotReady       425 the gate: no replica serves that version yet
 ├── TooManyRequests      429 come back after `retry_after_s`
 ├── Draining             503 the server is shutting down
+├── StorageFull          507 the disk has no room for it; nothing was taken
 └── Internal             500 our mistake
 """
 
@@ -72,6 +74,10 @@ class Forbidden(ApiError):
     error_class = "PermissionDeniedError"
 
 
+class QuotaExceeded(Forbidden):
+    error_class = "QuotaExceededError"
+
+
 class NotFound(ApiError):
     status = 404
     error_class = "NotFoundError"
@@ -100,6 +106,12 @@ class TooManyRequests(ApiError):
 class Draining(ApiError):
     status = 503
     error_class = "ServerShutdownError"
+
+
+class StorageFull(ApiError):
+    status = 507
+    error_class = "StorageFullError"
+    default_hint = "make room on the server's disk"
 
 
 class Internal(ApiError):

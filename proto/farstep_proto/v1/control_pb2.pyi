@@ -26,7 +26,7 @@ class CreateSessionRequest(_message.Message):
     def __init__(self, project: _Optional[str] = ..., reuse_from_session_id: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., sdk_version: _Optional[str] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("session_id", "project", "reuse_from_session_id", "user_metadata", "created_at")
+    __slots__ = ("session_id", "project", "reuse_from_session_id", "user_metadata", "created_at", "last_seen_at", "closed_at")
     class UserMetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -39,12 +39,24 @@ class Session(_message.Message):
     REUSE_FROM_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     USER_METADATA_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_AT_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_AT_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     project: str
     reuse_from_session_id: str
     user_metadata: _containers.ScalarMap[str, str]
     created_at: float
-    def __init__(self, session_id: _Optional[str] = ..., project: _Optional[str] = ..., reuse_from_session_id: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ...) -> None: ...
+    last_seen_at: float
+    closed_at: float
+    def __init__(self, session_id: _Optional[str] = ..., project: _Optional[str] = ..., reuse_from_session_id: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., last_seen_at: _Optional[float] = ..., closed_at: _Optional[float] = ...) -> None: ...
+
+class ListSessionsResponse(_message.Message):
+    __slots__ = ("sessions", "next_page")
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_FIELD_NUMBER: _ClassVar[int]
+    sessions: _containers.RepeatedCompositeFieldContainer[Session]
+    next_page: str
+    def __init__(self, sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., next_page: _Optional[str] = ...) -> None: ...
 
 class ProvisionRunRequest(_message.Message):
     __slots__ = ("base_model", "lora", "seed", "max_seq_len", "replicas", "with_sampler", "sampler_replicas", "name", "user_metadata")
@@ -76,7 +88,7 @@ class ProvisionRunRequest(_message.Message):
     def __init__(self, base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., replicas: _Optional[int] = ..., with_sampler: bool = ..., sampler_replicas: _Optional[int] = ..., name: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ProvisionedRun(_message.Message):
-    __slots__ = ("run_id", "session_id", "state", "message", "base_model", "lora", "seed", "max_seq_len", "trainer_url", "sampler_url", "name", "user_metadata", "created_at")
+    __slots__ = ("run_id", "session_id", "state", "message", "base_model", "lora", "seed", "max_seq_len", "trainer_url", "sampler_url", "name", "user_metadata", "created_at", "project")
     class UserMetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +109,7 @@ class ProvisionedRun(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     USER_METADATA_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     session_id: str
     state: str
@@ -110,13 +123,16 @@ class ProvisionedRun(_message.Message):
     name: str
     user_metadata: _containers.ScalarMap[str, str]
     created_at: float
-    def __init__(self, run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., trainer_url: _Optional[str] = ..., sampler_url: _Optional[str] = ..., name: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ...) -> None: ...
+    project: str
+    def __init__(self, run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., trainer_url: _Optional[str] = ..., sampler_url: _Optional[str] = ..., name: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., project: _Optional[str] = ...) -> None: ...
 
 class ListProvisionedRunsResponse(_message.Message):
-    __slots__ = ("runs",)
+    __slots__ = ("runs", "next_page")
     RUNS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_FIELD_NUMBER: _ClassVar[int]
     runs: _containers.RepeatedCompositeFieldContainer[ProvisionedRun]
-    def __init__(self, runs: _Optional[_Iterable[_Union[ProvisionedRun, _Mapping]]] = ...) -> None: ...
+    next_page: str
+    def __init__(self, runs: _Optional[_Iterable[_Union[ProvisionedRun, _Mapping]]] = ..., next_page: _Optional[str] = ...) -> None: ...
 
 class ProvisionSamplerRequest(_message.Message):
     __slots__ = ("base_model", "model_path", "replicas")
@@ -129,7 +145,7 @@ class ProvisionSamplerRequest(_message.Message):
     def __init__(self, base_model: _Optional[str] = ..., model_path: _Optional[str] = ..., replicas: _Optional[int] = ...) -> None: ...
 
 class ProvisionedSampler(_message.Message):
-    __slots__ = ("sampler_id", "session_id", "state", "message", "base_model", "model_path", "sampler_url")
+    __slots__ = ("sampler_id", "session_id", "state", "message", "base_model", "model_path", "sampler_url", "project", "created_at")
     SAMPLER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +153,8 @@ class ProvisionedSampler(_message.Message):
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
     SAMPLER_URL_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     sampler_id: str
     session_id: str
     state: str
@@ -144,7 +162,17 @@ class ProvisionedSampler(_message.Message):
     base_model: str
     model_path: str
     sampler_url: str
-    def __init__(self, sampler_id: _Optional[str] = ..., session_id: _Optional[str] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., base_model: _Optional[str] = ..., model_path: _Optional[str] = ..., sampler_url: _Optional[str] = ...) -> None: ...
+    project: str
+    created_at: float
+    def __init__(self, sampler_id: _Optional[str] = ..., session_id: _Optional[str] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., base_model: _Optional[str] = ..., model_path: _Optional[str] = ..., sampler_url: _Optional[str] = ..., project: _Optional[str] = ..., created_at: _Optional[float] = ...) -> None: ...
+
+class ListProvisionedSamplersResponse(_message.Message):
+    __slots__ = ("samplers", "next_page")
+    SAMPLERS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_FIELD_NUMBER: _ClassVar[int]
+    samplers: _containers.RepeatedCompositeFieldContainer[ProvisionedSampler]
+    next_page: str
+    def __init__(self, samplers: _Optional[_Iterable[_Union[ProvisionedSampler, _Mapping]]] = ..., next_page: _Optional[str] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
     __slots__ = ("checkpoint_id", "run_id", "target", "path", "created_at", "size_bytes", "base_model", "lora_adapter_config", "policy_version", "step", "expires_at", "sha256s", "metadata")
@@ -259,7 +287,7 @@ class Capabilities(_message.Message):
     def __init__(self, supported_models: _Optional[_Iterable[_Union[SupportedModel, _Mapping]]] = ..., loss_fns: _Optional[_Iterable[str]] = ..., engines: _Optional[_Iterable[str]] = ..., accelerator: _Optional[str] = ..., max_request_bytes: _Optional[int] = ..., max_lora_rank: _Optional[int] = ..., any_hub_model: bool = ..., version: _Optional[str] = ...) -> None: ...
 
 class ProcessStatus(_message.Message):
-    __slots__ = ("role", "url", "pid", "state", "base_model", "started_at", "log_path")
+    __slots__ = ("role", "url", "pid", "state", "base_model", "started_at", "log_path", "name", "num_restarts")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     URL_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -267,6 +295,8 @@ class ProcessStatus(_message.Message):
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
     LOG_PATH_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUM_RESTARTS_FIELD_NUMBER: _ClassVar[int]
     role: str
     url: str
     pid: int
@@ -274,7 +304,9 @@ class ProcessStatus(_message.Message):
     base_model: str
     started_at: float
     log_path: str
-    def __init__(self, role: _Optional[str] = ..., url: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., base_model: _Optional[str] = ..., started_at: _Optional[float] = ..., log_path: _Optional[str] = ...) -> None: ...
+    name: str
+    num_restarts: int
+    def __init__(self, role: _Optional[str] = ..., url: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., base_model: _Optional[str] = ..., started_at: _Optional[float] = ..., log_path: _Optional[str] = ..., name: _Optional[str] = ..., num_restarts: _Optional[int] = ...) -> None: ...
 
 class Status(_message.Message):
     __slots__ = ("version", "base_url", "processes", "num_sessions", "num_runs")
@@ -289,3 +321,149 @@ class Status(_message.Message):
     num_sessions: int
     num_runs: int
     def __init__(self, version: _Optional[str] = ..., base_url: _Optional[str] = ..., processes: _Optional[_Iterable[_Union[ProcessStatus, _Mapping]]] = ..., num_sessions: _Optional[int] = ..., num_runs: _Optional[int] = ...) -> None: ...
+
+class Quotas(_message.Message):
+    __slots__ = ("max_sessions", "max_runs", "max_samplers", "max_trainer_replicas", "max_sampler_replicas")
+    MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUNS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SAMPLERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TRAINER_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SAMPLER_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    max_sessions: int
+    max_runs: int
+    max_samplers: int
+    max_trainer_replicas: int
+    max_sampler_replicas: int
+    def __init__(self, max_sessions: _Optional[int] = ..., max_runs: _Optional[int] = ..., max_samplers: _Optional[int] = ..., max_trainer_replicas: _Optional[int] = ..., max_sampler_replicas: _Optional[int] = ...) -> None: ...
+
+class CreateProjectRequest(_message.Message):
+    __slots__ = ("project", "quotas")
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    project: str
+    quotas: Quotas
+    def __init__(self, project: _Optional[str] = ..., quotas: _Optional[_Union[Quotas, _Mapping]] = ...) -> None: ...
+
+class Project(_message.Message):
+    __slots__ = ("project", "quotas", "created_at")
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    project: str
+    quotas: Quotas
+    created_at: float
+    def __init__(self, project: _Optional[str] = ..., quotas: _Optional[_Union[Quotas, _Mapping]] = ..., created_at: _Optional[float] = ...) -> None: ...
+
+class ListProjectsResponse(_message.Message):
+    __slots__ = ("projects", "next_page")
+    PROJECTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_FIELD_NUMBER: _ClassVar[int]
+    projects: _containers.RepeatedCompositeFieldContainer[Project]
+    next_page: str
+    def __init__(self, projects: _Optional[_Iterable[_Union[Project, _Mapping]]] = ..., next_page: _Optional[str] = ...) -> None: ...
+
+class CreateKeyRequest(_message.Message):
+    __slots__ = ("name", "project", "operator", "ttl_seconds")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    OPERATOR_FIELD_NUMBER: _ClassVar[int]
+    TTL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    project: str
+    operator: bool
+    ttl_seconds: int
+    def __init__(self, name: _Optional[str] = ..., project: _Optional[str] = ..., operator: bool = ..., ttl_seconds: _Optional[int] = ...) -> None: ...
+
+class Key(_message.Message):
+    __slots__ = ("key_id", "name", "project", "operator", "hint", "created_at", "expires_at", "revoked_at", "last_used_at")
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    OPERATOR_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    REVOKED_AT_FIELD_NUMBER: _ClassVar[int]
+    LAST_USED_AT_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    name: str
+    project: str
+    operator: bool
+    hint: str
+    created_at: float
+    expires_at: float
+    revoked_at: float
+    last_used_at: float
+    def __init__(self, key_id: _Optional[str] = ..., name: _Optional[str] = ..., project: _Optional[str] = ..., operator: bool = ..., hint: _Optional[str] = ..., created_at: _Optional[float] = ..., expires_at: _Optional[float] = ..., revoked_at: _Optional[float] = ..., last_used_at: _Optional[float] = ...) -> None: ...
+
+class CreatedKey(_message.Message):
+    __slots__ = ("key", "secret")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    key: Key
+    secret: str
+    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., secret: _Optional[str] = ...) -> None: ...
+
+class ListKeysResponse(_message.Message):
+    __slots__ = ("keys", "next_page")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedCompositeFieldContainer[Key]
+    next_page: str
+    def __init__(self, keys: _Optional[_Iterable[_Union[Key, _Mapping]]] = ..., next_page: _Optional[str] = ...) -> None: ...
+
+class CheckKeyRequest(_message.Message):
+    __slots__ = ("sha256",)
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    sha256: bytes
+    def __init__(self, sha256: _Optional[bytes] = ...) -> None: ...
+
+class KeyOwner(_message.Message):
+    __slots__ = ("key_id", "project", "operator")
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    OPERATOR_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    project: str
+    operator: bool
+    def __init__(self, key_id: _Optional[str] = ..., project: _Optional[str] = ..., operator: bool = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("project", "run_id", "num_operations", "tokens_forward", "tokens_trained", "num_samples", "tokens_prompted", "tokens_sampled", "trainer_seconds", "sampler_seconds")
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NUM_OPERATIONS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FORWARD_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_TRAINED_FIELD_NUMBER: _ClassVar[int]
+    NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PROMPTED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_SAMPLED_FIELD_NUMBER: _ClassVar[int]
+    TRAINER_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLER_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    project: str
+    run_id: str
+    num_operations: int
+    tokens_forward: int
+    tokens_trained: int
+    num_samples: int
+    tokens_prompted: int
+    tokens_sampled: int
+    trainer_seconds: float
+    sampler_seconds: float
+    def __init__(self, project: _Optional[str] = ..., run_id: _Optional[str] = ..., num_operations: _Optional[int] = ..., tokens_forward: _Optional[int] = ..., tokens_trained: _Optional[int] = ..., num_samples: _Optional[int] = ..., tokens_prompted: _Optional[int] = ..., tokens_sampled: _Optional[int] = ..., trainer_seconds: _Optional[float] = ..., sampler_seconds: _Optional[float] = ...) -> None: ...
+
+class ListUsageResponse(_message.Message):
+    __slots__ = ("usage", "next_page")
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_FIELD_NUMBER: _ClassVar[int]
+    usage: _containers.RepeatedCompositeFieldContainer[Usage]
+    next_page: str
+    def __init__(self, usage: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., next_page: _Optional[str] = ...) -> None: ...
+
+class ServerUsage(_message.Message):
+    __slots__ = ("instance_id", "usage")
+    INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    instance_id: str
+    usage: _containers.RepeatedCompositeFieldContainer[Usage]
+    def __init__(self, instance_id: _Optional[str] = ..., usage: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ...) -> None: ...

@@ -48,7 +48,7 @@ class PolicyEvent(_message.Message):
     def __init__(self, header: _Optional[_Union[PolicyHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class PolicyHeader(_message.Message):
-    __slots__ = ("run_id", "version", "num_bytes", "sha256", "published_at", "history", "adapter_config")
+    __slots__ = ("run_id", "version", "num_bytes", "sha256", "published_at", "history", "adapter_config", "project")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,7 @@ class PolicyHeader(_message.Message):
     PUBLISHED_AT_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     version: int
     num_bytes: int
@@ -63,4 +64,5 @@ class PolicyHeader(_message.Message):
     published_at: float
     history: str
     adapter_config: bytes
-    def __init__(self, run_id: _Optional[str] = ..., version: _Optional[int] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., published_at: _Optional[float] = ..., history: _Optional[str] = ..., adapter_config: _Optional[bytes] = ...) -> None: ...
+    project: str
+    def __init__(self, run_id: _Optional[str] = ..., version: _Optional[int] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., published_at: _Optional[float] = ..., history: _Optional[str] = ..., adapter_config: _Optional[bytes] = ..., project: _Optional[str] = ...) -> None: ...

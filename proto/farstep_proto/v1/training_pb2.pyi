@@ -7,21 +7,23 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreateRunRequest(_message.Message):
-    __slots__ = ("run_id", "base_model", "lora", "seed", "max_seq_len")
+    __slots__ = ("run_id", "base_model", "lora", "seed", "max_seq_len", "project")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     LORA_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQ_LEN_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     base_model: str
     lora: _common_pb2.LoraConfig
     seed: int
     max_seq_len: int
-    def __init__(self, run_id: _Optional[str] = ..., base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ...) -> None: ...
+    project: str
+    def __init__(self, run_id: _Optional[str] = ..., base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., project: _Optional[str] = ...) -> None: ...
 
 class Run(_message.Message):
-    __slots__ = ("run_id", "base_model", "lora", "seed", "max_seq_len", "vocab_size", "policy_version", "step", "next_seq")
+    __slots__ = ("run_id", "base_model", "lora", "seed", "max_seq_len", "vocab_size", "policy_version", "step", "next_seq", "project")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     LORA_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +33,7 @@ class Run(_message.Message):
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     NEXT_SEQ_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     base_model: str
     lora: _common_pb2.LoraConfig
@@ -40,7 +43,8 @@ class Run(_message.Message):
     policy_version: int
     step: int
     next_seq: int
-    def __init__(self, run_id: _Optional[str] = ..., base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., policy_version: _Optional[int] = ..., step: _Optional[int] = ..., next_seq: _Optional[int] = ...) -> None: ...
+    project: str
+    def __init__(self, run_id: _Optional[str] = ..., base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., policy_version: _Optional[int] = ..., step: _Optional[int] = ..., next_seq: _Optional[int] = ..., project: _Optional[str] = ...) -> None: ...
 
 class ListRunsResponse(_message.Message):
     __slots__ = ("runs",)
