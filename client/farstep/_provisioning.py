@@ -32,6 +32,7 @@ class Place:
     run_id: str
     trainer_url: str
     sampler_url: str
+    project: str = ""
 
 
 class Provisioner(Protocol):
@@ -86,7 +87,7 @@ class ManagedServers:
         run = await self.control.provision_run(
             self.session_id, request, timeout_s=wanted.timeout_s, ready_timeout_s=wanted.ready_timeout_s
         )
-        return Place(run.run_id, run.trainer_url, run.sampler_url)
+        return Place(run.run_id, run.trainer_url, run.sampler_url, run.project)
 
     async def provision_sampler(self, wanted: WantedSampler) -> str:
         request = control_pb2.ProvisionSamplerRequest(
@@ -99,7 +100,7 @@ class ManagedServers:
         run = await self.control.get_run(run_id)
         if not run.trainer_url:
             raise NotFoundError(f"run {run_id} has no trainer; it is {run.state}")
-        return Place(run.run_id, run.trainer_url, run.sampler_url)
+        return Place(run.run_id, run.trainer_url, run.sampler_url, run.project)
 
     async def delete_run(self, run_id: str) -> None:
         await self.control.delete_run(run_id)

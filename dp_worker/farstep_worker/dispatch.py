@@ -19,17 +19,20 @@ from farstep_proto.errors import Draining, ModelError
 from farstep_proto.paths import Verb
 from farstep_proto.v1 import operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
+from farstep_serving.keys import OPERATOR, Caller
 from farstep_serving.operations import OperationTable
+from farstep_serving.usage import UsageCounters
 from farstep_worker.arrivals import Arrivals
 from farstep_worker.assembly import Address, Assembler, digest_of
 from farstep_worker.executor import Executor
 from farstep_worker.feed import PolicyFeed
-from farstep_worker.operations import GAP_WAIT_S, OperationQueue, QueueLimits, Work, operation_id
+from farstep_worker.operations import GAP_WAIT_S, OperationQueue, QueueLimits, Work, operation_id, split_operation_id
 from farstep_worker.registry import DEFAULT_MAX_RUNS, RunRegistry
 from farstep_worker.runs import Run
 from farstep_worker.submission import Call, Limits
 from farstep_worker.telemetry import SpanWriter, Telemetry
 from farstep_worker.torch_thread import Ended, TorchThread
+from farstep_worker.usage import trainer_usage
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class Dispatcher:
         self.table = OperationTable(queue_place=self._queue.place)
         self.telemetry = Telemetry(gauges=self._gauges, spans=spans)
         self._arrivals = Arrivals(self.telemetry)
+        self.usage = UsageCounters()
 
     def start(self) -> None:
         self._torch.start()
@@ -83,6 +87,7 @@ class Dispatcher:
 
     def _finish(self, ended: Ended, operation: operations_pb2.Operation, *, encode_s: float) -> None:
         work = ended.work
+        self.usage.add(trainer_usage(self.registry.project_of(work.run_id) or "", ended, operation))
         if self.registry.is_deleted(work.run_id):
             return  # its end was told when the run was deleted
         if ended.outcome.policy is not None:
@@ -136,7 +141,7 @@ class Dispatcher:
         next_seq = self._queue.first_free_seq(run.config.run_id)
         return run.to_proto(vocab_size=self._executor.base.vocab_size, next_seq=next_seq)
 
-    async def create_run(self, request: pb.CreateRunRequest) -> pb.Run:
+    async def create_run(self, request: pb.CreateRunRequest, caller: Caller = OPERATOR) -> pb.Run:
         """A run by its id, made if it is not there yet; waits for no operation.
 
         Raises:
@@ -145,7 +150,7 @@ class Dispatcher:
         """
         if self._queue.is_closed:
             raise Draining("the server is shutting down", retry_after_s=5.0)
-        run = await self.registry.create(request)
+        run = await self.registry.create(request, caller)
         self._torch.post(self._torch.make_room)
         return self.describe(run)
 
@@ -165,9 +170,27 @@ class Dispatcher:
             self._arrivals.dropped(wanted, "deleted")
             if self.table.is_pending(wanted):  # else some of its parts are missing
                 self.table.fail(wanted, _deleted(run_id).to_proto())
+        self.usage.end(self.registry.project_of(run_id) or "", run_id)
         self._feed.forget(run_id)
         self.telemetry.forget(run_id)
         self._torch.post(partial(self._executor.delete_run, run_id))
+
+    def operation_known_as(self, caller: Caller, wanted: str) -> str:
+        """The id itself; for an operation of a run that the caller may not know of, one that no operation has."""
+        return wanted if self.registry.may_see(caller, split_operation_id(wanted)[0]) else f"/{wanted}"
+
+    def traces(self, caller: Caller, run_id: str, last: int) -> list[pb.OperationTrace]:
+        """The last operations of a run that ran; of what shared their batches, what the caller may know of."""
+        return [self._seen_trace(caller, trace) for trace in self.telemetry.last(run_id, last)]
+
+    def _seen_trace(self, caller: Caller, trace: pb.OperationTrace) -> pb.OperationTrace:
+        seen = [wanted for wanted in trace.fused_with if self.registry.may_see(caller, split_operation_id(wanted)[0])]
+        if len(seen) == len(trace.fused_with):
+            return trace
+        copy = pb.OperationTrace()
+        copy.CopyFrom(trace)
+        copy.fused_with[:] = seen
+        return copy
 
     def limits(self, run: Run) -> Limits:
         return run.config.limits(self._executor.base.vocab_size)

@@ -21,8 +21,9 @@ from farstep_infra.store.checkpoints import CheckpointStore, open_store
 from farstep_infra.store.policies import PolicyShelves
 from farstep_model.embedded import MODEL_NAME
 from farstep_proto.errors import ApiError
-from farstep_serving.keys import KeyRing
+from farstep_serving.keys import KeyRing, Keys
 from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
+from farstep_serving.remote_keys import ControlAddress, all_keys
 from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.dispatch import Dispatcher
 from farstep_worker.evicted import EvictedRuns, remove_stale
@@ -66,7 +67,8 @@ class WorkerConfig:
     spans: SpanWriter | None
     ends_with_parent: bool
     log_level: str
-    keys: KeyRing
+    keys: KeyRing  # its own
+    control: ControlAddress | None  # who knows of others
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -114,6 +116,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         ends_with_parent=flags.exit_with_parent,
         log_level=flags.log_level,
         keys=keys,
+        control=ControlAddress.of(os.environ),
     )
 
 
@@ -222,16 +225,19 @@ def make_publisher(config: WorkerConfig, store: CheckpointStore) -> Publisher:
 
 async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.socket) -> None:
     """Serves until a signal; then lets the running operation finish within the time there is."""
+    async with all_keys(config.keys, config.control) as keys:
+        await _run_with_keys(config, executor, sock, keys)
+
+
+async def _run_with_keys(config: WorkerConfig, executor: Executor, sock: socket.socket, keys: Keys) -> None:
     publisher = executor.publisher
-    feed = PolicyFeed(
-        config.keys, read=lambda run_id, version, history: publisher.read(run_id, version, history=history)
-    )
+    feed = PolicyFeed(keys, read=lambda run_id, version, history: publisher.read(run_id, version, history=history))
     dispatcher = Dispatcher(
         executor, feed=feed, num_threads=config.num_threads, max_runs=config.max_runs, spans=config.spans
     )
     checkpoints = Checkpoints(executor.store, secret=config.keys.secret())
     api = TrainerApi(executor.base, dispatcher, checkpoints, max_request_bytes=config.max_request_bytes)
-    app = make_server(api, keys=config.keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
+    app = make_server(api, keys=keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
 
     def on_ready() -> None:
         announce(url=url_of(sock), feed=api.feed_address, pid=os.getpid())

@@ -65,18 +65,22 @@ class Publisher:
     def give_back(self, run_id: str, number: Numbered) -> None:
         self._numbers.give_back(run_id, number)
 
-    def publish(self, run_id: str, number: Numbered, adapter: Adapter) -> Policy:
+    def publish(self, run_id: str, number: Numbered, adapter: Adapter, *, project: str = "") -> Policy:
         """The policy for the feed, with its copies on their way."""
         data = adapter.to_bytes()
         config = encode_config(adapter.peft_config(adapter.layers.base.name))
-        shelved = ShelvedPolicy(
-            run_id, number.version, number.history, time.time(), {TENSORS_FILE: data, CONFIG_FILE: config}
-        )
+        files = {TENSORS_FILE: data, CONFIG_FILE: config}
+        shelved = ShelvedPolicy(run_id, number.version, number.history, time.time(), files, project)
         self._to_store.put(shelved)
         if self._to_uri is not None:
             self._to_uri.put(shelved)
         return Policy.of(
-            run_id, version=number.version, data=data, published_at=shelved.published_at, history=number.history
+            run_id,
+            version=number.version,
+            data=data,
+            published_at=shelved.published_at,
+            history=number.history,
+            project=project,
         )
 
     def read(self, run_id: str, version: int, *, history: str) -> Policy:
@@ -96,6 +100,7 @@ class Publisher:
             published_at=found.published_at,
             history=found.history,
             config=found.files[CONFIG_FILE],
+            project=found.project,
         )
 
     def sweep(self) -> int:

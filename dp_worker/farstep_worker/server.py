@@ -23,11 +23,13 @@ from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_serving.app import make_app, operation_routes
-from farstep_serving.keys import KeyRing
+from farstep_serving.keys import Keys, caller_of, for_operators
 from farstep_serving.messages import decode, read_body, read_message, respond
+from farstep_serving.usage import usage_route
 from farstep_worker.assembly import MAX_PARTS, Address
 from farstep_worker.dispatch import Dispatcher
 from farstep_worker.feed import FeedServer
+from farstep_worker.runs import Run
 from farstep_worker.submission import parse_call, request_type
 
 DEFAULT_MAX_REQUEST_BYTES = 8 << 20
@@ -56,10 +58,13 @@ class TrainerApi:
             Route(paths.RUN, self.get_run, methods=["GET"]),
             Route(paths.RUN, self.delete_run, methods=["DELETE"]),
             Route(paths.TRACE, self.trace),
-            Route(paths.METRICS, self.metrics),
+            Route(paths.METRICS, for_operators(self.metrics)),
+            usage_route(self.dispatcher.usage, instance_id=self.dispatcher.table.instance_id),
             Route(paths.VERB, self.submit, methods=["POST"]),
             *checkpoint_routes(lambda request: self.checkpoints, has_run=self._has_run),
-            *operation_routes(self.dispatcher.table, cancel=self.dispatcher.cancel),
+            *operation_routes(
+                self.dispatcher.table, cancel=self.dispatcher.cancel, known_as=self.dispatcher.operation_known_as
+            ),
         ]
 
     async def health(self, request: Request) -> Response:
@@ -85,38 +90,50 @@ class TrainerApi:
         return respond(request, await asyncio.to_thread(tokenizer_files, self.base.path))
 
     async def policy_versions(self, request: Request) -> Response:
-        versions = {run.config.run_id: run.policy_version for run in self.dispatcher.registry.runs}
+        versions = {run.config.run_id: run.policy_version for run in self._seen_runs(request)}
         return respond(request, pb.PolicyVersions(versions=versions))
 
     async def create_run(self, request: Request) -> Response:
         message = await read_message(request, pb.CreateRunRequest, limit=_MAX_CREATE_BYTES)
-        return respond(request, await self.dispatcher.create_run(message))
+        return respond(request, await self.dispatcher.create_run(message, caller_of(request)))
 
     async def list_runs(self, request: Request) -> Response:
-        runs = [self.dispatcher.describe(run) for run in self.dispatcher.registry.runs]
+        runs = [self.dispatcher.describe(run) for run in self._seen_runs(request)]
         return respond(request, pb.ListRunsResponse(runs=runs))
 
     async def get_run(self, request: Request) -> Response:
-        run = self.dispatcher.registry.find(request.path_params["run_id"])
-        return respond(request, self.dispatcher.describe(run))
+        return respond(request, self.dispatcher.describe(self._run_of(request)))
 
     async def delete_run(self, request: Request) -> Response:
-        self.dispatcher.delete_run(request.path_params["run_id"])
+        run_id = request.path_params["run_id"]
+        self.dispatcher.registry.check_seen(caller_of(request), run_id)
+        self.dispatcher.delete_run(run_id)
         return respond(request, common_pb2.Empty())
 
     async def trace(self, request: Request) -> Response:
-        run = self.dispatcher.registry.find(request.path_params["run_id"])
+        run = self._run_of(request)
         last = _count(request, "last", least=1, default=DEFAULT_TRACED)
-        return respond(request, pb.TraceResponse(operations=self.dispatcher.telemetry.last(run.config.run_id, last)))
+        traces = self.dispatcher.traces(caller_of(request), run.config.run_id, last)
+        return respond(request, pb.TraceResponse(operations=traces))
 
     async def metrics(self, request: Request) -> Response:
         return Response(self.dispatcher.telemetry.metrics(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     async def _has_run(self, request: Request, run_id: str) -> bool:
-        return any(run.config.run_id == run_id for run in self.dispatcher.registry.runs)
+        return any(run.config.run_id == run_id for run in self._seen_runs(request))
+
+    def _seen_runs(self, request: Request) -> list[Run]:
+        caller = caller_of(request)
+        return [run for run in self.dispatcher.registry.runs if caller.may_see(run.config.project)]
+
+    def _run_of(self, request: Request) -> Run:
+        """The run that a path names; raises NotFound where the caller has none of that id."""
+        registry, run_id = self.dispatcher.registry, request.path_params["run_id"]
+        registry.check_seen(caller_of(request), run_id)
+        return registry.find(run_id)
 
     async def submit(self, request: Request) -> Response:
-        run = self.dispatcher.registry.find(request.path_params["run_id"])
+        run = self._run_of(request)
         verb = request.path_params["verb"]
         kind = request_type(verb)
         address = _address_of(request, run.config.run_id)
@@ -128,13 +145,13 @@ class TrainerApi:
             address,
             verb,
             body,
-            client_id=request.headers.get(paths.CLIENT_ID, ""),
+            client_id=caller_of(request).named(request.headers.get(paths.CLIENT_ID, "")),
             parse=lambda: parse_call(verb, decode(request, body, kind), limits, where=where),
         )
         return respond(request, accepted, status=202)
 
 
-def make_server(api: TrainerApi, *, keys: KeyRing, feed: FeedServer, host: str, feed_port: int) -> Starlette:
+def make_server(api: TrainerApi, *, keys: Keys, feed: FeedServer, host: str, feed_port: int) -> Starlette:
     """The app; the main loop and the feed live as long as it does."""
 
     @asynccontextmanager

@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 from farstep_proto import paths
 from farstep_proto.errors import ApiError, InvalidInput, NotFound
 from farstep_proto.v1 import operations_pb2
-from farstep_serving.keys import Keys, RequireKey
+from farstep_serving.keys import Caller, Keys, RequireKey, caller_of
 from farstep_serving.messages import ErrorResponse, read_message, respond, respond_error, wait_s_of
 from farstep_serving.operations import MAX_POLL_S, OperationTable
 
@@ -56,22 +56,53 @@ def make_app(
     )
 
 
-def operation_routes(table: OperationTable, *, cancel: Callable[[str], bool]) -> list[Route]:
-    """Poll, look at and cancel operations. `cancel` drops a queued one and says whether it did."""
+def operation_routes(
+    table: OperationTable,
+    *,
+    cancel: Callable[[str], bool],
+    known_as: Callable[[Caller, str], str] = Caller.named,
+) -> list[Route]:
+    """Poll, look at and cancel operations.
+
+    Args:
+        cancel: drops a queued one and says whether it did.
+        known_as: under which id the table has the operation that a caller means, whose own id follows the last `/`
+            of it; one that the table cannot have, for an operation that the caller may not know of.
+    """
 
     async def poll(request: Request) -> Response:
         message = await read_message(request, operations_pb2.PollRequest)
         if not message.client_id:
             raise InvalidInput("missing", field="client_id")
-        return respond(request, await table.poll(message))
+        caller = caller_of(request)
+        asked = operations_pb2.PollRequest(
+            client_id=caller.named(message.client_id),
+            ack=[known_as(caller, operation_id) for operation_id in message.ack],
+            check=[known_as(caller, operation_id) for operation_id in message.check],
+            wait_s=message.wait_s,
+        )
+        answer = await table.poll(asked)
+        for operation in answer.finished:
+            operation.operation_id = _own_id(operation.operation_id)
+        answer.unknown[:] = map(_own_id, answer.unknown)
+        return respond(request, answer)
+
+    async def look(request: Request, *, wait_s: float) -> tuple[str, operations_pb2.Operation]:
+        given = request.path_params["operation_id"]
+        operation_id = known_as(caller_of(request), given)
+        try:
+            operation = await table.wait(operation_id, wait_s)
+        except NotFound:
+            raise NotFound(f"no operation {given!r}", field="operation_id") from None
+        operation.operation_id = given
+        return operation_id, operation
 
     async def get(request: Request) -> Response:
-        wait_s = wait_s_of(request, most=MAX_POLL_S)
-        return respond(request, await table.wait(request.path_params["operation_id"], wait_s))
+        _, operation = await look(request, wait_s=wait_s_of(request, most=MAX_POLL_S))
+        return respond(request, operation)
 
     async def cancel_one(request: Request) -> Response:
-        operation_id = request.path_params["operation_id"]
-        await table.wait(operation_id, 0)  # 404 where there is none
+        operation_id, _ = await look(request, wait_s=0)
         cancelled = table.is_queued(operation_id) and cancel(operation_id)
         if cancelled:
             table.cancel(operation_id)
@@ -82,3 +113,8 @@ def operation_routes(table: OperationTable, *, cancel: Callable[[str], bool]) ->
         Route(paths.CANCEL, cancel_one, methods=["POST"]),
         Route(paths.OPERATION, get, methods=["GET"]),
     ]
+
+
+def _own_id(operation_id: str) -> str:
+    """As its client calls it."""
+    return operation_id.rpartition("/")[2]

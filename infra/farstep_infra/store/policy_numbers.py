@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_infra.store.policies import FOLDER
-from farstep_proto.errors import Internal
+from farstep_proto.errors import Internal, NotFound
 from farstep_proto.names import check_name, check_run_id
 
 _FILE = "numbers.json"
@@ -61,6 +61,13 @@ class PolicyNumbers:
             return _encode(Numbered(given.history, given.version - 1) if last == given else last)
 
         self._blobs.change(_key(run_id), without)
+
+    def has(self, run_id: str) -> bool:
+        """Whether a run was ever given a number here."""
+        try:
+            return bool(self._blobs.get(_key(run_id)))
+        except NotFound:
+            return False
 
     @staticmethod
     def new_history() -> str:

@@ -13,6 +13,7 @@ from farstep_proto import paths
 from farstep_proto.errors import NotFound
 from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import common_pb2, control_pb2
+from farstep_serving.keys import caller_of
 from farstep_serving.messages import read_message, respond
 
 OPEN_PATHS = frozenset({paths.CHECKPOINT_FILE})  # a file's URL carries its own proof
@@ -25,32 +26,35 @@ HasRun = Callable[[Request, str], Awaitable[bool]]
 def checkpoint_routes(find: Find, *, has_run: HasRun) -> list[Route]:
     """Args:
     find: the checkpoints that a request is about.
-    has_run: whether the server knows a run of that id, which may have no checkpoint yet.
+    has_run: whether the server knows a run of that id that the caller may see, which may have no checkpoint yet.
     """
+
+    def seen(request: Request) -> Checkpoints:
+        return find(request).seen_by(caller_of(request))
 
     async def listed(request: Request) -> Response:
         run_id = request.path_params["run_id"]
-        found = await find(request).list(run_id, page=request.query_params.get("page", ""))
+        found = await seen(request).list(run_id, page=request.query_params.get("page", ""))
         # A run that was made elsewhere is known by its checkpoints alone.
         if not found.checkpoints and not await has_run(request, run_id):
             raise NotFound(f"no run {run_id!r}", field="run_id")
         return respond(request, found)
 
     async def get(request: Request) -> Response:
-        return respond(request, await find(request).get(_path(request)))
+        return respond(request, await seen(request).get(_path(request)))
 
     async def delete(request: Request) -> Response:
-        await find(request).delete(_path(request))
+        await seen(request).delete(_path(request))
         return respond(request, common_pb2.Empty())
 
     async def set_ttl(request: Request) -> Response:
         message = await read_message(request, control_pb2.SetTtlRequest, limit=_MAX_BODY_BYTES)
         ttl_seconds = message.ttl_seconds if message.HasField("ttl_seconds") else None
-        return respond(request, await find(request).set_ttl(_path(request), ttl_seconds))
+        return respond(request, await seen(request).set_ttl(_path(request), ttl_seconds))
 
     async def archive(request: Request) -> Response:
         page = request.query_params.get("page", "")
-        return respond(request, await find(request).archive(_path(request), base_url=str(request.base_url), page=page))
+        return respond(request, await seen(request).archive(_path(request), base_url=str(request.base_url), page=page))
 
     async def file(request: Request) -> Response:
         place = await find(request).file(

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from farstep_sampler.account import Account
 from farstep_sampler.request import SampleJob
 from farstep_sampler.scheduler import Group, Join, Scheduler
 
@@ -17,7 +18,9 @@ MakeGroup = Callable[..., Group]
 def group(make_job: MakeJob) -> MakeGroup:
     def make(ticket: int, *, num_prompt: int = 3, client: str = "", **changes: object) -> Group:
         job = make_job([7] * num_prompt, **changes)
-        return Group(ticket, job, slot=0, version=0, streams=False, client=client, make_stops=lambda job: None)
+        return Group(
+            ticket, job, slot=0, version=0, streams=False, account=Account(client=client), make_stops=lambda job: None
+        )
 
     return make
 
