@@ -86,8 +86,8 @@ class RunRegistry:
                 _check_same(known.config, config)
                 return known
             self._check_room()
-            owner = await asyncio.to_thread(self._owners.claim, config.run_id, config.project, caller)
-            config = replace(config, project=owner)
+            claimed = await asyncio.to_thread(self._owners.claim, config.run_id, config.project, caller)
+            request.project, config = claimed, replace(config, project=claimed)
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._executor.create_run, config)
 
     def hide(self, run_id: str) -> bool:
