@@ -86,11 +86,10 @@ class KeyRing:
         """
         if not self.digests:
             return
-        scheme, _, key = authorization.partition(" ")
-        given = _digest(key.strip()) if scheme.lower() == "bearer" else b""
+        given = digest_of(authorization)
         matches = [hmac.compare_digest(given, known) for known in self.digests]  # all, so that timing tells nothing
         if not any(matches):
-            raise Unauthenticated("no key, or a wrong one" if not key else "wrong key")
+            raise Unauthenticated("wrong key" if given else "no key, or a wrong one")
 
     async def identify(self, authorization: str) -> Caller:
         """Whoever has a key of the ring is an operator.
@@ -132,6 +131,12 @@ class RequireKey:
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def digest_of(authorization: str) -> bytes:
+    """The SHA-256 of the key in an Authorization header; empty where there is none."""
+    scheme, _, key = authorization.partition(" ")
+    return _digest(key.strip()) if scheme.lower() == "bearer" and key.strip() else b""
 
 
 def _digest(key: str) -> bytes:
