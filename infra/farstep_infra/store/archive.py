@@ -39,11 +39,16 @@ class Checkpoints:
         self._signing_key = hashlib.sha256(b"farstep checkpoint url\0" + secret.encode()).digest()
         self._clock = clock
         self._caller = OPERATOR
+        self._owns_unmarked = False
 
-    def seen_by(self, caller: Caller) -> Checkpoints:
-        """The same for another caller; at first it is an operator's."""
+    def seen_by(self, caller: Caller, *, owns_unmarked: bool) -> Checkpoints:
+        """The same for another caller; at first it is an operator's.
+
+        Args:
+            owns_unmarked: whether those are the caller's that say of no project that they are its.
+        """
         seen = copy.copy(self)
-        seen._caller = caller
+        seen._caller, seen._owns_unmarked = caller, owns_unmarked
         return seen
 
     async def list(self, run_id: str, *, page: str = "") -> control_pb2.ListCheckpointsResponse:
@@ -56,7 +61,7 @@ class Checkpoints:
             InvalidInput: not a run id, or not a page.
         """
         found = await asyncio.to_thread(self._store.list, run_id)
-        manifests = [manifest for manifest in found if self._caller.may_see(manifest.project)]
+        manifests = [manifest for manifest in found if self._may_see(manifest.project)]
         after = _position(page)
         left = [manifest for manifest in manifests if after is None or _place(manifest) > after]
         here = left[:PAGE_SIZE]
@@ -135,8 +140,11 @@ class Checkpoints:
         if self._caller.is_operator:
             return
         project = await asyncio.to_thread(self._store.project_of, path)
-        if project is None or not self._caller.may_see(project):
+        if project is None or not self._may_see(project):
             raise no_checkpoint(path)
+
+    def _may_see(self, project: str) -> bool:
+        return self._caller.may_see(project) if project else self._caller.is_operator or self._owns_unmarked
 
     def _signed(self, path: CheckpointPath, name: str, *, expires_at: int) -> str:
         place = paths.CHECKPOINT_FILE.format(run_id=quote(path.run_id), kind=path.kind, name=path.name, file=name)

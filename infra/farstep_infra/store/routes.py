@@ -29,32 +29,33 @@ def checkpoint_routes(find: Find, *, has_run: HasRun) -> list[Route]:
     has_run: whether the server knows a run of that id that the caller may see, which may have no checkpoint yet.
     """
 
-    def seen(request: Request) -> Checkpoints:
-        return find(request).seen_by(caller_of(request))
+    async def seen(request: Request) -> Checkpoints:
+        owns_unmarked = await has_run(request, request.path_params["run_id"])
+        return find(request).seen_by(caller_of(request), owns_unmarked=owns_unmarked)
 
     async def listed(request: Request) -> Response:
         run_id = request.path_params["run_id"]
-        found = await seen(request).list(run_id, page=request.query_params.get("page", ""))
+        found = await (await seen(request)).list(run_id, page=request.query_params.get("page", ""))
         # A run that was made elsewhere is known by its checkpoints alone.
         if not found.checkpoints and not await has_run(request, run_id):
             raise NotFound(f"no run {run_id!r}", field="run_id")
         return respond(request, found)
 
     async def get(request: Request) -> Response:
-        return respond(request, await seen(request).get(_path(request)))
+        return respond(request, await (await seen(request)).get(_path(request)))
 
     async def delete(request: Request) -> Response:
-        await seen(request).delete(_path(request))
+        await (await seen(request)).delete(_path(request))
         return respond(request, common_pb2.Empty())
 
     async def set_ttl(request: Request) -> Response:
         message = await read_message(request, control_pb2.SetTtlRequest, limit=_MAX_BODY_BYTES)
         ttl_seconds = message.ttl_seconds if message.HasField("ttl_seconds") else None
-        return respond(request, await seen(request).set_ttl(_path(request), ttl_seconds))
+        return respond(request, await (await seen(request)).set_ttl(_path(request), ttl_seconds))
 
     async def archive(request: Request) -> Response:
         page = request.query_params.get("page", "")
-        return respond(request, await seen(request).archive(_path(request), base_url=str(request.base_url), page=page))
+        return respond(request, await (await seen(request)).archive(_path(request), base_url=str(request.base_url), page=page))
 
     async def file(request: Request) -> Response:
         place = await find(request).file(
