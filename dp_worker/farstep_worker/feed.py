@@ -29,7 +29,7 @@ from farstep_serving.keys import Caller, Keys
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 << 10  # one or two of them are held for each subscriber that does not read
-CHECK_AGAIN_S = 15.0
+CHECK_AGAIN_S = 10.0
 _MOST_READS = 4
 _SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),  # a port that is taken is an error

@@ -30,7 +30,7 @@ from farstep_serving.keys import Caller, KeyRing, Keys, digest_of
 
 log = logging.getLogger(__name__)
 
-GOOD_S = 15.0
+GOOD_S = 10.0
 BAD_S = 5.0
 STALE_S = 3600.0
 PAUSE_S = 1.0  # after a question that was not answered

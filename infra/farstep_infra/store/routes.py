@@ -30,8 +30,9 @@ def checkpoint_routes(find: Find, *, has_run: HasRun) -> list[Route]:
     """
 
     async def seen(request: Request) -> Checkpoints:
-        owns_unmarked = await has_run(request, request.path_params["run_id"])
-        return find(request).seen_by(caller_of(request), owns_unmarked=owns_unmarked)
+        caller = caller_of(request)
+        owns_unmarked = not caller.is_operator and await has_run(request, request.path_params["run_id"])
+        return find(request).seen_by(caller, owns_unmarked=owns_unmarked)
 
     async def listed(request: Request) -> Response:
         run_id = request.path_params["run_id"]
