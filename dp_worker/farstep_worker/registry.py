@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 
@@ -22,6 +23,8 @@ from farstep_worker.executor import Executor
 from farstep_worker.runs import Run, RunConfig, read_config
 
 DEFAULT_MAX_RUNS = 1000
+
+Keep = Callable[[Run, pb.CreateRunRequest], Awaitable[None]]
 
 
 class RunRegistry:
@@ -62,8 +65,12 @@ class RunRegistry:
         if not self.may_see(caller, run_id):
             raise _not_here(run_id)
 
-    async def create(self, request: pb.CreateRunRequest, caller: Caller = OPERATOR) -> Run:
+    async def create(self, request: pb.CreateRunRequest, caller: Caller = OPERATOR, *, keep: Keep | None = None) -> Run:
         """A run by its id, made if it is not there yet; a project's key makes its own project's.
+
+        Args:
+            keep: writes a new run down, with the request that would make the same one, before anybody hears of it;
+                where it raises, there is no run.
 
         Raises:
             InvalidInput: naming the field.
@@ -88,7 +95,26 @@ class RunRegistry:
             self._check_room()
             claimed = await asyncio.to_thread(self._owners.claim, config.run_id, config.project, caller)
             request.project, config = claimed, replace(config, project=claimed)
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._executor.create_run, config)
+            run = await asyncio.get_running_loop().run_in_executor(self._thread, self._executor.create_run, config)
+            if keep is not None:
+                await self._keep(run, request, keep)
+            return run
+
+    async def _keep(self, run: Run, request: pb.CreateRunRequest, keep: Keep) -> None:
+        config = run.config
+        resolved = pb.CreateRunRequest()
+        resolved.CopyFrom(request)
+        resolved.run_id, resolved.seed, resolved.max_seq_len = config.run_id, config.seed, config.max_seq_len
+        run.incarnation = secrets.token_hex(8)
+        try:
+            await keep(run, resolved)
+        except BaseException:
+            self._executor.delete_run(config.run_id)  # nothing of it was asked for yet
+            raise
+
+    def restore_deleted(self, run_id: str, project: str) -> None:
+        """An earlier process has deleted it."""
+        self._deleted[run_id] = project
 
     def hide(self, run_id: str) -> bool:
         """Begins to delete a run: nobody finds it any more. False where that was done before.

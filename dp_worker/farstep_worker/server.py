@@ -107,7 +107,7 @@ class TrainerApi:
     async def delete_run(self, request: Request) -> Response:
         run_id = request.path_params["run_id"]
         self.dispatcher.registry.check_seen(caller_of(request), run_id)
-        self.dispatcher.delete_run(run_id)
+        await self.dispatcher.delete_run(run_id)
         return respond(request, common_pb2.Empty())
 
     async def trace(self, request: Request) -> Response:
@@ -147,6 +147,7 @@ class TrainerApi:
             body,
             client_id=caller_of(request).named(request.headers.get(paths.CLIENT_ID, "")),
             parse=lambda: parse_call(verb, decode(request, body, kind), limits, where=where),
+            content_type=request.headers.get("content-type", ""),
         )
         return respond(request, accepted, status=202)
 
@@ -158,6 +159,7 @@ def make_server(api: TrainerApi, *, keys: Keys, feed: FeedServer, host: str, fee
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         api.feed_address = await feed.start(host, feed_port)
         api.dispatcher.start()
+        await api.dispatcher.recover()
         yield
         await api.dispatcher.drain()
         await feed.stop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from starlette.applications import Starlette
@@ -59,13 +59,13 @@ def make_app(
 def operation_routes(
     table: OperationTable,
     *,
-    cancel: Callable[[str], bool],
+    cancel: Callable[[str], bool | Awaitable[bool]],
     known_as: Callable[[Caller, str], str] = Caller.named,
 ) -> list[Route]:
     """Poll, look at and cancel operations.
 
     Args:
-        cancel: drops a queued one and says whether it did.
+        cancel: drops a queued one and says, now or soon, whether it did.
         known_as: under which id the table has the operation that a caller means, whose own id follows the last `/`
             of it; one that the table cannot have, for an operation that the caller may not know of.
     """
@@ -103,8 +103,9 @@ def operation_routes(
 
     async def cancel_one(request: Request) -> Response:
         operation_id, _ = await look(request, wait_s=0)
-        cancelled = table.is_queued(operation_id) and cancel(operation_id)
-        if cancelled:
+        dropped = table.is_queued(operation_id) and cancel(operation_id)
+        cancelled = dropped if isinstance(dropped, bool) else await dropped
+        if cancelled and table.is_pending(operation_id):  # its run may have been deleted meanwhile
             table.cancel(operation_id)
         return respond(request, operations_pb2.CancelResponse(cancelled=cancelled))
 

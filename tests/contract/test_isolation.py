@@ -26,14 +26,13 @@ from farstep_serving.operations import OperationTable
 from farstep_serving.usage import UsageCounters, usage_route
 from farstep_worker.server import TrainerApi
 from farstep_worker.submission import REQUEST_TYPES
-from tests.support.key_checks import answering_key_checks
 from tests.support.processes import KEY, running
 
 pytestmark = pytest.mark.timeout(240)
 
 PROMPT = [1, 40, 41, 42, 43]
 LONG_PROMPT = [1, *range(40, 104)]
-SECRET = "alpha"  # in every id of the first project, and in none of anybody else's
+SECRET = "maple"  # in every id of the first project, and in none of anybody else's
 SERVERS = ("trainer", "sampler", "router")
 
 
@@ -62,7 +61,7 @@ class Ids:
         }
 
 
-ALPHA, BETA, NOBODY = Ids("alpha"), Ids("beta"), Ids("gamma")
+MAPLE, BIRCH, NOBODY = Ids("maple"), Ids("birch"), Ids("cedar")
 
 
 def prompt(tokens=PROMPT):
@@ -70,7 +69,7 @@ def prompt(tokens=PROMPT):
 
 
 def sample(**fields):
-    params = {"max_tokens": 2, "seed": "7", **fields.pop("params", {})}
+    params = {"max_tokens": 1, "seed": "7", **fields.pop("params", {})}
     return {"prompt": prompt(), "num_samples": 1, "params": params, "gate_wait_s": 0.05, **fields}
 
 
@@ -135,27 +134,22 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory):
-    store = tmp_path_factory.mktemp("isolation") / "store"
-    with answering_key_checks(KEY) as checks:
-        for name in ("alpha", "beta", "gone"):
-            checks.give(f"fsk-{name}", project=name)
-        env = {"FARSTEP_CONTROL_URL": checks.url}
-        with (
-            running("farstep_worker", "--store", store, env=env) as trainer,
-            running("farstep_sampler", "--store", store, "--feed", trainer.facts["feed"], env=env) as sampler,
-            running("farstep_sampler.router", "--replica", sampler.url, env=env) as router,
-        ):
-            fleet = Fleet(checks, trainer=trainer, sampler=sampler, router=router)
-            deadline = time.monotonic() + 60
-            while fleet.ask("operator", "router", "GET", paths.INFO).status_code != 200:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            fleet.gone_s = revoke_after_use(fleet)
-            fleet.make(ALPHA)
-            fleet.make(BETA)
-            yield fleet
-            fleet.close()
+def fleet(pair, key_checks):
+    """The pair that all contract tests use, with a router before its sampler."""
+    trainer, sampler = pair
+    for name in ("maple", "birch", "gone"):
+        key_checks.give(f"fsk-{name}", project=name)
+    with running("farstep_sampler.router", "--replica", sampler.url, env=key_checks.env) as router:
+        fleet = Fleet(key_checks, trainer=trainer, sampler=sampler, router=router)
+        deadline = time.monotonic() + 60
+        while fleet.ask("operator", "router", "GET", paths.INFO).status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        fleet.gone_s = revoke_after_use(fleet)
+        fleet.make(MAPLE)
+        fleet.make(BIRCH)
+        yield fleet
+        fleet.close()
 
 
 def revoke_after_use(fleet):
@@ -180,7 +174,7 @@ def routes(server):
         more = replica_routes(members) if server == "router" else [usage_route(UsageCounters(), instance_id="")]
         found = make_sampler_app(None, Submissions(max_pending=1), keys=KeyRing.of(KEY), more_routes=more).routes
     assert all(isinstance(route, Route) for route in found)
-    return sorted({(m, r.path) for r in found for m in r.methods or {"GET"}} - {(m, r.path) for r in found for m in ["HEAD"]})
+    return sorted({(method, route.path) for route in found for method in (route.methods or {"GET"}) - {"HEAD"}})
 
 
 OPERATORS_ONLY = {
@@ -205,7 +199,8 @@ BODIES = {
         for name in (ids.run_id, f"{ids.run_id}@1", ids.path)
     ],
     ("POST", paths.OPENAI_COMPLETIONS): lambda ids: [
-        {"model": name, "prompt": "Hi", "max_tokens": 1, "seed": 3} for name in (ids.run_id, f"{ids.run_id}@1", ids.path)
+        {"model": name, "prompt": "Hi", "max_tokens": 1, "seed": 3}
+        for name in (ids.run_id, f"{ids.run_id}@1", ids.path)
     ],
 }
 # Before its first policy, a run is the base model under its own id, whoever asks; that is what others' runs are, too.
@@ -250,14 +245,12 @@ def test_every_route_knows_others_ids_no_better_than_nobodys(fleet, server):
     for method, template in routes(server):
         if not is_about_ids(method, template):
             continue
-        pairs = zip(
-            requests(server, method, template, ALPHA), requests(server, method, template, NOBODY), strict=True
-        )
+        pairs = zip(requests(server, method, template, MAPLE), requests(server, method, template, NOBODY), strict=True)
         for (url, body), (unknown_url, unknown_body) in pairs:
-            theirs = fleet.ask("beta", server, method, url, json=body)
-            nobodys = fleet.ask("beta", server, method, unknown_url, json=unknown_body)
+            theirs = fleet.ask("birch", server, method, url, json=body)
+            nobodys = fleet.ask("birch", server, method, unknown_url, json=unknown_body)
             assert theirs.status_code == nobodys.status_code, (method, url, theirs.text, nobodys.text)
-            assert same(theirs.text, ALPHA) == same(nobodys.text, NOBODY), (method, url)
+            assert same(theirs.text, MAPLE) == same(nobodys.text, NOBODY), (method, url)
             wanted = 425 if template == paths.POLICY else 404
             if body and any(name in body for name in FROM_THE_BASE.get(template, ())):
                 wanted = 200
@@ -272,8 +265,8 @@ def test_whoever_owns_them_is_known_on_every_route(fleet, server):
     for method, template in routes(server):
         if not is_about_ids(method, template) or method == "DELETE" or template in (paths.VERB, paths.CANCEL):
             continue
-        for url, body in requests(server, method, template, ALPHA):
-            for who in ("alpha", "operator"):
+        for url, body in requests(server, method, template, MAPLE):
+            for who in ("maple", "operator"):
                 if template == paths.OPERATION and server != "trainer" and who == "operator":
                     continue  # keys of samples are their own client's names
                 response = fleet.ask(who, server, method, url, json=body)
@@ -284,52 +277,52 @@ def test_whoever_owns_them_is_known_on_every_route(fleet, server):
 def test_lists_show_ones_own(fleet, server):
     for method, template in routes(server):
         if (method, template) in LISTS:
-            mine, theirs = (fleet.ask(who, server, method, template) for who in ("alpha", "beta"))
+            mine, theirs = (fleet.ask(who, server, method, template) for who in ("maple", "birch"))
             assert mine.status_code == theirs.status_code == 200, (template, mine.text)
             assert SECRET in mine.text
             assert SECRET not in theirs.text
-            assert "beta" in theirs.text
+            assert "birch" in theirs.text
 
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_what_is_for_operators_is_for_them_alone(fleet, server):
     for method, template in routes(server):
         if (method, template) in OPERATORS_ONLY:
-            assert fleet.ask("beta", server, method, template).status_code == 403, template
+            assert fleet.ask("birch", server, method, template).status_code == 403, template
 
 
 # Runs and checkpoints
 
 
 def test_a_run_id_that_another_project_has_is_taken_and_no_more_is_said(fleet):
-    body = {"run_id": ALPHA.run_id, "base_model": "farstep/tiny", "lora": {"rank": 2}, "seed": "1"}
-    response = fleet.ask("beta", "trainer", "POST", paths.RUNS, json=body)
+    body = {"run_id": MAPLE.run_id, "base_model": "farstep/tiny", "lora": {"rank": 2}, "seed": "1"}
+    response = fleet.ask("birch", "trainer", "POST", paths.RUNS, json=body)
     assert response.status_code == 409
-    assert response.json()["message"] == f"run id '{ALPHA.run_id}' is taken"
-    assert fleet.ask("alpha", "trainer", "POST", paths.RUNS, json=body).status_code == 200  # the same again
-    named = fleet.ask("beta", "trainer", "POST", paths.RUNS, json={**body, "project": "alpha"})
+    assert response.json()["message"] == f"run id '{MAPLE.run_id}' is taken"
+    assert fleet.ask("maple", "trainer", "POST", paths.RUNS, json=body).status_code == 200  # the same again
+    named = fleet.ask("birch", "trainer", "POST", paths.RUNS, json={**body, "project": "maple"})
     assert (named.status_code, named.json()["field"]) == (400, "project")
 
 
 def test_another_projects_checkpoint_cannot_be_loaded(fleet):
-    seq = int(fleet.ask("beta", "trainer", "GET", paths.RUN.format(run_id=BETA.run_id)).json()["next_seq"])
+    seq = int(fleet.ask("birch", "trainer", "GET", paths.RUN.format(run_id=BIRCH.run_id)).json()["next_seq"])
     theirs, nobodys, own = (
-        fleet.submit("beta", BETA, "load_state", {"path": ids.path}, seq=seq + place)
-        for place, ids in enumerate((ALPHA, NOBODY, BETA))
+        fleet.submit("birch", BIRCH, "load_state", {"path": ids.path}, seq=seq + place)
+        for place, ids in enumerate((MAPLE, NOBODY, BIRCH))
     )
     assert theirs["error"]["status"] == 404
-    assert same(json.dumps(theirs["error"]), ALPHA) == same(json.dumps(nobodys["error"]), NOBODY)
+    assert same(json.dumps(theirs["error"]), MAPLE) == same(json.dumps(nobodys["error"]), NOBODY)
     assert "error" not in own
 
 
 def test_only_operators_ask_for_others(fleet):
-    as_alpha = {paths.ON_BEHALF_OF: "alpha"}
+    as_maple = {paths.ON_BEHALF_OF: "maple"}
     for server in SERVERS:
-        assert fleet.ask("beta", server, "GET", paths.INFO, headers=as_alpha).status_code == 403
-        assert fleet.ask("alpha", server, "GET", paths.INFO, headers=as_alpha).status_code == 200
-    for ids, status in ((ALPHA, 200), (BETA, 404)):
+        assert fleet.ask("birch", server, "GET", paths.INFO, headers=as_maple).status_code == 403
+        assert fleet.ask("maple", server, "GET", paths.INFO, headers=as_maple).status_code == 200
+    for ids, status in ((MAPLE, 200), (BIRCH, 404)):
         path = paths.RUN.format(run_id=ids.run_id)
-        assert fleet.ask("operator", "trainer", "GET", path, headers=as_alpha).status_code == status
+        assert fleet.ask("operator", "trainer", "GET", path, headers=as_maple).status_code == status
 
 
 # Outcomes
@@ -337,33 +330,33 @@ def test_only_operators_ask_for_others(fleet):
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_a_strangers_poll_brings_and_acknowledges_nothing(fleet, server):
-    operation_id = ALPHA.of_route(server)["operation_id"]
+    operation_id = MAPLE.of_route(server)["operation_id"]
 
     def poll(who, **fields):
-        return fleet.ask(who, server, "POST", paths.POLL, json={"client_id": "alpha-client", **fields}).json()
+        return fleet.ask(who, server, "POST", paths.POLL, json={"client_id": "maple-client", **fields}).json()
 
-    mine = poll("alpha", wait_s=20)
+    mine = poll("maple", wait_s=20)
     assert operation_id in [each["operation_id"] for each in mine["finished"]]
-    stolen = poll("beta", ack=[operation_id], check=[operation_id])
+    stolen = poll("birch", ack=[operation_id], check=[operation_id])
     assert "finished" not in stolen
     assert stolen["unknown"] == [operation_id]
-    assert operation_id in [each["operation_id"] for each in poll("alpha")["finished"]]
-    assert "unknown" not in poll("alpha", check=[operation_id])
+    assert operation_id in [each["operation_id"] for each in poll("maple")["finished"]]
+    assert "unknown" not in poll("maple", check=[operation_id])
 
 
 @pytest.mark.parametrize("server", ["sampler", "router"])
 def test_samples_submitted_under_anothers_key_and_name_are_ones_own(fleet, server):
-    key = ALPHA.of_route(server)["operation_id"]
-    headers = {paths.CLIENT_ID: "alpha-client"}
-    for number, ids in enumerate((ALPHA, NOBODY)):
+    key = MAPLE.of_route(server)["operation_id"]
+    headers = {paths.CLIENT_ID: "maple-client"}
+    for number, ids in enumerate((MAPLE, NOBODY)):
         body = sample(model_path=ids.path)
         submitted = {"params": {"key": f"{key}{number or ''}"}, "json": body, "headers": headers}
-        accepted = fleet.ask("beta", server, "POST", paths.SAMPLES, **submitted)
+        accepted = fleet.ask("birch", server, "POST", paths.SAMPLES, **submitted)
         assert accepted.status_code == 202, accepted.text
         path = paths.OPERATION.format(operation_id=accepted.json()["operation_id"])
-        outcome = fleet.ask("beta", server, "GET", path, params={"wait_s": 20}).json()
+        outcome = fleet.ask("birch", server, "GET", path, params={"wait_s": 20}).json()
         assert outcome["error"]["status"] == 404, outcome
-    assert "error" not in fleet.ask("alpha", server, "GET", paths.OPERATION.format(operation_id=key)).json()
+    assert "error" not in fleet.ask("maple", server, "GET", paths.OPERATION.format(operation_id=key)).json()
 
 
 # Caches, and what is counted
@@ -379,11 +372,11 @@ def test_caches_do_not_tell_what_others_asked(fleet, server):
         assert response.status_code == 200, response.text
         return int(response.json().get("prompt_cache_hit_tokens", 0))
 
-    assert num_cached("alpha") == 0
-    assert num_cached("alpha") > 0
-    assert num_cached("beta") == 0
+    assert num_cached("maple") == 0
+    assert num_cached("maple") > 0
+    assert num_cached("birch") == 0
     assert num_cached("operator") == 0
-    assert num_cached("beta") > 0
+    assert num_cached("birch") > 0
 
 
 def test_what_was_used_is_told_by_project_and_run(fleet):
@@ -391,16 +384,16 @@ def test_what_was_used_is_told_by_project_and_run(fleet):
         usage = fleet.ask(who, server, "GET", paths.USAGE).json()["usage"]
         return {(row.get("project", ""), row.get("run_id", "")): row for row in usage}
 
-    trained = rows("trainer", "operator")["alpha", ALPHA.run_id]
+    trained = rows("trainer", "operator")["maple", MAPLE.run_id]
     assert int(trained["num_operations"]) >= 3
     assert int(trained["tokens_trained"]) == len(PROMPT)
     assert trained["trainer_seconds"] > 0
-    sampled = rows("sampler", "operator")["alpha", ALPHA.run_id]
+    sampled = rows("sampler", "operator")["maple", MAPLE.run_id]
     assert int(sampled["num_samples"]) >= 1
     assert int(sampled["tokens_prompted"]) >= len(PROMPT)
     assert int(sampled["tokens_sampled"]) >= 1
     assert sampled["sampler_seconds"] > 0
-    assert {project for project, _ in rows("sampler", "alpha")} == {"alpha"}
+    assert {project for project, _ in rows("sampler", "maple")} == {"maple"}
 
 
 # The feed
@@ -412,7 +405,7 @@ def feed_of(fleet, who):
     return channel, PolicyFeedStub(channel), (("authorization", f"Bearer {key}"),)
 
 
-@pytest.mark.parametrize(("who", "seen"), [("beta", {"beta"}), ("operator", {"alpha", "beta"})])
+@pytest.mark.parametrize(("who", "seen"), [("birch", {"birch"}), ("operator", {"maple", "birch"})])
 def test_the_feed_brings_ones_own_policies(fleet, who, seen):
     channel, stub, metadata = feed_of(fleet, who)
     with channel:
@@ -429,7 +422,7 @@ def test_the_feed_brings_ones_own_policies(fleet, who, seen):
 
 
 def test_the_feed_fetches_nothing_of_others(fleet):
-    channel, stub, metadata = feed_of(fleet, "beta")
+    channel, stub, metadata = feed_of(fleet, "birch")
 
     def fetched(ids):
         try:
@@ -438,9 +431,9 @@ def test_the_feed_fetches_nothing_of_others(fleet):
             return error.code(), error.details().replace(ids.name, "?")
 
     with channel:
-        assert fetched(ALPHA) == fetched(NOBODY)
-        assert fetched(ALPHA)[0] is grpc.StatusCode.NOT_FOUND
-        assert fetched(BETA)[0].header.project == "beta"
+        assert fetched(MAPLE) == fetched(NOBODY)
+        assert fetched(MAPLE)[0] is grpc.StatusCode.NOT_FOUND
+        assert fetched(BIRCH)[0].header.project == "birch"
 
 
 # Keys
@@ -450,7 +443,7 @@ def test_while_the_control_plane_is_silent_known_keys_go_on(fleet):
     fleet.checks.silent = True
     try:
         for server in SERVERS:
-            assert fleet.ask("alpha", server, "GET", paths.INFO).status_code == 200
+            assert fleet.ask("maple", server, "GET", paths.INFO).status_code == 200
             assert fleet.ask("operator", server, "GET", paths.INFO).status_code == 200
             unknown = fleet.ask("stranger", server, "GET", paths.INFO)
             assert unknown.status_code == 503
@@ -484,11 +477,11 @@ def test_a_revoked_key_stops_within_seconds(fleet):
 def test_a_run_and_its_checkpoints_survive_a_stranger_and_end_with_their_owner(fleet):
     """The last test: what was denied to others is granted here."""
     for template in (paths.CHECKPOINT, paths.RUN):
-        path = template.format(**ALPHA.of_route("trainer"))
-        assert fleet.ask("beta", "trainer", "DELETE", path).status_code == 404
-        assert fleet.ask("alpha", "trainer", "DELETE", path).status_code == 200
-    assert "was deleted" in fleet.ask("alpha", "trainer", "GET", path).json()["message"]
+        path = template.format(**MAPLE.of_route("trainer"))
+        assert fleet.ask("birch", "trainer", "DELETE", path).status_code == 404
+        assert fleet.ask("maple", "trainer", "DELETE", path).status_code == 200
+    assert "was deleted" in fleet.ask("maple", "trainer", "GET", path).json()["message"]
     gone, unknown = (
-        fleet.ask("beta", "trainer", "GET", paths.RUN.format(run_id=ids.run_id)).text for ids in (ALPHA, NOBODY)
+        fleet.ask("birch", "trainer", "GET", paths.RUN.format(run_id=ids.run_id)).text for ids in (MAPLE, NOBODY)
     )
-    assert same(gone, ALPHA) == same(unknown, NOBODY)
+    assert same(gone, MAPLE) == same(unknown, NOBODY)

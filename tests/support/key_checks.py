@@ -19,6 +19,11 @@ class KeyChecks:
         self.authorization = f"Bearer {operator_key}"
         self.url = ""
 
+    @property
+    def env(self):
+        """What tells a server to ask here."""
+        return {"FARSTEP_CONTROL_URL": self.url}
+
     def give(self, key, *, project="", operator=False):
         self.owners[_sha256(key)] = control_pb2.KeyOwner(key_id=f"id-{project}", project=project, operator=operator)
 

@@ -55,8 +55,8 @@ def checkpoint_routes(find: Find, *, has_run: HasRun) -> list[Route]:
         return respond(request, await (await seen(request)).set_ttl(_path(request), ttl_seconds))
 
     async def archive(request: Request) -> Response:
-        page = request.query_params.get("page", "")
-        return respond(request, await (await seen(request)).archive(_path(request), base_url=str(request.base_url), page=page))
+        page, checkpoints = request.query_params.get("page", ""), await seen(request)
+        return respond(request, await checkpoints.archive(_path(request), base_url=str(request.base_url), page=page))
 
     async def file(request: Request) -> Response:
         place = await find(request).file(

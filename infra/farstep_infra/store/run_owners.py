@@ -55,7 +55,7 @@ class RunOwners:
 
     def _first(self, run_id: str, project: str, caller: Caller) -> bytes:
         """What was there before owners were noted is the operators' to give away."""
-        if not caller.is_operator and (PolicyNumbers(self._store).has(run_id) or self._store.list(run_id)):
+        if not caller.is_operator and (PolicyNumbers(self._store).last(run_id) or self._store.list(run_id)):
             raise taken(run_id)
         return json.dumps({"project": project}).encode()
 

@@ -80,9 +80,7 @@ class FakeReplica:
         policies = [self.state()] if self.versions else []
         return pb.ListPoliciesResponse(policies=policies, revision=self.revision, draining=self.is_draining)
 
-    async def wait_for_policy(
-        self, run_id: str, caller: Caller, *, min_version: int, wait_s: float
-    ) -> pb.PolicyState:
+    async def wait_for_policy(self, run_id: str, caller: Caller, *, min_version: int, wait_s: float) -> pb.PolicyState:
         if max([0, *self.versions]) < min_version:
             await asyncio.sleep(wait_s)
             raise PolicyNotReady("not here", wanted_version=min_version, newest_version=0)
