@@ -363,11 +363,12 @@ class TorchEngine:
         self._charge_for(group)
 
     def _charge_for(self, group: Group) -> None:
-        has_begun = group.num_started > 0 or group.computed_s > 0
+        if not group.num_started and not group.computed_s:
+            return  # nothing of it began
         used = usage_of(
             group.account,
             num_samples=len(group.finished),
-            tokens_prompted=len(group.job.prompt) if has_begun else 0,
+            tokens_prompted=len(group.job.prompt),
             tokens_sampled=group.num_sampled,
             seconds=group.computed_s,
         )

@@ -21,11 +21,11 @@ from farstep_model.lora import LoraLayers
 from farstep_proto.errors import ApiError, Internal, InvalidInput
 from farstep_sampler.account import NOBODY, Account, Charge, free_of_charge, usage_of
 from farstep_sampler.engines.base import not_finite, stopped
+from farstep_sampler.engines.shared_time import SharedTime
 from farstep_sampler.engines.vllm.adapters import SERVED_KINDS, VllmAdapters
 from farstep_sampler.engines.vllm.job import VllmJob, Weights
 from farstep_sampler.engines.vllm.process import VllmProcess, VllmSettings, built_for, default_dtype, parse_options
 from farstep_sampler.engines.vllm.request import check_job, is_restricted, probe_params, sampled_logprobs
-from farstep_sampler.engines.vllm.shared_time import SharedTime
 from farstep_sampler.in_flight import Sampling
 from farstep_sampler.request import SampleJob
 from farstep_sampler.result import SampleResult
