@@ -32,7 +32,7 @@ from farstep_sampler.request import ModelLimits
 from farstep_sampler.server import make_sampler_app
 from farstep_sampler.submissions import DRAIN_S, Submissions
 from farstep_sampler.weight_sync import DEFAULT_INTERVAL_S, SyncConfig
-from farstep_serving.keys import KeyRing, Keys
+from farstep_serving.keys import OPERATOR, KeyRing, Keys
 from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
 from farstep_serving.remote_keys import ControlAddress, all_keys
 from farstep_serving.usage import UsageCounters, usage_route
@@ -214,7 +214,7 @@ async def _serve_with(config: SamplerConfig, replica: Replica, keys: Keys, usage
 
     async with replica.running(), submissions:
         if config.model_path:
-            await replica.load_policy(config.model_path)
+            await replica.load_policy(config.model_path, OPERATOR)
         await serve(
             app,
             sock,
