@@ -70,6 +70,7 @@ class ControlPlane(Server):
             name=message.name,
             user_metadata=message.user_metadata,
             created_at=1e9,
+            project="team",
         )
         self.runs[run.run_id] = run
         return respond(request, run, status=202)
