@@ -255,23 +255,6 @@ class Dispatcher:
         if self._snapshots is not None:
             self._snapshots.forget(run_id)
 
-    def operation_known_as(self, caller: Caller, wanted: str) -> str:
-        """The id itself; for an operation of a run that the caller may not know of, one that no operation has."""
-        return wanted if self.registry.may_see(caller, split_operation_id(wanted)[0]) else f"/{wanted}"
-
-    def traces(self, caller: Caller, run_id: str, last: int) -> list[pb.OperationTrace]:
-        """The last operations of a run that ran; of what shared their batches, what the caller may know of."""
-        return [self._seen_trace(caller, trace) for trace in self.telemetry.last(run_id, last)]
-
-    def _seen_trace(self, caller: Caller, trace: pb.OperationTrace) -> pb.OperationTrace:
-        seen = [wanted for wanted in trace.fused_with if self.registry.may_see(caller, split_operation_id(wanted)[0])]
-        if len(seen) == len(trace.fused_with):
-            return trace
-        copy = pb.OperationTrace()
-        copy.CopyFrom(trace)
-        copy.fused_with[:] = seen
-        return copy
-
     def limits(self, run: Run) -> Limits:
         return run.config.limits(self._executor.base.vocab_size)
 

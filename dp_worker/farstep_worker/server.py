@@ -23,14 +23,16 @@ from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_serving.app import make_app, operation_routes
-from farstep_serving.keys import Keys, caller_of, for_operators
+from farstep_serving.keys import Caller, Keys, caller_of, for_operators
 from farstep_serving.messages import decode, read_body, read_message, respond
 from farstep_serving.usage import usage_route
 from farstep_worker.assembly import MAX_PARTS, Address
 from farstep_worker.dispatch import Dispatcher
 from farstep_worker.feed import FeedServer
+from farstep_worker.operations import split_operation_id
 from farstep_worker.runs import Run
 from farstep_worker.submission import parse_call, request_type
+from farstep_worker.telemetry import seen_trace
 
 DEFAULT_MAX_REQUEST_BYTES = 8 << 20
 DEFAULT_TRACED = 100
@@ -62,9 +64,7 @@ class TrainerApi:
             usage_route(self.dispatcher.usage, instance_id=self.dispatcher.table.instance_id),
             Route(paths.VERB, self.submit, methods=["POST"]),
             *checkpoint_routes(lambda request: self.checkpoints, has_run=self._has_run),
-            *operation_routes(
-                self.dispatcher.table, cancel=self.dispatcher.cancel, known_as=self.dispatcher.operation_known_as
-            ),
+            *operation_routes(self.dispatcher.table, cancel=self.dispatcher.cancel, known_as=self._known_as),
         ]
 
     async def health(self, request: Request) -> Response:
@@ -113,14 +113,22 @@ class TrainerApi:
     async def trace(self, request: Request) -> Response:
         run = self._run_of(request)
         last = _count(request, "last", least=1, default=DEFAULT_TRACED)
-        traces = self.dispatcher.traces(caller_of(request), run.config.run_id, last)
-        return respond(request, pb.TraceResponse(operations=traces))
+        traces, caller = self.dispatcher.telemetry.last(run.config.run_id, last), caller_of(request)
+        seen = [seen_trace(trace, lambda wanted: self._knows(caller, wanted)) for trace in traces]
+        return respond(request, pb.TraceResponse(operations=seen))
 
     async def metrics(self, request: Request) -> Response:
         return Response(self.dispatcher.telemetry.metrics(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     async def _has_run(self, request: Request, run_id: str) -> bool:
         return any(run.config.run_id == run_id for run in self._seen_runs(request))
+
+    def _knows(self, caller: Caller, operation_id: str) -> bool:
+        return self.dispatcher.registry.may_see(caller, split_operation_id(operation_id)[0])
+
+    def _known_as(self, caller: Caller, operation_id: str) -> str:
+        """The id itself; for an operation of a run that the caller may not know of, one that no operation has."""
+        return operation_id if self._knows(caller, operation_id) else f"/{operation_id}"
 
     def _seen_runs(self, request: Request) -> list[Run]:
         caller = caller_of(request)

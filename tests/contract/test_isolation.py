@@ -167,7 +167,7 @@ def routes(server):
     """(method, template) of all that a server answers."""
     table = OperationTable()
     if server == "trainer":
-        dispatcher = SimpleNamespace(table=table, cancel=None, operation_known_as=None, usage=UsageCounters())
+        dispatcher = SimpleNamespace(table=table, cancel=None, usage=UsageCounters())
         found = TrainerApi(None, dispatcher, Checkpoints(None, secret="")).routes()
     else:
         members = SimpleNamespace()
