@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from farstep_infra.control.provisioning import Provisioning
 from farstep_infra.control.runs import Runs
 from farstep_infra.control.samplers import FreshSamplers
 from farstep_infra.control.sessions import Sessions
+from farstep_infra.control.tables import Base
 from farstep_infra.control.usage import UsageLedger
 from farstep_infra.store.archive import Checkpoints
 from farstep_infra.store.checkpoints import CheckpointStore
@@ -44,10 +46,40 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return request.getfixturevalue("postgres").database()
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("migrated") / "control.db"
+    asyncio.run(migrate(url_of_file(path)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_url(postgres: Cluster) -> str:
+    url = postgres.database()
+    asyncio.run(migrate(url))
+    return url
+
+
+async def migrate(url: str) -> None:
+    async with Database(url).opened():
+        pass
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a database with all tables and nothing in them; quicker than one that is still to be migrated."""
+    if request.param == "sqlite":
+        return url_of_file(shutil.copy(request.getfixturevalue("migrated_file"), tmp_path / "control.db"))
+    return request.getfixturevalue("migrated_url")
+
+
 @pytest.fixture
-async def db(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
+async def db(empty_url: str) -> AsyncIterator[Database]:
+    database = Database(empty_url)
     async with database.opened():
+        async with database.transaction() as db:
+            for table in reversed(Base.metadata.sorted_tables):
+                await db.execute(table.delete())
         yield database
 
 

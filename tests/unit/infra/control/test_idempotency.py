@@ -3,7 +3,6 @@
 import asyncio
 import time
 
-import pytest
 from sqlalchemy import func, select, update
 
 from farstep_infra.control.idempotency import KEPT_S, forget_old_answers
@@ -92,6 +91,6 @@ async def age(here, seconds):
         await db.execute(update(AnsweredRow).values(created_at=time.time() - seconds))
 
 
-@pytest.mark.parametrize("key", ["", "x" * 201, "a\tb"])
-async def test_what_is_no_key_is_refused(here, key):
-    assert (await here.call("POST", "/v1/sessions", {}, status=400, **{KEY: key}))["field"] == KEY
+async def test_what_is_no_key_is_refused(here):
+    for key in ("", "x" * 201, "a\tb"):
+        assert (await here.call("POST", "/v1/sessions", {}, status=400, **{KEY: key}))["field"] == KEY

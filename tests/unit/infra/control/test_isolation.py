@@ -99,8 +99,12 @@ async def test_every_list_leaves_out_what_the_other_has(here, alpha, owned):
             assert f'"{owned[kind]}"' not in theirs.text, template
 
 
-@pytest.mark.parametrize("path", [paths.SESSIONS, paths.RUNS, paths.SAMPLERS, paths.KEYS, paths.USAGE])
-async def test_lists_show_an_operator_everything_and_can_be_narrowed(here, alpha, owned, path):
+async def test_lists_show_an_operator_everything_and_can_be_narrowed(here, alpha, owned):
+    for path in (paths.SESSIONS, paths.RUNS, paths.SAMPLERS, paths.KEYS, paths.USAGE):
+        await check_list(here, alpha, path)
+
+
+async def check_list(here, alpha, path):
     assert '"beta"' in (await here.send("GET", path)).text
     assert (await here.call("GET", f"{path}?project=beta")) != {}
     assert (await here.call("GET", f"{path}?project=delta")) == {}
