@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from farstep_infra.control.samplers import FreshSamplers
 from farstep_infra.control.sessions import Sessions
 from farstep_infra.control.tables import Base
 from farstep_infra.control.usage import UsageLedger
+from farstep_infra.launchers.local import LaunchFailed
 from farstep_infra.store.archive import Checkpoints
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_serving.keys import KeyRing
@@ -113,13 +114,17 @@ class Here:
 
 
 class NoFleet:
-    """Provisioning begins and never ends."""
+    """Provisioning begins, and ends in vain when the test says so."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
 
     async def stack(self, base_model: str, **_: Any) -> Any:
-        await asyncio.Event().wait()
+        await self.ended.wait()
+        raise LaunchFailed("there is no machine")
 
     async def fresh_samplers(self, base_model: str, **_: Any) -> Any:
-        await asyncio.Event().wait()
+        await self.stack(base_model)
 
     async def stop(self, servers: Any) -> None:
         raise AssertionError("nothing was started")
@@ -132,7 +137,18 @@ class NoFleet:
 
 
 @pytest.fixture
+def serve() -> Callable[[Database, Path], contextlib.AbstractAsyncContextManager[Here]]:
+    return served
+
+
+@pytest.fixture
 async def here(db: Database, tmp_path: Path) -> AsyncIterator[Here]:
+    async with served(db, tmp_path) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def served(db: Database, tmp_path: Path) -> AsyncIterator[Here]:
     provisioning, fleet, store = Provisioning(), NoFleet(), CheckpointStore(tmp_path / "store")
     keys = IssuedKeys(db, KeyRing.of(OWN_KEY))
     app = make_control_app(keys=keys, lifespan=contextlib.nullcontext)
