@@ -18,7 +18,7 @@ BODIES = {  # what is asked for correctly; elsewhere an empty message is
     paths.SESSION_SAMPLERS: {"base_model": "fake/one"},
     paths.CHECKPOINT_TTL: {"ttl_seconds": "60"},
 }
-OPERATORS_ONLY = {paths.PROCESS_LOG, paths.RUN_DEACTIVATE}  # 403 whatever is named
+OPERATORS_ONLY = {paths.PROCESS_LOG}  # 403 whatever is named
 PROVEN_BY_URL = {paths.CHECKPOINT_FILE}  # these need no key, but a signature
 NEVER = {
     "session_id": "session-0000000000000000",
