@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
@@ -27,6 +27,8 @@ from farstep_infra.control.tables import Base
 from farstep_proto.errors import ApiError, InvalidInput, StorageFull, Unavailable
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PATIENCE_S = 10.0  # with a database that does not answer
 START_S = 30.0  # a database that starts beside us may take that long
@@ -97,16 +99,15 @@ class Database:
         async with bound, AsyncSession(engine, expire_on_commit=False) as session, session.begin():
             yield session
 
-    async def insist(self, write: Callable[[AsyncSession], Awaitable[None]]) -> None:
+    async def insist(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """A transaction that is tried until the database is there: for what has happened and must be known."""
         pause_s = 0.1
         while True:
             try:
                 async with self.transaction() as session:
-                    await write(session)
-                return
+                    return await work(session)
             except (Unavailable, StorageFull) as error:
-                log.warning("not written yet: %s", error)
+                log.warning("tried again: %s", error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, 5.0)
 

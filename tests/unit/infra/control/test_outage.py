@@ -91,6 +91,34 @@ async def test_a_transaction_that_is_cut_leaves_nothing(here, mortal):
     await here.call("GET", "/v1/projects/cut", status=404)
 
 
+@pytest.mark.parametrize("what", ["runs", "samplers"])
+@pytest.mark.parametrize("is_entered", [True, False])
+async def test_a_creation_whose_end_nobody_heard_is_gone_on_with(here, monkeypatch, what, is_entered):
+    session = await here.call("POST", "/v1/sessions", {})
+    body = RUN if what == "runs" else {"base_model": "fake/one"}
+    whole = here.db.transaction
+
+    @contextlib.asynccontextmanager
+    async def cut_off():
+        monkeypatch.setattr(here.db, "transaction", whole)  # this one alone
+        async with whole() as db:
+            yield db
+            if not is_entered:
+                raise Unavailable("the connection broke before the commit")
+        raise Unavailable("the connection broke, and nobody knows when")
+
+    once = {"Idempotency-Key": "one"}
+    path = f"/v1/sessions/{session['session_id']}/{what}"
+    monkeypatch.setattr(here.db, "transaction", cut_off)
+    await here.call("POST", path, body, status=503, **once)
+    here.control.runs._fleet.ended.set()
+    again = await here.call("POST", path, body, **once)
+    (ident,) = [value for name, value in again.items() if name in ("run_id", "sampler_id")]
+    settled = await here.call("GET", f"/v1/{what}/{ident}?wait_s=30")
+    assert (settled["state"], settled["message"]) == ("failed", "there is no machine"), "somebody provisions it"
+    assert len((await here.call("GET", f"/v1/{what}"))[what]) == 1
+
+
 @contextlib.contextmanager
 def frozen(running):
     processes = [psutil.Process(running.process.pid)]
