@@ -58,6 +58,13 @@ async def test_a_restart_is_503_and_then_over(here, mortal):
         assert {row["session_id"] for row in created} <= {row["session_id"] for row in listed}
 
 
+async def test_a_restart_that_nobody_noticed_is_nobodys_trouble(here, mortal):
+    await asyncio.gather(*(here.call("POST", "/v1/sessions", {}) for _ in range(10)))  # connections are there
+    await asyncio.to_thread(mortal.stop)
+    await asyncio.to_thread(mortal.start)
+    await asyncio.gather(*(here.call("POST", "/v1/sessions", {}) for _ in range(10)))
+
+
 async def test_a_database_that_hangs_is_503_in_bounded_time(here, mortal):
     await asyncio.gather(*(here.call("POST", "/v1/sessions", {}) for _ in range(10)))  # connections are there
     with frozen(mortal):

@@ -70,16 +70,17 @@ async def test_clients_that_ask_at_once_stay_within_the_quotas(here):
     limits = {"max_sessions": 3, "max_runs": 2, "max_samplers": 1}
     await here.call("POST", "/v1/projects", {"project": "alpha", "quotas": limits})
     alpha = await here.as_project("alpha")
-    await expect(alpha, "/v1/sessions", {}, created=3, quota="max_sessions")
-    session_id = (await alpha.call("GET", "/v1/sessions"))["sessions"][0]["session_id"]
-    await expect(alpha, f"/v1/sessions/{session_id}/runs", RUN, created=2, quota="max_runs")
-    await expect(alpha, f"/v1/sessions/{session_id}/samplers", {"base_model": "m"}, created=1, quota="max_samplers")
-    await alpha.call("DELETE", f"/v1/sessions/{session_id}")
+    await expect(alpha, ["/v1/sessions"], {}, created=3, quota="max_sessions")
+    sessions = [f"/v1/sessions/{row['session_id']}" for row in (await alpha.call("GET", "/v1/sessions"))["sessions"]]
+    await expect(alpha, [f"{path}/runs" for path in sessions], RUN, created=2, quota="max_runs")
+    model = {"base_model": "fake/one"}
+    await expect(alpha, [f"{path}/samplers" for path in sessions], model, created=1, quota="max_samplers")
+    await alpha.call("DELETE", sessions[0])
     await alpha.call("POST", "/v1/sessions", {})
 
 
-async def expect(caller, path, body, *, created, quota):
-    answers = await asyncio.gather(*(caller.send("POST", path, body) for _ in range(12)))
+async def expect(caller, paths, body, *, created, quota):
+    answers = await asyncio.gather(*(caller.send("POST", paths[i % len(paths)], body) for i in range(12)))
     counted = collections.Counter(answer.status_code for answer in answers)
     assert counted[403] == 12 - created, counted
     error = next(answer.json() for answer in answers if answer.status_code == 403)

@@ -49,9 +49,10 @@ async def test_a_report_counts_once_however_often_and_late_it_comes(here):
 
 
 async def test_reports_at_once_count_once(here):
-    totals = [Usage(project="p", run_id=f"r{i}", num_samples=7) for i in range(4)]
-    await asyncio.gather(*(here.control.usage.add("a", totals[::step]) for step in (1, -1, 1, -1)))
-    assert await by_run(here) == {("p", f"r{i}"): 7 for i in range(4)}
+    for total in (7, 20):  # of what is new, and of what there is
+        totals = [Usage(project="p", run_id=f"r{i}", num_samples=total) for i in range(4)]
+        await asyncio.gather(*(here.control.usage.add("a", totals[::step]) for step in (1, -1, 1, -1)))
+        assert await by_run(here) == {("p", f"r{i}"): total for i in range(4)}
 
 
 async def test_one_report_with_a_run_twice_is_its_sum(here):
