@@ -78,6 +78,9 @@ define protoc
 	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I proto --python_out=$(1) --pyi_out=$(1) \
 	    $(patsubst proto/%,%,$(PROTO_FILES))
 	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I proto --grpc_python_out=$(1) farstep_proto/v1/feed.proto
+	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I proto --include_source_info \
+	    --descriptor_set_out=/dev/stdout $(patsubst proto/%,%,$(PROTO_FILES)) \
+	    | $(PROTO_VENV)/bin/python proto/comments.py > $(1)/farstep_proto/v1/comments.json
 endef
 
 # Environments -------------------------------------------------------------------

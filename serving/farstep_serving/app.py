@@ -15,8 +15,10 @@ from starlette.routing import BaseRoute, Route
 from farstep_proto import paths
 from farstep_proto.errors import ApiError, InvalidInput, NotFound
 from farstep_proto.v1 import operations_pb2
+from farstep_serving.descriptions import WAIT_S, describe
 from farstep_serving.keys import KeyRing, RequireKey
 from farstep_serving.messages import ErrorResponse, read_message, respond, respond_error, wait_s_of
+from farstep_serving.openapi import OpenApi
 from farstep_serving.operations import MAX_POLL_S, OperationTable
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
@@ -29,8 +31,9 @@ def make_app(
     lifespan: Lifespan | None = None,
     open_paths: frozenset[str] = frozenset(),
     error_response: ErrorResponse = respond_error,
+    title: str = "Farstep",
 ) -> Starlette:
-    """An app whose every route but `open_paths` needs a key.
+    """An app whose every route but `open_paths` needs a key; it describes itself at `paths.OPENAPI`.
 
     Args:
         error_response: the form of every error; an `Error` message unless some routes have a form of their own.
@@ -44,8 +47,11 @@ def make_app(
         response.status_code = error.status_code
         return response
 
+    open_paths |= {paths.HEALTH, paths.OPENAPI}
+    openapi = OpenApi(title, open_paths)
+    openapi.routes = [*routes, openapi.route()]
     return Starlette(
-        routes=routes,
+        routes=openapi.routes,
         lifespan=lifespan,
         middleware=[Middleware(RequireKey, keys=keys, open_paths=open_paths, error_response=error_response)],
         exception_handlers={
@@ -59,16 +65,19 @@ def make_app(
 def operation_routes(table: OperationTable, *, cancel: Callable[[str], bool]) -> list[Route]:
     """Poll, look at and cancel operations. `cancel` drops a queued one and says whether it did."""
 
+    @describe("Hear of finished operations", takes=operations_pb2.PollRequest, gives=operations_pb2.PollResponse)
     async def poll(request: Request) -> Response:
         message = await read_message(request, operations_pb2.PollRequest)
         if not message.client_id:
             raise InvalidInput("missing", field="client_id")
         return respond(request, await table.poll(message))
 
+    @describe("Look at an operation", gives=operations_pb2.Operation, parameters=[WAIT_S])
     async def get(request: Request) -> Response:
         wait_s = wait_s_of(request, most=MAX_POLL_S)
         return respond(request, await table.wait(request.path_params["operation_id"], wait_s))
 
+    @describe("Cancel an operation that is queued", gives=operations_pb2.CancelResponse)
     async def cancel_one(request: Request) -> Response:
         operation_id = request.path_params["operation_id"]
         await table.wait(operation_id, 0)  # 404 where there is none

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from farstep_proto import paths
 from farstep_proto.v1 import sampling_pb2, training_pb2
+from farstep_sampler.descriptions import GATE, OPENAI_ERROR, SAMPLING_ERRORS, openai_answer, openai_body
 from farstep_sampler.openai_api.asking import Sampling, streamed, whole
 from farstep_sampler.openai_api.bodies import ChatBody, CompletionBody, parse
 from farstep_sampler.openai_api.chat import Chat, plan_chat
@@ -25,6 +26,7 @@ from farstep_sampler.openai_api.tokenizing import Tokenizer
 from farstep_sampler.request import gate_of_headers
 from farstep_sampler.streaming import SSE_HEARTBEAT, Stream, counted, first_of, while_connected
 from farstep_sampler.submissions import Submissions
+from farstep_serving.descriptions import describe
 from farstep_serving.messages import read_body
 
 PATHS = (paths.OPENAI_CHAT, paths.OPENAI_COMPLETIONS, paths.OPENAI_MODELS)
@@ -63,6 +65,14 @@ class _Handlers:
         self._tokenizer: Tokenizer | None = None
         self._loading = asyncio.Lock()
 
+    @describe(
+        "Complete a chat",
+        takes=openai_body(ChatBody),
+        gives=openai_answer("chat.completion", streams=True),
+        parameters=GATE,
+        errors=SAMPLING_ERRORS,
+        error=OPENAI_ERROR,
+    )
     async def chat(self, request: Request) -> Response:
         body = parse(ChatBody, await read_body(request))
         self._submissions.check_room()
@@ -76,6 +86,14 @@ class _Handlers:
         )
         return await self._answer(request, plan)
 
+    @describe(
+        "Complete a text",
+        takes=openai_body(CompletionBody),
+        gives=openai_answer("text_completion", streams=True),
+        parameters=GATE,
+        errors=SAMPLING_ERRORS,
+        error=OPENAI_ERROR,
+    )
     async def completions(self, request: Request) -> Response:
         body = parse(CompletionBody, await read_body(request))
         self._submissions.check_room()
@@ -84,9 +102,11 @@ class _Handlers:
         plan = await plan_completions(body, model, tokenizer, source=_source(model, info), max_seq_len=info.max_seq_len)
         return await self._answer(request, plan)
 
+    @describe("List models", gives=openai_answer("list"), error=OPENAI_ERROR)
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": await self._list()})
 
+    @describe("Look at a model", gives=openai_answer("model"), error=OPENAI_ERROR)
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
         for model in await self._list():
