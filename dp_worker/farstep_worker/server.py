@@ -24,9 +24,10 @@ from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.v1 import common_pb2, operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_serving.app import make_app, operation_routes
+from farstep_serving.bodies import bodies_of, read_body
 from farstep_serving.descriptions import CLIENT, Media, describe, query
 from farstep_serving.keys import KeyRing
-from farstep_serving.messages import decode, read_body, read_message, respond
+from farstep_serving.messages import decode, read_message, respond
 from farstep_worker.assembly import MAX_PARTS, Address
 from farstep_worker.dispatch import Dispatcher
 from farstep_worker.feed import FeedServer
@@ -152,13 +153,14 @@ class TrainerApi:
         body = await read_body(request, limit=self.max_request_bytes)
         limits = self.dispatcher.limits(run)
         where = f"part[{address.part}]." if address.num_parts > 1 else ""
-        accepted = await self.dispatcher.submit(
-            address,
-            verb,
-            body,
-            client_id=request.headers.get(paths.CLIENT_ID, ""),
-            parse=lambda: parse_call(verb, decode(request, body, kind), limits, where=where),
-        )
+        async with bodies_of(request).decoding(len(body)):
+            accepted = await self.dispatcher.submit(
+                address,
+                verb,
+                body,
+                client_id=request.headers.get(paths.CLIENT_ID, ""),
+                parse=lambda: parse_call(verb, decode(request, body, kind), limits, where=where),
+            )
         return respond(request, accepted, status=202)
 
 

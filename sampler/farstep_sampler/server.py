@@ -25,9 +25,10 @@ from farstep_sampler.streaming import counted, event_stream, while_connected
 from farstep_sampler.submissions import Submissions, Work
 from farstep_sampler.versions import VersionGate
 from farstep_serving.app import make_app, operation_routes
+from farstep_serving.bodies import MAX_BODY_BYTES, bodies_of, read_body
 from farstep_serving.descriptions import CLIENT, WAIT_S, describe, query
 from farstep_serving.keys import KeyRing
-from farstep_serving.messages import MAX_BODY_BYTES, decode, read_body, read_message, respond, respond_error, wait_s_of
+from farstep_serving.messages import decode, read_message, respond, respond_error, wait_s_of
 
 MAX_WAIT_S = 60.0
 _OPENAI = OpenAiSettings()
@@ -145,7 +146,7 @@ class _Handlers:
     )
     async def submit(self, request: Request) -> Response:
         body = await read_body(request)
-        message = _named(decode(request, body, sampling_pb2.SampleRequest), request)
+        message = _named(await _decoded(request, body), request)
         work = self._backend.prepare(message, gate_of_headers(request.headers))
         accepted = self._submissions.submit(
             request.query_params.get("key", ""),
@@ -163,7 +164,7 @@ class _Handlers:
         errors=SAMPLING_ERRORS,
     )
     async def sample(self, request: Request) -> Response:
-        message = _named(await read_message(request, sampling_pb2.SampleRequest), request)
+        message = _named(await _decoded(request, await read_body(request)), request)
         with self._submissions.watched():
             work = self._backend.prepare(message, gate_of_headers(request.headers))
             return respond(request, await while_connected(request, work()))
@@ -176,7 +177,7 @@ class _Handlers:
         errors=SAMPLING_ERRORS,
     )
     async def sample_stream(self, request: Request) -> Response:
-        message = _named(await read_message(request, sampling_pb2.SampleRequest), request)
+        message = _named(await _decoded(request, await read_body(request)), request)
         events = self._backend.open_stream(message, gate_of_headers(request.headers))
         return await event_stream(request, counted(self._submissions, events))
 
@@ -216,6 +217,10 @@ class _Handlers:
     async def load_policy(self, request: Request) -> Response:
         message = await read_message(request, sampling_pb2.LoadPolicyRequest)
         return respond(request, await self._backend.load_policy(message.model_path))
+
+
+async def _decoded(request: Request, body: bytes) -> sampling_pb2.SampleRequest:
+    return await bodies_of(request).decoded(len(body), lambda: decode(request, body, sampling_pb2.SampleRequest))
 
 
 def _named(message: sampling_pb2.SampleRequest, request: Request) -> sampling_pb2.SampleRequest:

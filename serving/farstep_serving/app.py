@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 from farstep_proto import paths
 from farstep_proto.errors import ApiError, InvalidInput, NotFound
 from farstep_proto.v1 import operations_pb2
+from farstep_serving.bodies import MAX_BODY_BYTES, Bodies, BodyLimits
 from farstep_serving.descriptions import WAIT_S, describe
 from farstep_serving.keys import KeyRing, RequireKey
 from farstep_serving.messages import ErrorResponse, read_message, respond, respond_error, wait_s_of
@@ -32,6 +33,7 @@ def make_app(
     open_paths: frozenset[str] = frozenset(),
     error_response: ErrorResponse = respond_error,
     title: str = "Farstep",
+    body_limits: BodyLimits | None = None,
 ) -> Starlette:
     """An app whose every route but `open_paths` needs a key; it describes itself at `paths.OPENAPI`.
 
@@ -50,7 +52,7 @@ def make_app(
     open_paths |= {paths.HEALTH, paths.OPENAPI}
     openapi = OpenApi(title, open_paths)
     openapi.routes = [*routes, openapi.route()]
-    return Starlette(
+    app = Starlette(
         routes=openapi.routes,
         lifespan=lifespan,
         middleware=[Middleware(RequireKey, keys=keys, open_paths=open_paths, error_response=error_response)],
@@ -60,6 +62,8 @@ def make_app(
             Exception: error_response,
         },
     )
+    app.state.bodies = Bodies(body_limits)
+    return app
 
 
 def operation_routes(table: OperationTable, *, cancel: Callable[[str], bool]) -> list[Route]:
@@ -67,7 +71,7 @@ def operation_routes(table: OperationTable, *, cancel: Callable[[str], bool]) ->
 
     @describe("Hear of finished operations", takes=operations_pb2.PollRequest, gives=operations_pb2.PollResponse)
     async def poll(request: Request) -> Response:
-        message = await read_message(request, operations_pb2.PollRequest)
+        message = await read_message(request, operations_pb2.PollRequest, limit=MAX_BODY_BYTES)
         if not message.client_id:
             raise InvalidInput("missing", field="client_id")
         return respond(request, await table.poll(message))

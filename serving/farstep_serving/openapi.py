@@ -17,7 +17,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from farstep_proto import paths
-from farstep_proto.errors import ApiError, InvalidInput, NotFound, PayloadTooLarge, Unauthenticated
+from farstep_proto.errors import (
+    ApiError,
+    BodyTimeout,
+    InvalidInput,
+    NotFound,
+    PayloadTooLarge,
+    TooManyRequests,
+    Unauthenticated,
+    UnsupportedEncoding,
+)
 from farstep_serving.descriptions import Body, Description, Media, Parameter, describe, description_of
 from farstep_serving.json_schema import REF, schemas_of
 
@@ -159,7 +168,7 @@ def _errors(
     description: Description, *, has_body: bool, has_names: bool, is_open: bool, schemas: dict[str, Any]
 ) -> dict[str, Any]:
     implied: list[type[ApiError]] = [] if is_open else [Unauthenticated]
-    implied += [InvalidInput, PayloadTooLarge] if has_body else []
+    implied += [InvalidInput, BodyTimeout, PayloadTooLarge, UnsupportedEncoding, TooManyRequests] if has_body else []
     implied += [InvalidInput] if description.parameters else []
     implied += [InvalidInput, NotFound] if has_names else []
     by_status: dict[int, set[str]] = {}

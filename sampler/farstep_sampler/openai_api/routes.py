@@ -16,7 +16,7 @@ from farstep_proto import paths
 from farstep_proto.v1 import sampling_pb2, training_pb2
 from farstep_sampler.descriptions import GATE, OPENAI_ERROR, SAMPLING_ERRORS, openai_answer, openai_body
 from farstep_sampler.openai_api.asking import Sampling, streamed, whole
-from farstep_sampler.openai_api.bodies import ChatBody, CompletionBody, parse
+from farstep_sampler.openai_api.bodies import B, ChatBody, CompletionBody, parse
 from farstep_sampler.openai_api.chat import Chat, plan_chat
 from farstep_sampler.openai_api.completions import Completions, plan_completions
 from farstep_sampler.openai_api.errors import NoSuchModel, error_event
@@ -26,8 +26,8 @@ from farstep_sampler.openai_api.tokenizing import Tokenizer
 from farstep_sampler.request import gate_of_headers
 from farstep_sampler.streaming import SSE_HEARTBEAT, Stream, counted, first_of, while_connected
 from farstep_sampler.submissions import Submissions
+from farstep_serving.bodies import bodies_of, read_body
 from farstep_serving.descriptions import describe
-from farstep_serving.messages import read_body
 
 PATHS = (paths.OPENAI_CHAT, paths.OPENAI_COMPLETIONS, paths.OPENAI_MODELS)
 
@@ -74,7 +74,7 @@ class _Handlers:
         error=OPENAI_ERROR,
     )
     async def chat(self, request: Request) -> Response:
-        body = parse(ChatBody, await read_body(request))
+        body = await _parsed(request, ChatBody)
         self._submissions.check_room()
         info, model = await self._model(body.model, request.headers)
         plan = await plan_chat(
@@ -95,7 +95,7 @@ class _Handlers:
         error=OPENAI_ERROR,
     )
     async def completions(self, request: Request) -> Response:
-        body = parse(CompletionBody, await read_body(request))
+        body = await _parsed(request, CompletionBody)
         self._submissions.check_room()
         info, model = await self._model(body.model, request.headers)
         tokenizer = await self._load_tokenizer(info)
@@ -151,6 +151,11 @@ class _Handlers:
                 files = await self._backend.tokenizer()
                 self._tokenizer = await Tokenizer.load(files, max_seq_len=info.max_seq_len, vocab_size=info.vocab_size)
             return self._tokenizer
+
+
+async def _parsed(request: Request, kind: type[B]) -> B:
+    body = await read_body(request)
+    return await bodies_of(request).decoded(len(body), lambda: parse(kind, body))
 
 
 def _source(model: ModelChoice, info: training_pb2.ServerInfo) -> str:
