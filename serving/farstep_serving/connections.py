@@ -97,6 +97,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._other_bytes = 0
         self._is_in_head, self._is_in_body = False, True
         super().on_headers_complete()
+        if self.parser.should_upgrade():  # to nothing that we speak, and then the parser reads no further
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._other_bytes = 0
