@@ -62,6 +62,7 @@ def make_app(
             Exception: error_response,
         },
     )
+    app.router.redirect_slashes = False  # a path that is none is a 404 with an `Error`
     app.state.bodies = Bodies(body_limits)
     return app
 
@@ -74,6 +75,8 @@ def operation_routes(table: OperationTable, *, cancel: Callable[[str], bool]) ->
         message = await read_message(request, operations_pb2.PollRequest, limit=MAX_BODY_BYTES)
         if not message.client_id:
             raise InvalidInput("missing", field="client_id")
+        if not message.wait_s >= 0:  # a timer of NaN seconds would put all timers out of order
+            raise InvalidInput(f"{message.wait_s} is not a number of seconds", field="wait_s")
         return respond(request, await table.poll(message))
 
     @describe("Look at an operation", gives=operations_pb2.Operation, parameters=[WAIT_S])

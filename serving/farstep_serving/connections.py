@@ -18,9 +18,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf import json_format
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
+
+from farstep_proto import paths
+from farstep_proto.errors import InvalidInput
+from farstep_proto.v1 import common_pb2
 
 log = logging.getLogger(__name__)
 
@@ -110,12 +115,20 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _refuse(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(
-                b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-            )
-            self.transport.close()
+            self._say(431, f"a request's head has at most {self.limits.max_head_bytes} bytes")
         else:  # a response may have begun
             self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        self._say(400, msg)
+
+    def _say(self, status: int, message: str) -> None:
+        """An error that the app does not hear of, as what it would have said."""
+        error = common_pb2.Error(error_class=InvalidInput.error_class, message=message, status=status)
+        body = json_format.MessageToJson(error, preserving_proto_field_name=True, indent=None).encode()
+        head = f"content-type: {paths.JSON}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + head.encode() + body)
+        self.transport.close()
 
     # Going out
 

@@ -167,10 +167,9 @@ def _body(body: Body, schemas: dict[str, Any]) -> dict[str, Any]:
 def _errors(
     description: Description, *, has_body: bool, has_names: bool, is_open: bool, schemas: dict[str, Any]
 ) -> dict[str, Any]:
-    implied: list[type[ApiError]] = [] if is_open else [Unauthenticated]
-    implied += [InvalidInput, BodyTimeout, PayloadTooLarge, UnsupportedEncoding, TooManyRequests] if has_body else []
-    implied += [InvalidInput] if description.parameters else []
-    implied += [InvalidInput, NotFound] if has_names else []
+    implied: list[type[ApiError]] = [InvalidInput] if is_open else [InvalidInput, Unauthenticated]
+    implied += [BodyTimeout, PayloadTooLarge, UnsupportedEncoding, TooManyRequests] if has_body else []
+    implied += [NotFound] if has_names else []
     by_status: dict[int, set[str]] = {}
     for error in (*implied, *description.errors):
         by_status.setdefault(error.status, set()).add(error.error_class)
