@@ -52,7 +52,7 @@ async def _call(channel: grpc.aio.Channel, key: str, rng: random.Random) -> tupl
         if rng.random() < 0.5:
             call.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            async for _ in call:
+            while await call.read() is not grpc.aio.EOF:
                 pass
         code = await call.code()
     except grpc.RpcError as error:

@@ -41,6 +41,13 @@ class Findings:
             self.complaints.append(what)
 
 
+def _weight_of(operation: Operation) -> float:
+    """Those that take a body have the most to go wrong; those that delete leave nothing to go wrong."""
+    if operation.method == "DELETE":
+        return 0.1
+    return 2.0 if "requestBody" in operation.schema else 0.5
+
+
 class Worker:
     def __init__(
         self, http: httpx.AsyncClient, document: Mapping[str, Any], operations: Sequence[Operation], *, known: Known,
@@ -48,6 +55,7 @@ class Worker:
     ) -> None:  # fmt: skip
         self._http = http
         self._operations = operations
+        self._weights = [_weight_of(each) for each in operations]
         self._verdicts = Verdicts(document)
         self._known = known
         self._rng = rng
@@ -62,7 +70,8 @@ class Worker:
                 await self._take_another_run()
             if self._has_poll and count % _POLL_EVERY == 0:
                 await self._take_outcomes()
-            await self._send(request_of(self._rng.choice(self._operations), self._known, self._rng))
+            (operation,) = self._rng.choices(self._operations, self._weights)
+            await self._send(request_of(operation, self._known, self._rng))
         await self._leave_run()
         await self._take_outcomes()
 
@@ -93,7 +102,10 @@ class Worker:
         )
         if complaint:
             self._findings.complain(f"{complaint} <- {what}")
-        if response.status_code == 202:
+        if hostile.operation.method == "DELETE" and self._has_runs and response.is_success:
+            await self._take_another_run()
+        elif response.status_code == 202:
+            self._known.ids["operation_id"][0] = f"{self._run_id}:{self._known.seq}"
             self._known.seq += 1
         elif response.status_code == 409:
             await self._resume()
