@@ -120,7 +120,7 @@ class TrainerApi:
 
     @describe("Delete a run")
     async def delete_run(self, request: Request) -> Response:
-        self.dispatcher.delete_run(request.path_params["run_id"])
+        await self.dispatcher.delete_run(request.path_params["run_id"])
         return respond(request, common_pb2.Empty())
 
     @describe("See where the time of a run's last operations went", gives=pb.TraceResponse, parameters=[_LAST])
@@ -160,6 +160,7 @@ class TrainerApi:
                 body,
                 client_id=request.headers.get(paths.CLIENT_ID, ""),
                 parse=lambda: parse_call(verb, decode(request, body, kind), limits, where=where),
+                content_type=request.headers.get("content-type", ""),
             )
         return respond(request, accepted, status=202)
 
@@ -171,6 +172,7 @@ def make_server(api: TrainerApi, *, keys: KeyRing, feed: FeedServer, host: str, 
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         api.feed_address = await feed.start(host, feed_port)
         api.dispatcher.start()
+        await api.dispatcher.recover()
         yield
         await api.dispatcher.drain()
         await feed.stop()

@@ -26,7 +26,7 @@ KEYS = KeyRing.of("fsk-test")
 
 
 def control():
-    return make_control_app(keys=KEYS, lifespan=None)
+    return make_control_app(keys=SimpleNamespace(create=None), lifespan=None)
 
 
 def trainer():
