@@ -207,6 +207,7 @@ class _Up:
         headers = {"Authorization": f"Bearer {self.api_key}", "Accept": "application/x-protobuf"}
         keys = {"FARSTEP_API_KEY": self.api_key, "FARSTEP_CONTROL_URL": url_of(self._sock)}
         environment = {**os.environ, **torch_environment(), **keys}
+        environment.pop("FARSTEP_DATABASE_URL", None)  # with its password, and nobody's but ours
         store = self._store
         async with AsyncExitStack() as parts:
             # Children are on this machine: a proxy in the environment is not for them.

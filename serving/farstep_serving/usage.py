@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from farstep_proto import paths
 from farstep_proto.v1 import control_pb2
+from farstep_serving.descriptions import describe
 from farstep_serving.keys import Caller, caller_of
 from farstep_serving.messages import respond
 
@@ -96,6 +97,7 @@ class UsageCounters:
 
 
 def usage_route(counters: UsageCounters, *, instance_id: str) -> Route:
+    @describe("Tell what was used", gives=control_pb2.ServerUsage)
     async def usage(request: Request) -> Response:
         rows = counters.read(caller_of(request))
         return respond(request, control_pb2.ServerUsage(instance_id=instance_id, usage=rows))
