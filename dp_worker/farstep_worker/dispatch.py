@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from farstep_proto.errors import Draining, ModelError
+from farstep_proto.errors import Draining, ModelError, TooManyRequests
 from farstep_proto.paths import Verb
 from farstep_proto.v1 import operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
@@ -24,7 +24,14 @@ from farstep_worker.arrivals import Arrivals
 from farstep_worker.assembly import Address, Assembler, digest_of
 from farstep_worker.executor import Executor
 from farstep_worker.feed import PolicyFeed
-from farstep_worker.operations import GAP_WAIT_S, OperationQueue, QueueLimits, Work, operation_id
+from farstep_worker.operations import (
+    GAP_WAIT_S,
+    OperationQueue,
+    QueueLimits,
+    Work,
+    operation_id,
+    split_operation_id,
+)
 from farstep_worker.registry import DEFAULT_MAX_RUNS, RunRegistry
 from farstep_worker.runs import Run
 from farstep_worker.submission import Call, Limits
@@ -34,6 +41,7 @@ from farstep_worker.torch_thread import Ended, TorchThread
 log = logging.getLogger(__name__)
 
 DRAIN_S = 8.0
+LIST_PAGE = 1000
 INLINE_BYTES = 64 << 10  # what is decoded and encoded on the loop: another thread would cost more than it saves
 
 
@@ -119,8 +127,8 @@ class Dispatcher:
             delay_s = max(0.0, deadline - time.monotonic())
             self._gap_timer = asyncio.get_running_loop().call_later(delay_s, self._watch_gaps)
 
-    def _fail_overdue(self) -> None:
-        for work, missing in self._queue.give_up_gaps(now=time.monotonic()):
+    def _fail_overdue(self, *, crowded: bool = False) -> None:
+        for work, missing in self._queue.give_up_gaps(now=time.monotonic(), crowded=crowded):
             error = ModelError(
                 f"seq {missing} of run {work.run_id} never came, so that seq {work.seq} was not run",
                 error_class="MissingOperationError",
@@ -133,8 +141,12 @@ class Dispatcher:
     # Runs
 
     def describe(self, run: Run) -> pb.Run:
-        next_seq = self._queue.first_free_seq(run.config.run_id)
-        return run.to_proto(vocab_size=self._executor.base.vocab_size, next_seq=next_seq)
+        run_id = run.config.run_id
+        in_parts = self._assembler.open_seqs(run_id)
+        next_seq = max(self._queue.first_free_seq(run_id), *(seq + 1 for seq in in_parts), 1)
+        described = run.to_proto(vocab_size=self._executor.base.vocab_size, next_seq=next_seq)
+        described.missing_seqs.extend(self._queue.missing_seqs(run_id, below=next_seq))
+        return described
 
     async def create_run(self, request: pb.CreateRunRequest) -> pb.Run:
         """A run by its id, made if it is not there yet; waits for no operation.
@@ -178,7 +190,14 @@ class Dispatcher:
         """Refuses a body of this size before it is read; raises as the queue does."""
         own = self._assembler.size_of(address)
         held = self._assembler.num_bytes - own
-        self._queue.check_room(address.run_id, address.seq, num_bytes=own + num_bytes, held_bytes=held)
+        check = partial(
+            self._queue.check_room, address.run_id, address.seq, num_bytes=own + num_bytes, held_bytes=held
+        )
+        try:
+            check()
+        except TooManyRequests:
+            self._fail_overdue(crowded=True)
+            check()
 
     async def submit(
         self, address: Address, verb: str, body: bytes, *, client_id: str, parse: Callable[[], Call]
@@ -200,8 +219,20 @@ class Dispatcher:
             if not self._is_known(address, verb, digest, client_id):  # it may have come twice meanwhile
                 self._enter(address, verb, call, digest=digest, num_bytes=len(body), client_id=client_id, now=entered)
                 self._arrivals.note(address.operation_id, verb, entered=entered, decode_s=entered - started)
-        place = self._queue.place(address.operation_id) + self.is_computing
-        return operations_pb2.Accepted(operation_id=address.operation_id, queue_place=place)
+        return operations_pb2.Accepted(
+            operation_id=address.operation_id,
+            queue_place=self._queue.place(address.operation_id) + self.is_computing,
+            awaits_parts=self._assembler.is_open(address.operation_id),
+        )
+
+    def list_operations(self, run_id: str, *, unfetched: bool, after: int) -> operations_pb2.ListOperationsResponse:
+        """A page of a run's operations by seq, from the one after `after` on, without outcomes."""
+        operations = self.table.list_of(f"{run_id}:", unfetched=unfetched)
+        by_seq = {split_operation_id(operation.operation_id)[1]: operation for operation in operations}
+        seqs = sorted(seq for seq in by_seq if seq > after)
+        page = [by_seq[seq] for seq in seqs[:LIST_PAGE]]
+        next_page = str(seqs[LIST_PAGE - 1]) if len(seqs) > LIST_PAGE else ""
+        return operations_pb2.ListOperationsResponse(operations=page, next_page=next_page)
 
     def cancel(self, operation_id: str) -> bool:
         """Drops an operation that has not started; says whether it did."""
@@ -216,7 +247,9 @@ class Dispatcher:
             self._forget_parts(address.operation_id)  # the rest of them will not come
         if self._assembler.has(address, digest):
             return True
-        return self.table.repeats(address.operation_id, digest, client_id=client_id)
+        return self.table.repeats(
+            address.operation_id, digest, client_id=client_id, part=address.part, num_parts=address.num_parts
+        )
 
     def _forget_parts(self, operation_id: str) -> None:
         if self._assembler.forget(operation_id):

@@ -56,6 +56,7 @@ class TrainerApi:
             Route(paths.RUN, self.get_run, methods=["GET"]),
             Route(paths.RUN, self.delete_run, methods=["DELETE"]),
             Route(paths.TRACE, self.trace),
+            Route(paths.RUN_OPERATIONS, self.list_operations),
             Route(paths.METRICS, self.metrics),
             Route(paths.VERB, self.submit, methods=["POST"]),
             *checkpoint_routes(lambda request: self.checkpoints, has_run=self._has_run),
@@ -108,6 +109,15 @@ class TrainerApi:
         run = self.dispatcher.registry.find(request.path_params["run_id"])
         last = _count(request, "last", least=1, default=DEFAULT_TRACED)
         return respond(request, pb.TraceResponse(operations=self.dispatcher.telemetry.last(run.config.run_id, last)))
+
+    async def list_operations(self, request: Request) -> Response:
+        run = self.dispatcher.registry.find(request.path_params["run_id"])
+        state = request.query_params.get("state", "unfetched")
+        if state not in ("unfetched", "all"):
+            raise InvalidInput(f"{state!r} is neither 'unfetched' nor 'all'", field="state")
+        after = _count(request, "page", least=0, default=0)
+        listed = self.dispatcher.list_operations(run.config.run_id, unfetched=state == "unfetched", after=after)
+        return respond(request, listed)
 
     async def metrics(self, request: Request) -> Response:
         return Response(self.dispatcher.telemetry.metrics(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -34,11 +34,12 @@ class _Entry:
 
     clients: tuple[str, ...]  # who submitted it and has not acknowledged its outcome
     verb: str
-    digest: bytes
+    digest: bytes  # of an operation in several parts: theirs, one after the other
     state: pb.OperationState
     outcome: bytes = b""  # a serialized Operation, once there is one
     expires_at: float = float("inf")
     done: asyncio.Event | None = None  # once somebody waits for this one alone
+    is_fetched: bool = False  # some client has acknowledged it
 
 
 @dataclass(slots=True)
@@ -105,8 +106,13 @@ class OperationTable:
         channel.heard_at = self._clock()
         return True
 
-    def repeats(self, operation_id: str, digest: bytes, *, client_id: str) -> bool:
+    def repeats(
+        self, operation_id: str, digest: bytes, *, client_id: str, part: int = 0, num_parts: int = 1
+    ) -> bool:
         """Whether a submission is there, with the same content; then its outcome goes to this client as well.
+
+        Args:
+            part, num_parts: of the content that `digest` is of.
 
         Raises:
             Conflict: the id is there with other content.
@@ -114,12 +120,19 @@ class OperationTable:
         known = self._entries.get(operation_id)
         if known is None:
             return False
-        if known.digest != digest:
+        size = len(digest)
+        if len(known.digest) != size * num_parts or known.digest[part * size : (part + 1) * size] != digest:
             raise Conflict(f"{operation_id} was submitted before with different content", field="seq")
-        if client_id not in known.clients:
-            known.clients += (client_id,)
-            self._tell(client_id, operation_id, known)
+        self._tell_also(client_id, operation_id, known)
         return True
+
+    def list_of(self, prefix: str, *, unfetched: bool) -> list[pb.Operation]:
+        """Operations whose ids begin so, without outcomes; `unfetched`: only those that no client has acknowledged."""
+        return [
+            pb.Operation(operation_id=operation_id, state=entry.state, verb=entry.verb)
+            for operation_id, entry in self._entries.items()
+            if operation_id.startswith(prefix) and not (unfetched and entry.is_fetched)
+        ]
 
     def set_running(self, operation_id: str) -> None:
         self._entries[operation_id].state = pb.OPERATION_STATE_RUNNING
@@ -169,7 +182,7 @@ class OperationTable:
         """Answers as soon as anything of this client's is finished, with all that is (up to MAX_POLL_BYTES)."""
         self._acknowledge(request.client_id, request.ack)
         self._expire()
-        unknown = [operation_id for operation_id in request.check if operation_id not in self._entries]
+        unknown = self._claim(request.client_id, request.check)
         channel = self._channel(request.client_id)
         channel.num_polls += 1
         try:
@@ -227,6 +240,22 @@ class OperationTable:
         else:
             channel.num_pending += 1
 
+    def _tell_also(self, client_id: str, operation_id: str, entry: _Entry) -> None:
+        if client_id not in entry.clients:
+            entry.clients += (client_id,)
+            self._tell(client_id, operation_id, entry)
+
+    def _claim(self, client_id: str, operation_ids: Iterable[str]) -> list[str]:
+        """Has a client hear of operations that it waits for, whoever submitted them; returns those unknown."""
+        unknown = []
+        for operation_id in operation_ids:
+            entry = self._entries.get(operation_id)
+            if entry is None:
+                unknown.append(operation_id)
+            else:
+                self._tell_also(client_id, operation_id, entry)
+        return unknown
+
     def _forget_if_idle(self, client_id: str, channel: _Channel) -> None:
         if not (channel.num_pending or channel.undelivered or channel.num_polls):
             del self._channels[client_id]
@@ -250,6 +279,7 @@ class OperationTable:
                 continue
             del channel.undelivered[operation_id]
             channel.unheard.discard(operation_id)
+            entry.is_fetched = True
             entry.clients = tuple(each for each in entry.clients if each != client_id)
             if entry.clients or operation_id not in self._unclaimed:
                 continue
