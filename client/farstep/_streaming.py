@@ -104,7 +104,7 @@ class Reading:
         backoff = _retry.Backoff(_retry.REQUEST_RETRY, what=f"a stream from {self._connection.url}")
         while True:
             try:
-                await self._attempt(on_progress=backoff.reset)
+                await self._attempt(on_progress=backoff.succeed)
             except _GONE as error:
                 if not self._delivered.is_anything:
                     raise

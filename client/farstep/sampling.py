@@ -14,6 +14,8 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from farstep._address import Address
+from farstep._awake import clock
 from farstep._closing import Closing
 from farstep._connection import Connection, path_of
 from farstep._convert import (
@@ -263,6 +265,7 @@ class SamplingClient(Closing):
             [request.SerializeToString()],
             params={"key": uuid.uuid4().hex},
             headers=self._target.headers(),
+            again=True,
         )
         return Future(pending, decode, operation_id=operation_id, verb=verb, connection=self._sampler)
 
@@ -270,7 +273,7 @@ class SamplingClient(Closing):
         info = training_pb2.ServerInfo(
             base_model=self._base_model, vocab_size=self._vocab_size, max_seq_len=self._max_seq_len
         )
-        return _unpickled, (self._sampler.url, self._sampler.key, self._target, info.SerializeToString())
+        return _unpickled, (self._sampler.address, self._sampler.key, self._target, info.SerializeToString())
 
     def __repr__(self) -> str:
         target = self._target.run_id or self._target.model_path or self._base_model
@@ -278,8 +281,8 @@ class SamplingClient(Closing):
         return f"<SamplingClient {target}{pin} on {self._sampler.url}>"
 
 
-def _unpickled(url: str, key: ApiKey, target: Target, info: bytes) -> SamplingClient:
-    return SamplingClient(Connection.take(url, key), target, info=training_pb2.ServerInfo.FromString(info))
+def _unpickled(address: Address, key: ApiKey, target: Target, info: bytes) -> SamplingClient:
+    return SamplingClient(Connection.take(address, key), target, info=training_pb2.ServerInfo.FromString(info))
 
 
 def sampler_path(model_path: str) -> str:
@@ -293,9 +296,9 @@ def sampler_path(model_path: str) -> str:
     return str(path)
 
 
-async def open_sampling_client(url: str, key: ApiKey, target: Target) -> SamplingClient:
+async def open_sampling_client(address: Address, key: ApiKey, target: Target) -> SamplingClient:
     """A client of a running sampler, which has loaded `target.model_path` where there is one."""
-    sampler = Connection.take(url, key)
+    sampler = Connection.take(address, key)
     try:
         info = await sampler.load_info()
         if target.model_path:
@@ -314,10 +317,10 @@ async def wait_until_served(sampler: Connection, run_id: str, version: int, *, t
     Raises:
         PublishTimeoutError: it does not within the time.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = clock() + timeout_s
     path = path_of(paths.POLICY, run_id=run_id)
     newest = "none"
-    while (left_s := deadline - time.monotonic()) > 0:
+    while (left_s := deadline - clock()) > 0:
         try:
             state = await sampler.call(
                 "GET",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self, Unpack
 
 from farstep import _convert
+from farstep._address import Address
 from farstep._checkpoint_calls import CheckpointCalls
 from farstep._checkpoint_requests import CheckpointRequests
 from farstep._connection import Connection
@@ -66,7 +67,7 @@ class ServiceClient(CheckpointCalls):
             user_metadata=_convert.text_map("user_metadata", user_metadata),
             sdk_version=version("farstep"),
         )
-        connection = Connection.take(settings.base_url, settings.key)
+        connection = Connection.take(Address(settings.base_url), settings.key)
         control = ControlPlane(connection)
         try:
             self._session_id = run(control.create_session(request))
@@ -239,10 +240,15 @@ class ServiceClient(CheckpointCalls):
     get_run_async = awaiting(_get_run)
 
     def _resume_run(self, run_id: str) -> Coroutine[Any, Any, TrainingClient]:
-        """A client of a run that exists on a running trainer, to go on where it stands.
+        """A client of a run that exists, to go on where it stands: the next call is the next operation.
+
+        A run that was put to sleep is woken. What another process submitted and never heard of goes on, and is had
+        by `unfetched()`; what it did not submit whole is given up with the first call. If that process still lives,
+        whichever of the two submits second gets a ConflictError.
 
         Raises:
             NotFoundError: there is no such run, or its trainer is gone.
+            ProvisioningError, ResultTimeout: it does not wake.
         """
         run_id = _checked_run_id(run_id)
         self._refuse_closed()
@@ -333,8 +339,8 @@ class ServiceClient(CheckpointCalls):
         )
 
     async def _start_sampler(self, wanted: WantedSampler) -> SamplingClient:
-        url = await self._provisioner.provision_sampler(wanted)
-        return await open_sampling_client(url, self._provisioner.key, Target(model_path=wanted.model_path))
+        sampler = await self._provisioner.provision_sampler(wanted)
+        return await open_sampling_client(sampler, self._provisioner.key, Target(model_path=wanted.model_path))
 
     def _control_plane(self) -> ControlPlane:
         self._refuse_closed()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from farstep_proto.errors import Conflict, InvalidInput
@@ -19,6 +20,7 @@ from farstep_worker.submission import Call, ImportAdapter, Pass
 
 MAX_PARTS = 10_000
 ABANDONED_S = 600.0
+REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,6 @@ class _Assembly:
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """`digest` is those of the parts, one after the other."""
-
     call: Call
     digest: bytes
     num_bytes: int
@@ -62,10 +62,11 @@ class Assembled:
 class Assembler:
     def __init__(self) -> None:
         self._open: dict[str, _Assembly] = {}
+        self._done: OrderedDict[str, dict[int, bytes]] = OrderedDict()
         self.num_bytes = 0
 
     def has(self, address: Address, digest: bytes) -> bool:
-        """Whether this part of an operation that is not complete came before.
+        """Whether this part came before.
 
         Raises:
             Conflict: it came with other content, or the operation in another number of parts.
@@ -76,7 +77,7 @@ class Assembler:
                 f"{address.operation_id} came in {assembly.num_parts} parts before, now in {address.num_parts}",
                 field="parts",
             )
-        digests = assembly.digests if assembly is not None else {}
+        digests = assembly.digests if assembly is not None else self._done.get(address.operation_id, {})
         known = digests.get(address.part)
         if known is not None and known != digest:
             raise Conflict(
@@ -92,6 +93,10 @@ class Assembler:
     def open_seqs(self, run_id: str) -> list[int]:
         """Of a run's operations of which some parts are here."""
         return [seq for run, seq in map(split_operation_id, self._open) if run == run_id]
+
+    def is_open(self, wanted: str) -> bool:
+        """Whether some parts are here, and others are not."""
+        return wanted in self._open
 
     def add(self, address: Address, call: Call, *, digest: bytes, num_bytes: int, now: float) -> Assembled | None:
         """Takes a part that `has` did not know; returns the operation when it is the last one missing.
@@ -114,10 +119,6 @@ class Assembler:
             return None
         return self._close(address.operation_id)
 
-    def is_open(self, wanted: str) -> bool:
-        """Whether some parts are here, and others are not."""
-        return wanted in self._open
-
     def forget(self, wanted: str) -> bool:
         """Drops what came of an operation; says whether there was any."""
         assembly = self._open.pop(wanted, None)
@@ -134,8 +135,11 @@ class Assembler:
     def _close(self, wanted: str) -> Assembled:
         assembly = self._open[wanted]
         self.forget(wanted)
+        self._done[wanted] = assembly.digests
+        if len(self._done) > REMEMBERED:
+            self._done.popitem(last=False)
         order = range(assembly.num_parts)
-        digest = b"".join(assembly.digests[part] for part in order)
+        digest = hashlib.sha256(b"".join(assembly.digests[part] for part in order)).digest()
         return Assembled(_join([assembly.calls[part] for part in order]), digest, assembly.num_bytes)
 
     def _drop_abandoned(self, now: float) -> None:

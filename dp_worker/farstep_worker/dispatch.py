@@ -190,9 +190,7 @@ class Dispatcher:
         """Refuses a body of this size before it is read; raises as the queue does."""
         own = self._assembler.size_of(address)
         held = self._assembler.num_bytes - own
-        check = partial(
-            self._queue.check_room, address.run_id, address.seq, num_bytes=own + num_bytes, held_bytes=held
-        )
+        check = partial(self._queue.check_room, address.run_id, address.seq, num_bytes=own + num_bytes, held_bytes=held)
         try:
             check()
         except TooManyRequests:
@@ -247,9 +245,7 @@ class Dispatcher:
             self._forget_parts(address.operation_id)  # the rest of them will not come
         if self._assembler.has(address, digest):
             return True
-        return self.table.repeats(
-            address.operation_id, digest, client_id=client_id, part=address.part, num_parts=address.num_parts
-        )
+        return self.table.repeats(address.operation_id, digest, client_id=client_id)
 
     def _forget_parts(self, operation_id: str) -> None:
         if self._assembler.forget(operation_id):

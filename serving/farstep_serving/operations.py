@@ -106,9 +106,7 @@ class OperationTable:
         channel.heard_at = self._clock()
         return True
 
-    def repeats(
-        self, operation_id: str, digest: bytes, *, client_id: str, part: int = 0, num_parts: int = 1
-    ) -> bool:
+    def repeats(self, operation_id: str, digest: bytes, *, client_id: str, part: int = 0, num_parts: int = 1) -> bool:
         """Whether a submission is there, with the same content; then its outcome goes to this client as well.
 
         Args:

@@ -55,6 +55,7 @@ PUBLIC = [
     "ServerError",
     "ServerShutdownError",
     "ServiceClient",
+    "StorageFullError",
     "SupportedModel",
     "TensorData",
     "TokenStream",

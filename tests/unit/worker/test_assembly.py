@@ -28,12 +28,14 @@ def add(assembler, part, num_parts, call, *, now=0.0, body=None):
 def test_parts_are_joined_in_their_order(order):
     assembler = Assembler()
     parts = [dataclasses.replace(part_of(values), adapter="start") for values in ([1, 2], [3], [4, 5])]
-    results = [add(assembler, part, 3, parts[part]) for part in (order[0], *order)]
+    results = [add(assembler, part, 3, parts[part]) for part in order for _ in range(2)]
     done = [result for result in results if result is not None]
     assert len(done) == 1
     assert [int(example.tokens[0]) for example in done[0].call.examples] == [1, 2, 3, 4, 5]
     assert done[0].call.adapter == "start"
     assert done[0].num_bytes == 30
+    assert assembler.num_bytes == 0
+    assert add(assembler, 1, 3, parts[1]) is None  # again, after the end
     assert assembler.num_bytes == 0
 
 
@@ -45,11 +47,14 @@ def test_the_digest_is_of_all_parts_whatever_their_order():
     assert digests[0] == digests[1]
 
 
-def test_a_part_with_other_content_is_refused():
+def test_a_part_with_other_content_is_refused_before_and_after_the_end():
     assembler = Assembler()
     add(assembler, 0, 2, part_of([1]))
     with pytest.raises(Conflict, match="part 0 of r:1"):
         add(assembler, 0, 2, part_of([9]), body=b"other")
+    assert add(assembler, 1, 2, part_of([2])) is not None
+    with pytest.raises(Conflict):
+        add(assembler, 1, 2, part_of([9]), body=b"other")
 
 
 def test_another_number_of_parts_is_refused():
