@@ -26,6 +26,7 @@ from farstep._awake import clock
 from farstep._keep_alive import KeepAlive
 from farstep._pending import Pending
 from farstep._poller import Poller
+from farstep._retry import Backoff
 from farstep._settings import ApiKey
 from farstep.errors import ConflictError, FarstepError, ResultTimeout, ServerError
 from farstep_proto import paths
@@ -195,6 +196,10 @@ class Connection:
         async with aclosing(self._transport.stream(request)) as events:
             async for event in events:
                 yield event
+
+    async def rest(self, backoff: Backoff, error: FarstepError, *, at_least_s: float = 0.0) -> None:
+        """Between two attempts of a caller who repeats them himself; raises when it makes no sense any more."""
+        await self._transport.rest(backoff, error, at_least_s=at_least_s)
 
     async def load_info(self, *, budget_s: float | None = None) -> training_pb2.ServerInfo:
         if self.info is None:

@@ -6,11 +6,11 @@ Lives on the background loop; any thread may read it. It decides nothing: withou
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from farstep import _progress
-from farstep._awake import clock as awake_clock
 
 QUIET_S = 3.0
 TICK_S = 0.5
@@ -19,7 +19,7 @@ TICK_S = 0.5
 class Troubles:
     """One entry for each row of failures that has not ended, whoever's it is."""
 
-    def __init__(self, *, clock: Callable[[], float] = awake_clock) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._rows: dict[object, tuple[float, str]] = {}
         self._showing: asyncio.Task[None] | None = None
@@ -36,9 +36,9 @@ class Troubles:
         """It has ended, well or not."""
         self._rows.pop(row, None)
 
-    def describe(self) -> str:
-        """What has not answered for longest, in words; empty where all is well."""
-        rows = list(self._rows.values())
+    def describe(self, url: str = "") -> str:
+        """What has not answered for longest, of those at that address, in words; empty where all is well."""
+        rows = [(since, reason) for since, reason in list(self._rows.values()) if url in reason]
         if not rows:
             return ""
         since, reason = min(rows)

@@ -111,7 +111,7 @@ class Future(Generic[T]):
         if timeout is not None and timeout < 0:
             timeout = 0.0
         if self.done() or _progress.wait(
-            self._pending, timeout, look=self._look, label=self._label, trouble=troubles.describe
+            self._pending, timeout, look=self._look, label=self._label, trouble=self._trouble
         ):
             return
         raise ResultTimeout(
@@ -138,6 +138,9 @@ class Future(Generic[T]):
         """Where the operation stands, in words."""
         operation = await self._connection.look(self._operation_id, budget_s=0.0)
         return _progress.describe_state(operation)
+
+    def _trouble(self) -> str:
+        return troubles.describe(self._connection.url)
 
     def _label(self) -> str:
         return " · ".join(part for part in (self._verb, self._describe()) if part)
