@@ -93,10 +93,8 @@ class Poller:
         pending = self._pending.get(operation_id)
         if pending is None:
             pending = self._pending[operation_id] = Pending(on_arrival)
-            self._claimed.add(operation_id)
+            self._ask_after(operation_id)
             self._begin()
-            if self._parked is not None:  # this one does not ask after it
-                self._parked.reschedule(0.0)
         return pending
 
     def has_come(self, operation_id: str) -> bool:
@@ -197,6 +195,12 @@ class Poller:
             if operation_id in self._pending:
                 self._settle(operation_id, _unknown(operation_id))
 
+    def _ask_after(self, operation_id: str) -> None:
+        """Has the next poll say that this client waits for it; the one that is parked does not."""
+        self._claimed.add(operation_id)
+        if self._parked is not None and self._parked.when() is None:
+            self._parked.reschedule(0.0)
+
     def _settle(self, operation_id: str, outcome: Outcome) -> None:
         """Its outcome, unless that says that it was lost and can be submitted again."""
         again = self._again.get(operation_id)
@@ -222,6 +226,7 @@ class Poller:
         except FarstepError as error:
             again.num_times, outcome = MAX_TIMES, error
         else:
+            self._ask_after(operation_id)  # the same server may have it still, and believe that we have heard
             return
         finally:
             again.is_under_way = False

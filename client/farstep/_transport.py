@@ -105,7 +105,8 @@ class Transport:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
         for limit in self._under_way:
-            limit.reschedule(0.0)
+            if limit.when() is None:
+                limit.reschedule(0.0)
         self._renewed.set()
         self._renewed = asyncio.Event()
 
@@ -214,12 +215,14 @@ class Transport:
     async def _attempt(self, request: Request, reply: type[M]) -> M:
         async with self._lanes[request.lane]:
             response = await self._exchange(request)
-        self._lost = None
         if response.is_success:
             try:
-                return parse(response, reply, self.url)
+                answer = parse(response, reply, self.url)
             except ServerError as error:
                 fault = error
+            else:
+                self._lost = None
+                return answer
             if request.repeatable:
                 raise _Fault(fault)
             raise fault
