@@ -57,6 +57,10 @@ class RunSubmitter:
         self._uncertain: set[int] = set()  # of these, those that may have arrived
         self._skipping: asyncio.Task[None] | None = None
 
+    @property
+    def next_seq(self) -> int:
+        return self._next_seq
+
     def take(self, count: int = 1) -> range:
         """Seqs in a row, each to be submitted under or given up."""
         with self._lock:

@@ -101,6 +101,14 @@ class TrainingClient(OperationCalls):
         """Optimizer steps whose results have arrived."""
         return self._meter.step
 
+    @property
+    def next_seq(self) -> int:
+        """The place in its run that the next call's operation will have; the first call's has 1.
+
+        A loop that makes the same calls for each step knows by it, after `resume_run`, which one comes next.
+        """
+        return self._submitter.next_seq
+
     def _forward_backward(
         self,
         data: Iterable[Datum],

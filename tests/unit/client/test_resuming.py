@@ -125,7 +125,7 @@ def test_samples_that_a_sampler_loses_every_time_fail_in_the_end(
 def test_a_full_disk_is_a_refusal_of_its_own(client: farstep.TrainingClient, trainer: Trainer) -> None:
     trainer.faults.append(Fault("/v1/runs/", error=errors.StorageFull("no room"), times=4))
     for _ in range(2):
-        with pytest.raises(farstep.StorageFullError, match="no room.*make room"):
+        with pytest.raises(farstep.StorageFullError, match=r"no room.*make room"):
             client.forward([datum()])
     assert client.forward([datum()]).result(timeout=5).loss == 2.5
     assert [verb for _, _, verb, _ in trainer.executed] == ["skip", "skip", "forward"]
