@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from farstep import _retry
 from farstep._address import Address, Origin
 from farstep._checkpoint_requests import CheckpointRequests
 from farstep._connection import Connection, path_of
@@ -149,7 +150,7 @@ class LocalPair:
         return self._place(f"run_{uuid.uuid4().hex[:12]}")
 
     async def provision_sampler(self, wanted: WantedSampler) -> Address:
-        info = await self._sampler.load_info()
+        info = await self._sampler.load_info(budget_s=_retry.CONNECT_BUDGET_S)
         if wanted.base_model and wanted.base_model != info.base_model:
             raise InvalidInputError(
                 f"the sampler at {self._sampler.url} serves {info.base_model!r}, not {wanted.base_model!r}",

@@ -28,7 +28,7 @@ class RetryPolicy:
     budget_s: float
     warn_after_s: float = 30.0
     first_delay_s: float = 0.1
-    max_delay_s: float = 10.0
+    max_delay_s: float = 4.0
 
     def within(self, budget_s: float | None) -> RetryPolicy:
         if budget_s is None:

@@ -99,6 +99,8 @@ class Transport:
 
     def renew(self) -> None:
         """Goes on with new connections; what is under way on the old ones and can be repeated is, at once."""
+        if self._client.is_closed:
+            return
         old = self._client, self._streams
         self._connect()
         task = asyncio.get_running_loop().create_task(_close_later(*old))

@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from farstep import _retry
 from farstep._address import Address
 from farstep._awake import clock
 from farstep._closing import Closing
@@ -300,7 +301,7 @@ async def open_sampling_client(address: Address, key: ApiKey, target: Target) ->
     """A client of a running sampler, which has loaded `target.model_path` where there is one."""
     sampler = Connection.take(address, key)
     try:
-        info = await sampler.load_info()
+        info = await sampler.load_info(budget_s=None if address.origin else _retry.CONNECT_BUDGET_S)
         if target.model_path:
             message = sampling_pb2.LoadPolicyRequest(model_path=target.model_path)
             state = await sampler.call("POST", paths.LOAD_POLICY, sampling_pb2.PolicyState, message=message)

@@ -50,9 +50,11 @@ def main(trainer_url: str, sampler_url: str, run_file: str, num_steps: str, budg
     if budget_s:
         _awake.SLEPT_S = 1.0
         _retry.REQUEST_RETRY = _retry.POLL_RETRY = _retry.RetryPolicy(float(budget_s), max_delay_s=0.3)
-    with ServiceClient.local(trainer_url=trainer_url, sampler_url=sampler_url) as service:
-        with open_run(service, Path(run_file)) as trainer:
-            print("end", train(trainer, int(num_steps)), flush=True)
+    with (
+        ServiceClient.local(trainer_url=trainer_url, sampler_url=sampler_url) as service,
+        open_run(service, Path(run_file)) as trainer,
+    ):
+        print("end", train(trainer, int(num_steps)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""Real servers behind a faulty network, and a client that is stopped or killed: every operation once, the same bits."""
+"""Real servers behind a faulty network, and a client that is stopped or killed: every operation once, the same bits.
+
+`make test-faults` runs it with longer loops and more seeds.
+"""
 
 import asyncio
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -14,11 +18,14 @@ from farstep import AdamParams, SamplingParams, ServiceClient
 from tests.support import training_loop
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.network_faults import FaultPlan
-from tests.support.processes import KEY, Server, trainer_and_sampler
+from tests.support.processes import KEY, trainer_and_sampler
 
 pytestmark = pytest.mark.system
 
-STEPS = 40
+IS_LONG = bool(os.environ.get("FARSTEP_TEST_FAULTS"))
+STEPS = 300 if IS_LONG else 30
+SAMPLES = 3000 if IS_LONG else 150
+SEEDS = range(10 if IS_LONG else 1)
 QUICK = {"delay_s": 0.05, "hole_s": 0.1}
 
 
@@ -70,7 +77,7 @@ async def train_many_at_a_time(client):
     return (await (await client.save_state_async("end"))).path
 
 
-@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize("seed", SEEDS)
 async def test_a_network_that_loses_doubles_and_cuts_changes_no_bit(pair, undisturbed, seed):
     trainer, sampler, store = pair
     with (
@@ -94,40 +101,13 @@ async def test_samples_through_such_a_network(pair):
         ):
             submitted = (
                 client.sample_async([1, 40 + index % 9], 1, SamplingParams(max_tokens=4, seed=index))
-                for index in range(300)
+                for index in range(SAMPLES)
             )
             return [(await future).sequences[0].tokens for future in await asyncio.gather(*submitted)]
 
     with faulty_proxy(sampler.url, FaultPlan.everything(0.2, seed=7), **QUICK) as proxy:
         assert await sample_all(proxy.url) == await sample_all(sampler.url)
-        assert proxy.plan.num_faults > 30
-
-
-def test_a_sampler_that_is_killed_and_started_again(pair, tmp_path):
-    trainer, _, store = pair
-    port = free_port()
-    server = Server(
-        "farstep_sampler", "--model", "farstep/tiny", "--store", store, "--feed", trainer.facts["feed"], "--port", port
-    )
-    server.start()
-    with contextlib.ExitStack() as stack:
-        stack.callback(lambda: server.stop())
-        service = stack.enter_context(ServiceClient.local(trainer_url=trainer.url, sampler_url=server.url))
-        client = stack.enter_context(service.create_sampling_client("farstep/tiny"))
-        params = [SamplingParams(max_tokens=200, seed=index) for index in range(40)]
-        futures = [client.sample([1, 40], 1, each) for each in params]
-        server.kill()
-        server.start()
-        tokens = [future.result(timeout=60).sequences[0].tokens for future in futures]
-        assert tokens[0] == client.sample([1, 40], 1, params[0]).result(timeout=60).sequences[0].tokens
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+        assert proxy.plan.num_faults > SAMPLES / 10
 
 
 @contextlib.contextmanager
