@@ -49,7 +49,6 @@ class ServiceClient(CheckpointCalls):
     """
 
     _provisioner: Provisioner
-    _session_id: str | None
 
     def __init__(
         self,
@@ -70,18 +69,17 @@ class ServiceClient(CheckpointCalls):
         connection = Connection.take(Address(settings.base_url), settings.key)
         control = ControlPlane(connection)
         try:
-            self._session_id = run(control.create_session(request))
+            session_id = run(control.create_session(request))
         except BaseException:
             run(connection.release())
             raise
-        self._provisioner = ManagedServers(control, session_id=self._session_id)
+        self._provisioner = ManagedServers(control, session_id, opened_by=request)
 
     @classmethod
     def local(cls, *, trainer_url: str, sampler_url: str, api_key: str | None = None) -> Self:
         """Binds to a running trainer and sampler without a control plane; speaks to neither yet."""
         trainer_url = check_url(trainer_url, field="trainer_url")
         client = cls.__new__(cls)
-        client._session_id = None
         client._provisioner = LocalPair(
             trainer_url=trainer_url,
             sampler_url=check_url(sampler_url, field="sampler_url"),
@@ -92,7 +90,7 @@ class ServiceClient(CheckpointCalls):
     @property
     def session_id(self) -> str | None:
         """None without a control plane."""
-        return self._session_id
+        return self._provisioner.session_id
 
     def _create_lora_training_client(
         self,
@@ -350,7 +348,7 @@ class ServiceClient(CheckpointCalls):
         return control
 
     def __repr__(self) -> str:
-        return f"<ServiceClient {self._session_id or 'local'}>"
+        return f"<ServiceClient {self.session_id or 'local'}>"
 
 
 def _checked_run_id(run_id: str) -> str:

@@ -62,22 +62,27 @@ class ControlPlane(Server):
         return respond(request, common_pb2.Empty())
 
     async def _heartbeat(self, request: Request) -> Response:
-        session_id = request.path_params["session_id"]
+        session_id = self._open_session(request)
         message = await read_message(request, control_pb2.HeartbeatRequest)
-        if session_id in self.closed_sessions:
-            raise errors.NotFound(f"no session {session_id}", field="session_id")
         self.heartbeats.append((session_id, list(message.run_ids)))
         return respond(request, control_pb2.Session(session_id=session_id))
+
+    def _open_session(self, request: Request) -> str:
+        session_id: str = request.path_params["session_id"]
+        if session_id in self.closed_sessions:
+            raise errors.NotFound(f"no session {session_id}", field="session_id")
+        return session_id
 
     async def _provision_run(self, request: Request) -> Response:
         key = request.headers[paths.IDEMPOTENCY_KEY]
         if key in self._answered:
             return respond(request, self._answered[key], status=202)
+        session_id = self._open_session(request)
         message = await read_message(request, control_pb2.ProvisionRunRequest)
         self.provisioned.append(message)
         run = control_pb2.ProvisionedRun(
             run_id=f"run_{len(self.runs) + 1:012x}",
-            session_id=request.path_params["session_id"],
+            session_id=session_id,
             state="provisioning",
             base_model=message.base_model,
             lora=message.lora,

@@ -146,3 +146,14 @@ def test_heartbeats_that_fail_are_quiet_and_a_closed_session_is_said_aloud_once(
     time.sleep(0.2)
     (record,) = caplog.records
     assert "session-1 is closed" in record.message
+
+
+def test_a_session_that_was_taken_for_dead_is_opened_again(
+    service: farstep.ServiceClient, control: ControlPlane
+) -> None:
+    control.closed_sessions.append("session-1")
+    with service.create_lora_training_client(BASE_MODEL) as client:
+        assert service.session_id == "session-2"
+        assert control.sessions[1].reuse_from_session_id == "session-1"
+        assert control.runs[client.run_id].session_id == "session-2"
+        until(lambda: ("session-2", [client.run_id]) in control.heartbeats)
