@@ -98,7 +98,7 @@ class OperationCalls(Closing):
             UnknownRequestError: the server does not know it, or not any more.
         """
         self._refuse_closed()
-        if not operation_id.startswith(f"{self.run_id}:"):
+        if operation_id.rpartition(":")[0] != self.run_id:
             raise InvalidInputError(f"{operation_id!r} is not of {self.run_id}", field="operation_id")
         return self._found(operation_id)
 

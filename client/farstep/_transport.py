@@ -229,7 +229,7 @@ class Transport:
                 raise _Fault(fault)
             raise fault
         message = error_message(response)
-        is_certain = message is not None and response.status_code in (429, 503)  # it did not take the request
+        is_certain = message is not None and response.status_code in (408, 429, 503)  # it did not take the request
         is_passing = response.status_code in RETRY_STATUSES or is_foreign(response, message)
         refused = refusal(response, message, self.url)
         if is_passing and (request.repeatable or is_certain):

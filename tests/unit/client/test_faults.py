@@ -228,5 +228,6 @@ def test_an_interrupted_submission_leaves_no_gap(client: farstep.TrainingClient,
 
 def test_retries_leave_the_random_numbers_of_the_program_alone() -> None:
     before = random.getstate()
-    _retry.Backoff(_retry.REQUEST_RETRY, what="a test").delay_s(farstep.TransportError("gone"))
+    with _retry.Backoff(_retry.REQUEST_RETRY, what="a test") as backoff:
+        backoff.delay_s(farstep.TransportError("gone"))
     assert random.getstate() == before
