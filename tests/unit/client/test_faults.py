@@ -82,13 +82,16 @@ def test_a_refusal_is_raised_at_the_call_and_leaves_no_gap(
     assert [(seq, verb) for _, seq, verb, _ in trainer.executed] == [(1, "skip"), (2, "forward")]
 
 
-def test_a_refusal_by_something_else_than_a_farstep_server(client: farstep.TrainingClient, trainer: Trainer) -> None:
+def test_a_refusal_by_something_else_than_a_farstep_server(
+    client: farstep.TrainingClient, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer.faults.append(Fault("/forward", status=418))
     with pytest.raises(farstep.ServerError, match="418"):
         client.forward([datum()])
     trainer.faults.append(Fault("/forward", status=200))  # a login page, for a moment
     client.forward([datum()]).result(timeout=5)
     trainer.faults.append(Fault("/forward", status=200, times=10_000))
+    monkeypatch.setattr(_retry, "REQUEST_RETRY", _retry.RetryPolicy(budget_s=0.1, first_delay_s=0.02))
     with pytest.raises(farstep.ServerError, match="is it a Farstep server"):
         client.forward([datum()])
 
