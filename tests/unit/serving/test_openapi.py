@@ -30,7 +30,7 @@ def control():
 
 
 def trainer():
-    dispatcher = SimpleNamespace(table=None, cancel=None)
+    dispatcher = SimpleNamespace(table=SimpleNamespace(instance_id=""), cancel=None, usage=None)
     return make_server(TrainerApi(None, dispatcher, None), keys=KEYS, feed=None, host="", feed_port=0)
 
 
