@@ -41,6 +41,8 @@ DEFAULT_MAX_REQUEST_BYTES = 8 << 20
 DEFAULT_TRACED = 100
 _MAX_CREATE_BYTES = 64 << 10
 _COUNT: dict[str, Any] = {"type": "integer", "maximum": 10**18 - 1}
+_STATE = query("state", "which: those that nobody has fetched, if absent", type="string", enum=["unfetched", "all"])
+_PAGE = query("page", "`next_page` of the page before; absent: the first", **_COUNT, minimum=0)
 _LAST = query("last", f"how many; {DEFAULT_TRACED} if absent", **_COUNT, minimum=1)
 _SUBMISSION = (
     query("seq", "the operation's place in its run", required=True, **_COUNT, minimum=1),
@@ -71,6 +73,7 @@ class TrainerApi:
             Route(paths.RUN, self.get_run, methods=["GET"]),
             Route(paths.RUN, self.delete_run, methods=["DELETE"]),
             Route(paths.TRACE, self.trace),
+            Route(paths.RUN_OPERATIONS, self.list_operations),
             Route(paths.METRICS, for_operators(self.metrics)),
             usage_route(self.dispatcher.usage, instance_id=self.dispatcher.table.instance_id),
             Route(paths.VERB, self.submit, methods=["POST"]),
@@ -136,6 +139,16 @@ class TrainerApi:
         traces, caller = self.dispatcher.telemetry.last(run.config.run_id, last), caller_of(request)
         seen = [seen_trace(trace, lambda wanted: self._knows(caller, wanted)) for trace in traces]
         return respond(request, pb.TraceResponse(operations=seen))
+
+    @describe("List a run's operations", gives=operations_pb2.ListOperationsResponse, parameters=[_STATE, _PAGE])
+    async def list_operations(self, request: Request) -> Response:
+        run = self._run_of(request)
+        state = request.query_params.get("state", "unfetched")
+        if state not in ("unfetched", "all"):
+            raise InvalidInput(f"{state!r} is neither 'unfetched' nor 'all'", field="state")
+        after = _count(request, "page", least=0, default=0)
+        listed = self.dispatcher.list_operations(run.config.run_id, unfetched=state == "unfetched", after=after)
+        return respond(request, listed)
 
     @describe("Read metrics as Prometheus does", gives=Media({"text/plain": {"type": "string"}}))
     async def metrics(self, request: Request) -> Response:

@@ -29,6 +29,7 @@ RUNS = "/v1/runs"
 RUN = "/v1/runs/{run_id}"
 VERB = "/v1/runs/{run_id}/{verb}"
 TRACE = "/v1/runs/{run_id}/trace"
+RUN_OPERATIONS = "/v1/runs/{run_id}/operations"
 POLICY_VERSION = "/policy_version"
 METRICS = "/metrics"
 

@@ -194,8 +194,7 @@ def test_servers_that_do_not_start(service: farstep.ServiceClient, control: Cont
 
 def test_provisioning_is_not_asked_for_twice(service: farstep.ServiceClient, control: ControlPlane) -> None:
     control.faults.append(Fault("/v1/sessions/session-1/runs", drop=True))
-    with pytest.raises(farstep.TransportError):
-        service.create_lora_training_client(BASE_MODEL)
+    service.create_lora_training_client(BASE_MODEL).close()
     assert len(control.provisioned) == 1
     control.faults.append(Fault("/v1/sessions/session-1/runs", error=errors.TooManyRequests("full")))
     service.create_lora_training_client(BASE_MODEL).close()
