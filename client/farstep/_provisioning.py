@@ -40,6 +40,7 @@ class Place:
     run_id: str
     trainer: Address
     sampler: Address | None
+    project: str = ""
 
 
 class Provisioner(Protocol):
@@ -167,7 +168,7 @@ class ManagedServers:
     def _place(self, run: control_pb2.ProvisionedRun) -> Place:
         origin = replace(self._origin, run_id=run.run_id)
         sampler = Address(run.sampler_url, replace(origin, is_sampler=True)) if run.sampler_url else None
-        return Place(run.run_id, Address(run.trainer_url, origin), sampler)
+        return Place(run.run_id, Address(run.trainer_url, origin), sampler, run.project)
 
 
 class LocalPair:

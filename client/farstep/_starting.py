@@ -35,9 +35,10 @@ async def start_run(provisioner: Provisioner, wanted: WantedRun, wandb_config: W
         lora=_convert.lora_to_proto(wanted.lora),
         seed=wanted.seed,
         max_seq_len=wanted.max_seq_len or 0,
+        project=place.project,
     )
     if not wanted.with_sampler:
-        place = Place(place.run_id, place.trainer, None)
+        place = replace(place, sampler=None)
     return await _bind(provisioner, place, request, wandb_config)
 
 

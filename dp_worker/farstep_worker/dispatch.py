@@ -23,7 +23,9 @@ from farstep_proto.errors import ApiError, Draining, ModelError, TooManyRequests
 from farstep_proto.paths import PROTOBUF, Verb
 from farstep_proto.v1 import operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
+from farstep_serving.keys import OPERATOR, Caller
 from farstep_serving.operations import OperationTable, cancelled
+from farstep_serving.usage import UsageCounters
 from farstep_worker.arrivals import Arrivals
 from farstep_worker.assembly import Address, Assembler, digest_of
 from farstep_worker.executor import Executor
@@ -47,6 +49,7 @@ from farstep_worker.snapshots import SnapshotLimits
 from farstep_worker.submission import Call, Limits
 from farstep_worker.telemetry import SpanWriter, Telemetry
 from farstep_worker.torch_thread import Ended, TorchThread
+from farstep_worker.usage import trainer_usage
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +91,7 @@ class Dispatcher:
         )
         self.telemetry = Telemetry(gauges=self._gauges, spans=spans)
         self._arrivals = Arrivals(self.telemetry)
+        self.usage = UsageCounters()
 
     def start(self) -> None:
         self._torch.start()
@@ -110,6 +114,7 @@ class Dispatcher:
 
     def _finish(self, ended: Ended, operation: operations_pb2.Operation, *, encode_s: float) -> None:
         work = ended.work
+        self.usage.add(trainer_usage(self.registry.project_of(work.run_id) or "", ended, operation))
         if self.registry.is_deleted(work.run_id) or not self.table.is_pending(work.operation_id):
             return  # its end was told when the run was deleted, or the drain gave it up
         if self._keeper.journal is not None and operation.error.error_class == RankDied.error_class:
@@ -191,7 +196,7 @@ class Dispatcher:
         described.missing_seqs.extend(self._queue.missing_seqs(run_id, below=next_seq))
         return described
 
-    async def create_run(self, request: pb.CreateRunRequest) -> pb.Run:
+    async def create_run(self, request: pb.CreateRunRequest, caller: Caller = OPERATOR) -> pb.Run:
         """A run by its id, made if it is not there yet; waits for no operation.
 
         Raises:
@@ -201,7 +206,7 @@ class Dispatcher:
         """
         if self._queue.is_closed:
             raise Draining("the server is shutting down", retry_after_s=5.0)
-        run = await self.registry.create(request, keep=self._keeper.keep_run)
+        run = await self.registry.create(request, caller, keep=self._keeper.keep_run)
         self._torch.post(self._torch.make_room)
         return self.describe(run)
 
@@ -228,6 +233,7 @@ class Dispatcher:
             wanted = operation_id(run_id, ending.seq)
             if self.table.is_pending(wanted):  # else it was cancelled meanwhile
                 self.table.finish_sealed(wanted, ending.outcome, state=FAILED)
+        self.usage.end(self.registry.project_of(run_id) or "", run_id)
         self._feed.forget(run_id)
         self.telemetry.forget(run_id)
         self._torch.post(partial(self._forget_run, run_id))

@@ -12,6 +12,7 @@ CLIENT_ID = "X-Farstep-Client"
 MIN_POLICY_VERSION = "X-Min-Policy-Version"
 EXACT_POLICY_VERSION = "X-Policy-Version"
 IDEMPOTENCY_KEY = "Idempotency-Key"
+ON_BEHALF_OF = "X-Farstep-Project"  # an operator asks as that project would
 
 # Every server
 HEALTH = "/health"

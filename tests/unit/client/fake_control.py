@@ -89,6 +89,7 @@ class ControlPlane(Server):
             name=message.name,
             user_metadata=message.user_metadata,
             created_at=1e9,
+            project="team",
         )
         self.runs[run.run_id] = self._answered[key] = run
         return respond(request, run, status=202)

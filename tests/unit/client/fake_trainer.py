@@ -146,6 +146,7 @@ class Trainer(Server):
                 max_seq_len=message.max_seq_len or MAX_SEQ_LEN,
                 vocab_size=VOCAB_SIZE,
                 next_seq=1,
+                project=message.project,
             )
             run = self.runs[message.run_id] = Run(created)
         return respond(request, run.created)

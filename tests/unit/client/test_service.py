@@ -57,6 +57,7 @@ def test_provisioning_passes_everything_on(
         name="first",
         user_metadata={"k": "v"},
     ) as client:
+        assert [run.created.project for run in trainer.runs.values()] == ["team"]  # as the control plane says
         assert client.get_info().max_seq_len == 32
         assert client.get_info().value_head
         assert client.forward([datum()]).result().loss == 2.5
