@@ -9,12 +9,11 @@ from starlette.routing import Route
 
 from farstep_infra.control import overview, runs, samplers, sessions
 from farstep_infra.control.control import control_of
-from farstep_infra.control.descriptions import ONCE, PROJECT, choice, pages
 from farstep_infra.control.idempotency import once_of
 from farstep_infra.control.keys import IssuedKeys
 from farstep_infra.control.project_routes import key_routes, project_routes
 from farstep_infra.control.projects import only_operators
-from farstep_infra.control.queries import one_of, page_of, project_of, text_of
+from farstep_infra.control.queries import LISTS, ONCE, one_of, page_of, project_of, state_in, text_of
 from farstep_infra.store.routes import OPEN_PATHS, checkpoint_routes
 from farstep_proto import paths
 from farstep_proto.errors import Conflict, Forbidden, NotFound, QuotaExceeded
@@ -66,7 +65,7 @@ async def _health(request: Request) -> Response:
     gives=control_pb2.Session,
     status=201,
     parameters=[ONCE],
-    errors=[Conflict, NotFound, QuotaExceeded],
+    errors=[NotFound, QuotaExceeded, Conflict],
 )
 async def _create_session(request: Request) -> Response:
     message = await read_message(request, control_pb2.CreateSessionRequest)
@@ -78,7 +77,7 @@ async def _create_session(request: Request) -> Response:
 @describe(
     "List sessions",
     gives=control_pb2.ListSessionsResponse,
-    parameters=pages(PROJECT, choice("state", "only those in this state", sessions.STATES)),
+    parameters=[*LISTS, state_in(sessions.STATES)],
     errors=[NotFound],
 )
 async def _list_sessions(request: Request) -> Response:
@@ -105,7 +104,7 @@ async def _delete_session(request: Request) -> Response:
     return respond(request, common_pb2.Empty())
 
 
-@describe("Tell that a session's client is still there", gives=control_pb2.Session)
+@describe("Say that a session's client lives", gives=control_pb2.Session)
 async def _heartbeat(request: Request) -> Response:
     session_id = request.path_params["session_id"]
     return respond(request, await control_of(request).sessions.heartbeat(session_id, caller=caller_of(request)))
@@ -117,7 +116,7 @@ async def _heartbeat(request: Request) -> Response:
     gives=control_pb2.ProvisionedRun,
     status=202,
     parameters=[ONCE],
-    errors=[Conflict, QuotaExceeded],
+    errors=[QuotaExceeded, Conflict],
 )
 async def _create_run(request: Request) -> Response:
     message = await read_message(request, control_pb2.ProvisionRunRequest)
@@ -133,7 +132,7 @@ async def _create_run(request: Request) -> Response:
     gives=control_pb2.ProvisionedSampler,
     status=202,
     parameters=[ONCE],
-    errors=[Conflict, QuotaExceeded],
+    errors=[QuotaExceeded, Conflict],
 )
 async def _create_sampler(request: Request) -> Response:
     message = await read_message(request, control_pb2.ProvisionSamplerRequest)
@@ -144,9 +143,9 @@ async def _create_sampler(request: Request) -> Response:
 
 
 @describe(
-    "List samplers",
+    "List fresh samplers",
     gives=control_pb2.ListProvisionedSamplersResponse,
-    parameters=pages(PROJECT, choice("state", "only those in this state", samplers.STATES)),
+    parameters=[*LISTS, state_in(samplers.STATES)],
     errors=[NotFound],
 )
 async def _list_samplers(request: Request) -> Response:
@@ -171,9 +170,7 @@ async def _get_sampler(request: Request) -> Response:
 @describe(
     "List runs",
     gives=control_pb2.ListProvisionedRunsResponse,
-    parameters=pages(
-        PROJECT, choice("state", "only those in this state", runs.STATES), query("session_id", "only those of it")
-    ),
+    parameters=[*LISTS, state_in(runs.STATES), query("session_id", "of this session alone")],
     errors=[NotFound],
 )
 async def _list_runs(request: Request) -> Response:
@@ -194,7 +191,7 @@ async def _get_run(request: Request) -> Response:
     return respond(request, await control_of(request).runs.get(run_id, caller=caller_of(request), wait_s=wait_s))
 
 
-@describe("Delete a run")
+@describe("Delete a run", errors=[Conflict])
 async def _delete_run(request: Request) -> Response:
     await control_of(request).runs.delete(request.path_params["run_id"], caller=caller_of(request))
     return respond(request, common_pb2.Empty())

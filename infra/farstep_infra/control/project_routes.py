@@ -8,10 +8,9 @@ from starlette.routing import Route
 
 from farstep_infra.control import keys, usage
 from farstep_infra.control.control import control_of
-from farstep_infra.control.descriptions import ONCE, PROJECT, choice, pages
 from farstep_infra.control.idempotency import once_of
 from farstep_infra.control.keys import IssuedKeys
-from farstep_infra.control.queries import one_of, page_of, project_of, text_of
+from farstep_infra.control.queries import LISTS, ONCE, PAGES, one_of, page_of, project_of, state_in, text_of
 from farstep_proto import paths
 from farstep_proto.errors import Conflict, Forbidden, NotFound
 from farstep_proto.v1 import common_pb2, control_pb2
@@ -34,12 +33,12 @@ def project_routes() -> list[Route]:
 
 
 @describe(
-    "Create a project",
+    "Make a project",
     takes=control_pb2.CreateProjectRequest,
     gives=control_pb2.Project,
     status=201,
     parameters=[ONCE],
-    errors=[Conflict, Forbidden],
+    errors=[Forbidden, Conflict],
 )
 async def _create_project(request: Request) -> Response:
     message = await read_message(request, control_pb2.CreateProjectRequest, limit=_MAX_BODY_BYTES)
@@ -48,7 +47,7 @@ async def _create_project(request: Request) -> Response:
     return respond(request, project, status=201)
 
 
-@describe("List projects", gives=control_pb2.ListProjectsResponse, parameters=pages())
+@describe("List projects", gives=control_pb2.ListProjectsResponse, parameters=PAGES)
 async def _list_projects(request: Request) -> Response:
     return respond(request, await control_of(request).projects.list(page_of(request), caller=caller_of(request)))
 
@@ -66,22 +65,22 @@ async def _set_quotas(request: Request) -> Response:
     return respond(request, await projects.set_quotas(project, message, caller=caller_of(request)))
 
 
-@describe("Delete a project", errors=[Conflict, Forbidden])
+@describe("Delete a project and revoke its keys", errors=[Forbidden, Conflict])
 async def _delete_project(request: Request) -> Response:
     await control_of(request).projects.delete(request.path_params["project"], caller=caller_of(request))
     return respond(request, common_pb2.Empty())
 
 
 @describe(
-    "List what was used",
+    "Sum up what was used",
     gives=control_pb2.ListUsageResponse,
-    parameters=pages(
-        PROJECT,
-        query("run_id", "only of this run"),
-        query("since", "from this second of the epoch on"),
-        query("until", "up to this second of the epoch"),
-        choice("by", "what it is summed over", usage.GROUPINGS),
-    ),
+    parameters=[
+        *LISTS,
+        query("run_id", "of this run alone"),
+        query("since", "first day (UTC)", type="string", format="date"),
+        query("until", "last day (UTC)", type="string", format="date"),
+        query("by", "what is told apart", type="string", enum=list(usage.GROUPINGS), default="project"),
+    ],
     errors=[NotFound],
 )
 async def _list_usage(request: Request) -> Response:
@@ -98,12 +97,12 @@ async def _list_usage(request: Request) -> Response:
 
 def key_routes(issued: IssuedKeys) -> list[Route]:
     @describe(
-        "Create a key",
+        "Make a key",
         takes=control_pb2.CreateKeyRequest,
         gives=control_pb2.CreatedKey,
         status=201,
         parameters=[ONCE],
-        errors=[Conflict, Forbidden, NotFound],
+        errors=[Forbidden, NotFound, Conflict],
     )
     async def create(request: Request) -> Response:
         message = await read_message(request, control_pb2.CreateKeyRequest, limit=_MAX_BODY_BYTES)
@@ -113,7 +112,7 @@ def key_routes(issued: IssuedKeys) -> list[Route]:
     @describe(
         "List keys",
         gives=control_pb2.ListKeysResponse,
-        parameters=pages(PROJECT, choice("state", "only those in this state", keys.STATES)),
+        parameters=[*LISTS, state_in(keys.STATES)],
         errors=[NotFound],
     )
     async def listed(request: Request) -> Response:
