@@ -89,7 +89,7 @@ async def test_somebody_elses_tables_are_refused(database_url):
             pass
 
 
-def test_of_many_that_start_at_once_one_migrates_and_all_go_on(database_url):
+def test_of_many_that_start_at_once_one_migrates_and_all_follow(database_url):
     start = (
         "import asyncio, sys\n"
         "from farstep_infra.control.db import Database\n"
