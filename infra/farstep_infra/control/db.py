@@ -149,7 +149,8 @@ class Database:
             except Unavailable as error:
                 if time.monotonic() > deadline:
                     raise
-                log.warning("%s: %s; trying again", self, error)
+                say("%s: %s; trying for %.0f s", self, error, START_S)
+                say = log.debug
                 await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _migrate(self) -> None:
