@@ -51,7 +51,7 @@ def make_control_app(*, keys: IssuedKeys, lifespan: Lifespan) -> Starlette:
             has_run=lambda request, run_id: control_of(request).runs.exists(run_id, caller=caller_of(request)),
         ),
     ]
-    return make_app(routes, keys=keys, lifespan=lifespan, open_paths=OPEN_PATHS)
+    return make_app(routes, keys=keys, lifespan=lifespan, open_paths=OPEN_PATHS, title="Farstep control plane")
 
 
 @describe("Tell that the server lives")

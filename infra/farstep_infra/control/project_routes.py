@@ -128,7 +128,7 @@ def key_routes(issued: IssuedKeys) -> list[Route]:
     async def get(request: Request) -> Response:
         return respond(request, await issued.get(request.path_params["key_id"], caller=caller_of(request)))
 
-    @describe("Revoke a key")
+    @describe("Revoke a key", errors=[Forbidden])
     async def revoke(request: Request) -> Response:
         await issued.revoke(request.path_params["key_id"], caller=caller_of(request))
         return respond(request, common_pb2.Empty())
