@@ -6,6 +6,7 @@ calls keeps others out meanwhile.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from alembic import command
@@ -15,6 +16,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect
 
 import farstep_infra.migrations
+
+log = logging.getLogger(__name__)
+logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of itself at every start
 
 BASELINE = "0001"  # what there was before the schema had versions
 _BASELINE_TABLES = frozenset({"sessions", "runs", "samplers"})
@@ -42,6 +46,9 @@ def bring_up_to_date(connection: Connection) -> None:
             f"its schema is {current}, and this version of Farstep knows those up to {known.get_current_head()}: "
             "a newer version has used it; upgrade Farstep, or choose another database"
         )
+    head = known.get_current_head()
+    if current != head:
+        log.info("the database's schema is brought from %s to %s", current or "nothing", head)
     command.upgrade(config, "head")
 
 
