@@ -126,6 +126,29 @@ async def test_a_creation_whose_end_nobody_heard_is_gone_on_with(here, monkeypat
     assert len((await here.call("GET", f"/v1/{what}"))[what]) == 1
 
 
+async def test_a_second_control_plane_is_kept_off_also_after_a_restart_of_the_database(mortal, monkeypatch):
+    monkeypatch.setattr("farstep_infra.control.db.START_S", 0.5)
+    monkeypatch.setattr("farstep_infra.control.sole_use._LOOK_EVERY_S", 0.05)
+    url = await asyncio.to_thread(mortal.database)
+
+    async def open_second():
+        async with Database(url).opened():
+            pass
+
+    async with Database(url).opened():
+        with pytest.raises(Unavailable, match="another control plane"):
+            await open_second()
+        await asyncio.to_thread(mortal.kill)
+        await asyncio.to_thread(mortal.start)
+        async with asyncio.timeout(30):
+            while True:  # until the first has it again
+                try:
+                    await open_second()
+                except Unavailable:
+                    break
+    await open_second()
+
+
 @contextlib.contextmanager
 def frozen(running):
     processes = [psutil.Process(running.process.pid)]
