@@ -112,11 +112,8 @@ async def run(role: str, arguments: argparse.Namespace) -> None:
         print(f"{role} was told to die", file=sys.stderr, flush=True)
         os._exit(7)
 
-    async def change_replicas(request):
-        if request.method == "DELETE":
-            arguments.replica.remove(request.query_params["url"])
-        else:
-            arguments.replica.append((await read_message(request, sampling_pb2.AddReplicaRequest)).url)
+    async def add_replica(request):
+        arguments.replica.append((await read_message(request, sampling_pb2.AddReplicaRequest)).url)
         return respond(request, common_pb2.Empty())
 
     routes = [
@@ -127,7 +124,7 @@ async def run(role: str, arguments: argparse.Namespace) -> None:
         Route("/work", work),
     ]
     if role == "router":
-        routes.append(Route(paths.REPLICAS, change_replicas, methods=["POST", "DELETE"]))
+        routes.append(Route(paths.REPLICAS, add_replica, methods=["POST"]))
     routes.append(Route(paths.RUN, delete_run, methods=["DELETE"]))
     sock = bind(arguments.host, arguments.port)
     facts = {"feed": f"{arguments.host}:{arguments.feed_port or 4242}"} if role == "trainer" else {}
