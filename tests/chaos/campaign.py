@@ -1,0 +1,213 @@
+"""The suite as a whole: waves of programs on long-lived installations, each wave with a row of faults of its own.
+
+A wave: several programs at once, disturbed until its faults are spent, then left in peace to end; then the verdict.
+Every program was executed once undisturbed before, on the same machine. What fails is kept, with the command that
+repeats the wave.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.chaos import census, schedule, verdict
+from tests.chaos.events import Events, Tree
+from tests.chaos.injector import Injector
+from tests.chaos.room import Room
+from tests.chaos.stack import HOST, Stack
+from tests.chaos.trainees import Supervised
+from tests.chaos.verdict import Finding, Reference
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.network_faults import FaultPlan
+
+NETWORK_FAULT_RATE = 0.01
+REFERENCE_S = 180.0
+SETTLE_S = 240.0  # after the last fault
+GROWTH_MIB = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`first` and `most` waves; a wave has `kills_per_wave` kills. Every `waves_per_home` there is a new installation."""
+
+    seed: int
+    num_kills: int
+    minutes: float
+    first_wave: int = 0
+    most_waves: int = 10_000
+    programs: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    at_once: int = 3
+    num_steps: int = 60
+    kills_per_wave: int = 10
+    waves_per_home: int = 5
+    replicas: int = 2
+
+
+@dataclass(slots=True)
+class Totals:
+    counts: Counter[str] = field(default_factory=Counter)
+    killed: Counter[str] = field(default_factory=Counter)
+    findings: list[tuple[int, Finding]] = field(default_factory=list)
+    num_waves: int = 0
+    num_programs: int = 0
+    num_calls: int = 0
+    most_mib: dict[str, float] = field(default_factory=dict)
+
+    def harm(self, kind: str) -> int:
+        return sum(finding.harm == kind for _, finding in self.findings)
+
+
+class Campaign:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._directory = Path(tempfile.mkdtemp(prefix="farstep-chaos-"))
+        self._references: dict[int, Reference] = {}
+        self._began_at = time.monotonic()
+        self.totals = Totals()
+
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
+    def run(self) -> Totals:
+        wave = self._settings.first_wave
+        end = wave + self._settings.most_waves
+        while wave < end and not self._is_enough():
+            last = min(end, (wave // self._settings.waves_per_home + 1) * self._settings.waves_per_home)
+            wave = self._on_one_installation(wave, last)
+        return self.totals
+
+    def _is_enough(self) -> bool:
+        elapsed_s = time.monotonic() - self._began_at
+        return self.totals.counts["kill"] >= self._settings.num_kills or elapsed_s > 60.0 * self._settings.minutes
+
+    def _on_one_installation(self, wave: int, last: int) -> int:
+        """The number of the next wave."""
+        house = _House(self._directory / f"home-{wave}", replicas=self._settings.replicas)
+        num_findings = len(self.totals.findings)
+        try:
+            house.stack.start()
+            if wave and wave % self._settings.waves_per_home == 0:
+                self._disturb_first_start(house, wave)
+            house.stack.wait_ready()
+            self._learn_references(house)
+            while wave < last and not self._is_enough():
+                wave += 1
+                if not self._wave(house, wave - 1):
+                    break
+        finally:
+            house.stack.stop()
+            left = census.left_behind(house.stack.mark, HOST, house.stack.scratch)
+            self._find(wave - 1, [Finding("left_behind", text) for text in left])
+            census.end_all(house.stack.mark)
+            house.close(keep=len(self.totals.findings) > num_findings)
+        return wave
+
+    def _disturb_first_start(self, house: _House, wave: int) -> None:
+        injector = Injector(house.stack, [], house.events, FaultPlan(), None, None, log=self._log)
+        for kill in schedule.first_start(self._settings.seed, wave):
+            injector.perform(kill)
+        self._add(injector)
+
+    def _learn_references(self, house: _House) -> None:
+        missing = [seed for seed in self._settings.programs if seed not in self._references]
+        for start in range(0, len(missing), self._settings.at_once):
+            seeds = missing[start : start + self._settings.at_once]
+            trainees = [self._trainee(house, f"reference-{seed}", seed).start() for seed in seeds]
+            for seed, trainee in zip(seeds, trainees, strict=True):
+                if not trainee.join(REFERENCE_S):
+                    raise RuntimeError(f"undisturbed program {seed} does not end; see {trainee.log_path}")
+                known = trainee.known()
+                self._references[seed] = verdict.reference(trainee.program, known, house.store)
+
+    def _wave(self, house: _House, wave: int) -> bool:
+        """Whether the installation is good for another."""
+        settings = self._settings
+        draw = random.Random(f"wave {settings.seed} {wave}")
+        seeds = draw.sample(settings.programs, settings.at_once)
+        plan = FaultPlan.everything(NETWORK_FAULT_RATE, seed=draw.randrange(1 << 30))
+        house.proxy.plan = plan
+        trainees = [self._trainee(house, f"wave-{wave}-program-{seed}", seed).start() for seed in seeds]
+        self._log(f"wave {wave}: programs {seeds}")
+        injector = Injector(house.stack, trainees, house.events, plan, house.room, None, log=self._log)
+        row = schedule.faults(settings.seed, wave, with_disk=house.room is not None, with_database=False)
+        for fault in row:
+            if injector.counts["kill"] >= settings.kills_per_wave or all(each.is_over() for each in trainees):
+                break
+            injector.perform(fault)
+            self._measure(house)
+        plan.stop()
+        injector.finish()
+        self._add(injector)
+        return self._judge(house, wave, seeds, trainees)
+
+    def _judge(self, house: _House, wave: int, seeds: Sequence[int], trainees: Sequence[Supervised]) -> bool:
+        deadline = time.monotonic() + SETTLE_S
+        are_over = [trainee.join(max(0.0, deadline - time.monotonic())) for trainee in trainees]
+        if not all(are_over):
+            census.dump_stacks(house.stack.mark)
+        for seed, trainee in zip(seeds, trainees, strict=True):
+            trainee.give_up()
+            found = verdict.judge(trainee.program, trainee.known(), self._references[seed], house.store)
+            self._find(wave, [Finding(each.harm, f"{trainee.name}: {each.text}") for each in found])
+            self.totals.num_calls += len(trainee.program.calls)
+        self.totals.num_programs += len(seeds)
+        self.totals.num_waves += 1
+        return all(are_over)
+
+    def _trainee(self, house: _House, name: str, seed: int) -> Supervised:
+        environment = house.client_environment()
+        return Supervised(
+            name, seed, num_steps=self._settings.num_steps, directory=self._directory, environment=environment,
+            events=house.events,
+        )  # fmt: skip
+
+    def _measure(self, house: _House) -> None:
+        for role, pids in house.stack.processes().items():
+            for pid in pids:
+                most = self.totals.most_mib
+                most[role] = max(most.get(role, 0.0), census.resident_mib(pid))
+
+    def _add(self, injector: Injector) -> None:
+        self.totals.counts += injector.counts
+        self.totals.killed += injector.killed
+
+    def _find(self, wave: int, findings: Sequence[Finding]) -> None:
+        for finding in findings:
+            self._log(f"FOUND {finding.harm}: {finding.text}")
+            self.totals.findings.append((wave, finding))
+        if findings:
+            arguments = f"--seed {self._settings.seed} --wave {wave}"
+            self._log(f'kept in {self._directory}; again by: make chaos ARGS="{arguments}"')
+
+    def _log(self, text: str) -> None:
+        print(f"{time.monotonic() - self._began_at:7.1f} s  {text}", flush=True)
+
+
+class _House:
+    """A home with its installation, and what stands between it and its clients."""
+
+    def __init__(self, home: Path, *, replicas: int) -> None:
+        self.room = Room.mounted(home)
+        self.stack = Stack(home, replicas=replicas)
+        self.store = home / "store"
+        self.events = Events()
+        self.proxy = FaultyProxy("").start()
+        Tree(home, self.events)
+
+    def client_environment(self) -> dict[str, Any]:
+        return {
+            **self.stack.environment(),
+            **{"FARSTEP_BASE_URL": self.stack.url, "FARSTEP_API_KEY": self.stack.key, "http_proxy": self.proxy.url},
+        }
+
+    def close(self, *, keep: bool) -> None:
+        self.proxy.stop()
+        if self.room is not None and not keep:
+            self.room.unmount()
