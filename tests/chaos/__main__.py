@@ -6,8 +6,10 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from tests.chaos.campaign import Campaign, Settings, Totals
 
@@ -22,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of a program (default: %(default)s)")
     flags = parser.parse_args(argv)
     began_at = time.monotonic()
+    directory = Path(tempfile.mkdtemp(prefix="farstep-chaos-"))
     campaign = Campaign(
         Settings(
             flags.seed,
@@ -30,11 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             first_wave=flags.wave or 0,
             most_waves=1 if flags.wave is not None else 10_000,
             num_steps=flags.steps,
-        )
+        ),
+        directory,
     )
     totals = campaign.run()
     if not totals.findings:
-        shutil.rmtree(campaign.directory, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
     print(json.dumps(_summary(totals, seed=flags.seed, seconds=time.monotonic() - began_at)))
     return 1 if totals.findings else 0
 
@@ -54,7 +58,7 @@ def _summary(totals: Totals, *, seed: int, seconds: float) -> dict[str, object]:
         "waves": totals.num_waves,
         "programs": totals.num_programs,
         "calls": totals.num_calls,
-        "most_mib": {role: round(mib) for role, mib in totals.most_mib.items()},
+        "most_mib": {role: round(mib) for role, mib in totals.memory.most_mib.items()},
         "seconds": round(seconds),
         "seed": seed,
     }

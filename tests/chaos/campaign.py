@@ -8,7 +8,6 @@ repeats the wave.
 from __future__ import annotations
 
 import random
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +18,9 @@ from typing import Any
 from tests.chaos import census, schedule, verdict
 from tests.chaos.events import Events, Tree
 from tests.chaos.injector import Injector
+from tests.chaos.memory import Memory
 from tests.chaos.room import Room
+from tests.chaos.schedule import Fault
 from tests.chaos.stack import HOST, Stack
 from tests.chaos.trainees import Supervised
 from tests.chaos.verdict import Finding, Reference
@@ -29,12 +30,17 @@ from tests.support.network_faults import FaultPlan
 NETWORK_FAULT_RATE = 0.01
 REFERENCE_S = 180.0
 SETTLE_S = 240.0  # after the last fault
-GROWTH_MIB = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`first` and `most` waves; a wave has `kills_per_wave` kills. Every `waves_per_home` there is a new installation."""
+    """`num_kills` and `minutes` end the suite, whichever comes first, after the wave that is under way.
+
+    Args:
+        programs: seeds of those that each wave draws `at_once` from.
+        waves_per_home: then there is a new installation, which is disturbed at its first start already.
+        faults: of each wave, instead of what the seed gives.
+    """
 
     seed: int
     num_kills: int
@@ -47,6 +53,7 @@ class Settings:
     kills_per_wave: int = 10
     waves_per_home: int = 5
     replicas: int = 2
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(slots=True)
@@ -57,23 +64,23 @@ class Totals:
     num_waves: int = 0
     num_programs: int = 0
     num_calls: int = 0
-    most_mib: dict[str, float] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
 
     def harm(self, kind: str) -> int:
         return sum(finding.harm == kind for _, finding in self.findings)
 
 
 class Campaign:
-    def __init__(self, settings: Settings) -> None:
+    """Args:
+    directory: of homes, diaries and logs.
+    """
+
+    def __init__(self, settings: Settings, directory: Path) -> None:
         self._settings = settings
-        self._directory = Path(tempfile.mkdtemp(prefix="farstep-chaos-"))
+        self._directory = directory
         self._references: dict[int, Reference] = {}
         self._began_at = time.monotonic()
         self.totals = Totals()
-
-    @property
-    def directory(self) -> Path:
-        return self._directory
 
     def run(self) -> Totals:
         wave = self._settings.first_wave
@@ -81,6 +88,7 @@ class Campaign:
         while wave < end and not self._is_enough():
             last = min(end, (wave // self._settings.waves_per_home + 1) * self._settings.waves_per_home)
             wave = self._on_one_installation(wave, last)
+        self._find(wave - 1, [Finding("memory", text) for text in self.totals.memory.grown()])
         return self.totals
 
     def _is_enough(self) -> bool:
@@ -136,12 +144,12 @@ class Campaign:
         trainees = [self._trainee(house, f"wave-{wave}-program-{seed}", seed).start() for seed in seeds]
         self._log(f"wave {wave}: programs {seeds}")
         injector = Injector(house.stack, trainees, house.events, plan, house.room, None, log=self._log)
-        row = schedule.faults(settings.seed, wave, with_disk=house.room is not None, with_database=False)
-        for fault in row:
+        drawn = schedule.faults(settings.seed, wave, with_disk=house.room is not None, with_database=False)
+        for fault in settings.faults or drawn:
             if injector.counts["kill"] >= settings.kills_per_wave or all(each.is_over() for each in trainees):
                 break
             injector.perform(fault)
-            self._measure(house)
+            self.totals.memory.look(house.stack.processes())
         plan.stop()
         injector.finish()
         self._add(injector)
@@ -167,12 +175,6 @@ class Campaign:
             name, seed, num_steps=self._settings.num_steps, directory=self._directory, environment=environment,
             events=house.events,
         )  # fmt: skip
-
-    def _measure(self, house: _House) -> None:
-        for role, pids in house.stack.processes().items():
-            for pid in pids:
-                most = self.totals.most_mib
-                most[role] = max(most.get(role, 0.0), census.resident_mib(pid))
 
     def _add(self, injector: Injector) -> None:
         self.totals.counts += injector.counts
@@ -202,10 +204,8 @@ class _House:
         Tree(home, self.events)
 
     def client_environment(self) -> dict[str, Any]:
-        return {
-            **self.stack.environment(),
-            **{"FARSTEP_BASE_URL": self.stack.url, "FARSTEP_API_KEY": self.stack.key, "http_proxy": self.proxy.url},
-        }
+        own = {"FARSTEP_BASE_URL": self.stack.url, "FARSTEP_API_KEY": self.stack.key, "http_proxy": self.proxy.url}
+        return self.stack.environment() | own
 
     def close(self, *, keep: bool) -> None:
         self.proxy.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -35,13 +36,6 @@ def by_role(mark: str) -> dict[Role, list[int]]:
     return {role: [pid for _, pid in sorted(each)] for role, each in found.items()}
 
 
-def resident_mib(pid: int) -> float:
-    try:
-        return float(psutil.Process(pid).memory_info().rss) / 2**20
-    except psutil.Error:
-        return 0.0
-
-
 def left_behind(mark: str, host: str, scratch: Path) -> list[str]:
     """Processes, ports and temporary files that outlived their installation, after the time that it has for its end."""
     deadline = time.monotonic() + GONE_S
@@ -73,7 +67,7 @@ def end_all(mark: str) -> None:
 
 
 def _role(argv: list[str]) -> Role:
-    for flag, module in zip(argv, argv[1:], strict=False):
+    for flag, module in itertools.pairwise(argv):
         if flag == "-m":
             return _MODULES.get(module, "other")
     return "other"

@@ -55,29 +55,39 @@ class Known:
 def read(path: Path) -> Known:
     known = Known()
     for event in _events(path):
-        index = event.get("index", -1)
-        match event["what"]:
-            case "run":
-                known.run_id = event["run_id"]
-            case "intent":
-                known.intended = index
-            case "accepted":
-                known.seqs.setdefault(index, []).append(event["seq"])
-            case "skipped":
-                known.skipped.append(event["seq"])
-            case "result":
-                known.results[index] = event["result"]
-            case "sampler":
-                known.samplers[index] = event["pickle"]
-            case "sample":
-                known.samples[index, event["number"]] = event["result"]
-            case "refused":
-                known.num_refused += 1
-            case "end":
-                known.end = event
-            case "error":
-                known.errors.append(event["error"])
+        if "index" in event:
+            _add_of_call(known, event, event["index"])
+        else:
+            _add(known, event)
     return known
+
+
+def _add(known: Known, event: Event) -> None:
+    match event["what"]:
+        case "run":
+            known.run_id = event["run_id"]
+        case "skipped":
+            known.skipped.append(event["seq"])
+        case "end":
+            known.end = event
+        case "error":
+            known.errors.append(event["error"])
+
+
+def _add_of_call(known: Known, event: Event, index: int) -> None:
+    match event["what"]:
+        case "intent":
+            known.intended = index
+        case "accepted":
+            known.seqs.setdefault(index, []).append(event["seq"])
+        case "result":
+            known.results[index] = event["result"]
+        case "sampler":
+            known.samplers[index] = event["pickle"]
+        case "sample":
+            known.samples[index, event["number"]] = event["result"]
+        case "refused":
+            known.num_refused += 1
 
 
 def _events(path: Path) -> Iterator[Event]:

@@ -65,13 +65,17 @@ class Waiting:
     def __init__(self, inbox: queue.SimpleQueue[Seen]) -> None:
         self._inbox = inbox
 
-    def until(self, wanted: Wanted, *, times: int = 1, timeout_s: float) -> bool:
-        """Whether it was seen so often in time."""
+    def until(
+        self, wanted: Wanted, *, times: int = 1, timeout_s: float, unless: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Whether it was seen so often in time; `unless`, asked at everything that is seen, says that it cannot be."""
         deadline = time.monotonic() + timeout_s
         while times:
             try:
                 seen = self._inbox.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
+                return False
+            if unless():
                 return False
             times -= wanted(seen)
         return True

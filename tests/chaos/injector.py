@@ -32,7 +32,7 @@ from tests.chaos.trainees import Supervised
 from tests.support import network_faults
 from tests.support.network_faults import FaultPlan
 
-MOMENT_S = 8.0  # a moment that does not come is any moment
+MOMENT_S = 5.0  # a moment that does not come is any moment
 _BORN_S = 40.0  # until somebody is there to be hit, or is there again
 _REFUSED_S = 6.0
 _LOOK_EVERY_S = 0.03
@@ -51,10 +51,6 @@ class Database(Protocol):
 
 
 class Injector:
-    """Args:
-    num_left: kills that may still be made; more are not.
-    """
-
     def __init__(
         self,
         stack: Stack,
@@ -156,7 +152,10 @@ class Injector:
 
     def _see(self, wanted: Callable[[Seen], bool], times: int) -> None:
         with self._events.waiting() as waiting:
-            waiting.until(wanted, times=times, timeout_s=MOMENT_S)
+            waiting.until(wanted, times=times, timeout_s=MOMENT_S, unless=self._is_quiet)
+
+    def _is_quiet(self) -> bool:
+        return bool(self._trainees) and all(trainee.is_over() for trainee in self._trainees)
 
     def _pick(self, role: Role, which: int) -> int | None:
         """One of that role, as soon as there is one."""
@@ -164,7 +163,7 @@ class Injector:
         while time.monotonic() < deadline:
             if pids := self._pids(role):
                 return pids[which % len(pids)]
-            if role == "client" and all(trainee.is_over() for trainee in self._trainees):
+            if role == "client" and self._is_quiet():
                 return None
             time.sleep(_LOOK_EVERY_S)
         return None

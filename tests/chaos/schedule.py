@@ -14,6 +14,7 @@ from typing import Literal
 from tests.chaos.census import Role
 
 Place = Literal["checkpoint", "policy", "journal", "snapshot", "database"]
+Line = Literal["intent", "accepted", "result"]
 
 PAUSE_S = 10.0
 
@@ -29,7 +30,7 @@ class At:
 class OnLine:
     """The `times`-th time from now that a client says `what` of a call of that kind ("" is any), and a bit later."""
 
-    what: Literal["intent", "accepted", "result"]
+    what: Line
     call: str
     times: int
     delay_s: float
@@ -98,7 +99,7 @@ _KILL_WEIGHTS: dict[Role, float] = {"client": 0.33, "trainer": 0.29, "replica": 
 # Seconds from the start of a process to its first answer, roughly: a second kill falls anywhere in there.
 STARTING_S: dict[Role, float] = {"client": 1.5, "trainer": 5.0, "replica": 4.0, "router": 1.5, "control": 7.0}
 _NETWORK = ("drop_response", "duplicate", "late_duplicate", "cut_request", "cut_response", "delay", "reset")
-_WINDOWS: tuple[tuple[str, str], ...] = (
+_WINDOWS: tuple[tuple[Line, str], ...] = (
     ("accepted", ""),
     ("accepted", "Step"),
     ("intent", "Step"),
@@ -126,14 +127,14 @@ def faults(seed: int, wave: int, *, with_disk: bool, with_database: bool) -> Ite
         elif kind < 0.93:
             yield Network(_moment(draw), tuple(draw.choice(_NETWORK) for _ in range(draw.randint(1, 6))))
         elif kind < 0.96 and with_disk:
-            killed = draw.choice([None, None, "trainer", "client"])
-            yield FullDisk(_moment(draw), draw.uniform(0.0, 2.0), killed)  # type: ignore[arg-type]
+            killed: Role | None = draw.choice([None, None, "trainer", "client"])
+            yield FullDisk(_moment(draw), draw.uniform(0.0, 2.0), killed)
         elif with_database:
             yield RestartDatabase(_moment(draw), draw.uniform(0.0, 3.0))
 
 
 def first_start(seed: int, wave: int) -> list[Kill]:
-    """Of an installation that has never run: everybody there is, some time between its first process and its first word."""
+    """Of an installation that has never run, somewhere between its first process and its first word."""
     draw = random.Random(f"first start {seed} {wave}")
     roles: tuple[Role, ...] = ("control", "trainer", "replica", "control")
     return [Kill(At(draw.uniform(0.0, 0.7 * STARTING_S["control"])), (draw.choice(roles),), 0) for _ in range(3)]
@@ -162,5 +163,5 @@ def _moment(draw: random.Random) -> Moment:
     delay_s = draw.choice([0.0, draw.uniform(0.0, 0.005), draw.uniform(0.0, 0.05)])
     if kind < 0.7:
         what, call = draw.choice(_WINDOWS)
-        return OnLine(what, call, draw.randint(1, 20 if call == "" else 3), delay_s)  # type: ignore[arg-type]
+        return OnLine(what, call, draw.randint(1, 20 if call == "" else 3), delay_s)
     return OnFile(draw.choice(_PLACES), draw.randint(1, 12), delay_s)

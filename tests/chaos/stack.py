@@ -60,11 +60,9 @@ class Stack:
         """Of every process of this installation and of its clients."""
         kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
         kept.pop("FARSTEP_API_KEY", None)
-        return {
-            **kept,
-            **{census.MARK: self.mark, "PYTHONFAULTHANDLER": "1", "TMPDIR": str(self.scratch)},
-            **{"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "FARSTEP_PROGRESS": "0"},
-        }
+        own = {census.MARK: self.mark, "PYTHONFAULTHANDLER": "1", "TMPDIR": str(self.scratch)}
+        quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "FARSTEP_PROGRESS": "0"}
+        return kept | own | quiet
 
     def start(self) -> None:
         """Returns at once; `wait_ready` waits."""

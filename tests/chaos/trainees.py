@@ -42,6 +42,7 @@ class Supervised:
         self._events = events
         self._process: subprocess.Popen[bytes] | None = None
         self._is_wanted = True
+        self._is_over = False
         self._thread = threading.Thread(target=self._keep, name=name, daemon=True)
 
     def start(self) -> Supervised:
@@ -53,11 +54,11 @@ class Supervised:
         return process.pid if process is not None and process.poll() is None else None
 
     def is_over(self) -> bool:
-        return not self._thread.is_alive()
+        return self._is_over
 
     def join(self, timeout_s: float) -> bool:
         self._thread.join(timeout_s)
-        return self.is_over()
+        return self._is_over
 
     def give_up(self) -> None:
         """Kills it, for good."""
@@ -72,6 +73,13 @@ class Supervised:
         return diary.read(self.diary_path)
 
     def _keep(self) -> None:
+        try:
+            self._start_again()
+        finally:
+            self._is_over = True
+            self._events.tell(Seen(self.name, "over"))
+
+    def _start_again(self) -> None:
         num_errors = 0
         while self._is_wanted and num_errors < _MOST_ERRORS:
             code = self._run_once()
