@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     began_at = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="farstep-chaos-"))
+    directory.chmod(0o755)  # PostgreSQL runs as a user of its own
     campaign = Campaign(
         Settings(
             flags.seed,

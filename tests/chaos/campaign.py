@@ -19,6 +19,7 @@ from tests.chaos import census, schedule, verdict
 from tests.chaos.events import Events, Tree
 from tests.chaos.injector import Injector
 from tests.chaos.memory import Memory
+from tests.chaos.postgres import Postgres
 from tests.chaos.room import Room
 from tests.chaos.schedule import Fault
 from tests.chaos.stack import HOST, Stack
@@ -53,6 +54,7 @@ class Settings:
     kills_per_wave: int = 10
     waves_per_home: int = 5
     replicas: int = 2
+    with_postgres: bool = True
     faults: tuple[Fault, ...] = ()
 
 
@@ -97,7 +99,7 @@ class Campaign:
 
     def _on_one_installation(self, wave: int, last: int) -> int:
         """The number of the next wave."""
-        house = _House(self._directory / f"home-{wave}", replicas=self._settings.replicas)
+        house = self._house(wave)
         num_findings = len(self.totals.findings)
         try:
             house.stack.start()
@@ -117,8 +119,15 @@ class Campaign:
             house.close(keep=len(self.totals.findings) > num_findings)
         return wave
 
+    def _house(self, wave: int) -> _House:
+        """Every second one keeps its records in PostgreSQL, where that is installed."""
+        number = wave // self._settings.waves_per_home
+        wants_postgres = self._settings.with_postgres and number % 2 == 1 and Postgres.is_installed()
+        database = Postgres(self._directory / f"postgres-{wave}") if wants_postgres else None
+        return _House(self._directory / f"home-{wave}", replicas=self._settings.replicas, database=database)
+
     def _disturb_first_start(self, house: _House, wave: int) -> None:
-        injector = Injector(house.stack, [], house.events, FaultPlan(), None, None, log=self._log)
+        injector = Injector(house.stack, [], house.events, FaultPlan(), None, house.database, log=self._log)
         for kill in schedule.first_start(self._settings.seed, wave):
             injector.perform(kill)
         self._add(injector)
@@ -143,8 +152,9 @@ class Campaign:
         house.proxy.plan = plan
         trainees = [self._trainee(house, f"wave-{wave}-program-{seed}", seed).start() for seed in seeds]
         self._log(f"wave {wave}: programs {seeds}")
-        injector = Injector(house.stack, trainees, house.events, plan, house.room, None, log=self._log)
-        drawn = schedule.faults(settings.seed, wave, with_disk=house.room is not None, with_database=False)
+        injector = Injector(house.stack, trainees, house.events, plan, house.room, house.database, log=self._log)
+        with_disk, with_database = house.room is not None, house.database is not None
+        drawn = schedule.faults(settings.seed, wave, with_disk=with_disk, with_database=with_database)
         for fault in settings.faults or drawn:
             if injector.counts["kill"] >= settings.kills_per_wave or all(each.is_over() for each in trainees):
                 break
@@ -195,9 +205,11 @@ class Campaign:
 class _House:
     """A home with its installation, and what stands between it and its clients."""
 
-    def __init__(self, home: Path, *, replicas: int) -> None:
+    def __init__(self, home: Path, *, replicas: int, database: Postgres | None) -> None:
         self.room = Room.mounted(home)
-        self.stack = Stack(home, replicas=replicas)
+        self.database = database
+        arguments = (f"--database={database.url}",) if database is not None else ()
+        self.stack = Stack(home, replicas=replicas, arguments=arguments)
         self.store = home / "store"
         self.events = Events()
         self.proxy = FaultyProxy("").start()
@@ -209,5 +221,7 @@ class _House:
 
     def close(self, *, keep: bool) -> None:
         self.proxy.stop()
+        if self.database is not None:
+            self.database.stop()
         if self.room is not None and not keep:
             self.room.unmount()
