@@ -52,7 +52,7 @@ def _summary(totals: Totals, *, seed: int, seconds: float) -> dict[str, object]:
         **{harm: totals.harm(harm) for harm in ("error", "left_behind", "memory")},
         "killed": dict(totals.killed),
         "pauses": counts["pause"],
-        "network_bursts": counts["network"],
+        "network_faults": counts["network_faults"],
         "full_disks": counts["full_disk"],
         "refused_on_full_disk": counts["refused"],
         "database_restarts": counts["database"],

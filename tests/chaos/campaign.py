@@ -161,6 +161,7 @@ class Campaign:
             injector.perform(fault)
             self.totals.memory.look(house.stack.processes())
         plan.stop()
+        self.totals.counts["network_faults"] += plan.num_faults
         injector.finish()
         self._add(injector)
         return self._judge(house, wave, seeds, trainees)

@@ -23,6 +23,7 @@ from tests.chaos.census import Role
 START_S = 180.0
 STOP_S = 40.0
 _START_AGAIN_S = 0.2
+_SNAPSHOT_OPERATIONS = 25  # many in a short run, so that kills meet them
 HOST = "127.0.0.2"  # a client on this machine uses a proxy of the environment for it, and does not for 127.0.0.1
 
 
@@ -62,6 +63,7 @@ class Stack:
         kept.pop("FARSTEP_API_KEY", None)
         own = {census.MARK: self.mark, "PYTHONFAULTHANDLER": "1", "TMPDIR": str(self.scratch)}
         quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "FARSTEP_PROGRESS": "0"}
+        own["FARSTEP_SNAPSHOT_OPERATIONS"] = str(_SNAPSHOT_OPERATIONS)
         return kept | own | quiet
 
     def start(self) -> None:
