@@ -77,7 +77,7 @@ def facts_of(call: Call, result: Any) -> Event:
 
 def is_full_disk(error: Any) -> bool:
     names = (type(error).__name__, getattr(error, "error_class", ""))
-    return isinstance(error, FarstepError) and (_FULL_DISK in names or "507" in str(error))
+    return isinstance(error, FarstepError) and _FULL_DISK in names
 
 
 def next_seq(trainer: TrainingClient) -> int:
