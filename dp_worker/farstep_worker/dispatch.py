@@ -372,10 +372,18 @@ class Dispatcher:
         """Brings back what the journal has, before anybody is served; `start` comes first."""
         if self._journal is None:
             return
+        try:
+            await self._recover(self._journal)
+        except BaseException:  # nobody will be served: the thread that computes must not hold the process
+            self._queue.close()
+            self._torch.wake()
+            raise
+
+    async def _recover(self, journal: Journal) -> None:
         started = time.monotonic()
-        recovery = Recovery(self._executor, self._journal)
+        recovery = Recovery(self._executor, journal)
         restoration = Restoration(self.table, self._queue, self._assembler, self._arrivals)
-        recorded, num_replayed = await asyncio.to_thread(self._journal.recorded), 0
+        recorded, num_replayed = await asyncio.to_thread(journal.recorded), 0
         self._tidy(recorded)
         self._executor.on_leave = self._left
         for run in recorded:
@@ -389,7 +397,7 @@ class Dispatcher:
             self._outcomes.begin(run.run_id, recovered.run.seq)
             restoration.run(run, recovered)
             await self._offer_newest(recovered.run)
-        self._journal.start()
+        journal.start()
         self._torch.wake()
         self._watch_gaps()
         log.info(
@@ -435,7 +443,7 @@ class Dispatcher:
     def _is_over(self, operation: str) -> bool:
         """Whether what `Run.operation` names cannot come again; on the torch thread."""
         incarnation, seq = split_operation_id(operation)
-        run_id = next((id for id, run in self._executor.runs.items() if run.incarnation == incarnation), None)
+        run_id = next((key for key, run in list(self._executor.runs.items()) if run.incarnation == incarnation), None)
         return run_id is None or self._outcomes.is_over(run_id, seq)
 
     def _after(self, group: Sequence[Work], seconds: float) -> None:

@@ -292,7 +292,11 @@ async def run_worker(
     api = TrainerApi(executor.base, dispatcher, checkpoints, max_request_bytes=config.max_request_bytes)
     app = make_server(api, keys=config.keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
 
+    is_ready = False
+
     def on_ready() -> None:
+        nonlocal is_ready
+        is_ready = True
         announce(url=url_of(sock), feed=api.feed_address, pid=os.getpid())
 
     def on_stop() -> None:
@@ -301,6 +305,8 @@ async def run_worker(
     await asyncio.to_thread(publisher.sweep)
     try:
         await serve(app, sock, on_ready=on_ready, on_stop=on_stop)
+        if not is_ready:
+            raise SystemExit("the trainer could not begin; the reason is above")
         if not await asyncio.to_thread(publisher.flush, FLUSH_S):
             log.warning("published policies are still on their way to %s", config.weight_sync_uri or "the store")
     finally:

@@ -42,6 +42,7 @@ class Publisher:
 
     def __init__(self, store: CheckpointStore, *, keep: int = DEFAULT_KEEP, sync: WeightSync | None = None) -> None:
         self._store = store
+        self._keep = keep
         self._sync = sync
         self._numbers = PolicyNumbers(store)
         self._archive = PolicyArchive(store)

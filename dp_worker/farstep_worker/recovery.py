@@ -82,7 +82,7 @@ def _is_cancelled(operation: RecordedOperation) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """A run that is back, or lost. `calls` are what waits, by seq and part; `num_replayed` and `seconds` what it took."""
+    """A run that is back, or lost; `num_replayed` operations took `seconds`. `calls` are what waits, by seq and part."""
 
     run: Run
     plan: Plan

@@ -45,6 +45,14 @@ class Server:
         self.process.kill()
         self._close()
 
+    def restart(self):
+        """Once more after its end, with the same flags and at the same addresses."""
+        ports = {"--port": self.url, **({"--feed-port": self.facts["feed"]} if self.facts.get("feed") else {})}
+        for flag, address in ports.items():
+            if flag not in self._arguments:
+                self._arguments += [flag, address.rsplit(":", 1)[1]]
+        return self.start()
+
     def stop(self):
         self.process.terminate()
         try:
