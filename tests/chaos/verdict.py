@@ -14,6 +14,8 @@ from typing import Any, Literal
 from tests.chaos.diary import Event, Known
 from tests.chaos.programs import Program, Publish, Save, versions
 
+_OWN = frozenset({"history", "operation"})  # names that no two runs have in common
+
 Harm = Literal["bit_different", "lost", "doubled", "hung", "error", "left_behind", "memory"]
 
 
@@ -92,6 +94,7 @@ def _different(program: Program, known: Known, wanted: Reference, store: Path) -
         if content != wanted.checkpoints[index]:
             text = f"checkpoint of call {index}: {content} instead of {wanted.checkpoints[index]}"
             yield Finding("bit_different", text)
+            break
 
 
 def _compared(facts: Event) -> dict[str, Any]:
@@ -105,5 +108,5 @@ def _checkpoints(program: Program, known: Known, store: Path) -> Iterator[tuple[
         if isinstance(call, Save | Publish) and path:
             run_id, kind, name = path.removeprefix("bt://loops:").split("/")
             manifest = json.loads((store / run_id / kind / name / "manifest.json").read_bytes())
-            meta = {key: value for key, value in manifest["meta"].items() if key != "history"}
+            meta = {key: value for key, value in manifest["meta"].items() if key not in _OWN}
             yield index, {"files": {name: file["sha256"] for name, file in manifest["files"].items()}, "meta": meta}

@@ -42,7 +42,7 @@ def store(tmp_path):
 def keep(store, run_id, *, sha256):
     folder = store / run_id / "weights" / "final"
     folder.mkdir(parents=True, exist_ok=True)
-    meta = {"step": 1, "draws": 1, "history": run_id}
+    meta = {"step": 1, "draws": 1, "history": run_id, "operation": f"{run_id}:4"}
     manifest = {"created_at": len(run_id), "files": {"adapter": {"sha256": sha256}}, "meta": meta}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
