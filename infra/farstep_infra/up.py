@@ -206,6 +206,7 @@ class _Up:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         headers = {"Authorization": f"Bearer {self.api_key}", "Accept": "application/x-protobuf"}
         environment = {**os.environ, **torch_environment(), "FARSTEP_API_KEY": self.api_key}
+        environment.pop("FARSTEP_DATABASE_URL", None)  # with its password, and nobody's but ours
         store = self._store
         async with AsyncExitStack() as parts:
             # Children are on this machine: a proxy in the environment is not for them.

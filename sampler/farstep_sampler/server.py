@@ -12,8 +12,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from farstep_proto import paths
+from farstep_proto.errors import Conflict, NotFound, PolicyNotReady, TooManyRequests
 from farstep_proto.names import check_run_id
-from farstep_proto.v1 import common_pb2, sampling_pb2, training_pb2
+from farstep_proto.v1 import common_pb2, operations_pb2, sampling_pb2, training_pb2
+from farstep_sampler.descriptions import EVENTS, GATE, SAMPLING_ERRORS, VERSION
 from farstep_sampler.events import Events
 from farstep_sampler.openai_api import errors as openai_errors
 from farstep_sampler.openai_api.routes import is_openai_path, openai_routes
@@ -23,8 +25,10 @@ from farstep_sampler.streaming import counted, event_stream, while_connected
 from farstep_sampler.submissions import Submissions, Work
 from farstep_sampler.versions import VersionGate
 from farstep_serving.app import make_app, operation_routes
+from farstep_serving.bodies import MAX_BODY_BYTES, bodies_of, read_body
+from farstep_serving.descriptions import CLIENT, WAIT_S, describe, query
 from farstep_serving.keys import KeyRing
-from farstep_serving.messages import MAX_BODY_BYTES, decode, read_body, read_message, respond, respond_error, wait_s_of
+from farstep_serving.messages import decode, read_message, respond, respond_error, wait_s_of
 
 MAX_WAIT_S = 60.0
 _OPENAI = OpenAiSettings()
@@ -53,10 +57,18 @@ class Backend(Protocol):
         """Waits until a run's version is served. Raises PolicyNotReady."""
         ...
 
+    @describe(
+        "Load a checkpoint",
+        takes=sampling_pb2.LoadPolicyRequest,
+        gives=sampling_pb2.PolicyState,
+        errors=[NotFound, TooManyRequests],
+    )
     async def load_policy(self, model_path: str) -> sampling_pb2.PolicyState: ...
 
+    @describe("Tell what the server is", gives=training_pb2.ServerInfo)
     async def info(self) -> training_pb2.ServerInfo: ...
 
+    @describe("Fetch the tokenizer", gives=training_pb2.TokenizerFiles)
     async def tokenizer(self) -> training_pb2.TokenizerFiles: ...
 
     def check_health(self) -> None:
@@ -89,7 +101,7 @@ def make_sampler_app(
         *more_routes,
         *operation_routes(submissions.table, cancel=submissions.cancel),
     ]
-    return make_app(routes, keys=keys, error_response=_respond_error)
+    return make_app(routes, keys=keys, error_response=_respond_error, title="Farstep sampler")
 
 
 async def _respond_error(request: Request, error: Exception) -> Response:
@@ -104,22 +116,37 @@ class _Handlers:
         self._backend = backend
         self._submissions = submissions
 
+    @describe("Tell that the server lives")
     async def health(self, request: Request) -> Response:
         self._backend.check_health()
         return respond(request, common_pb2.Empty())
 
+    @describe("Tell what the server is", gives=training_pb2.ServerInfo)
     async def info(self, request: Request) -> Response:
         info = await self._backend.info()
         info.instance_id = self._submissions.table.instance_id
         info.max_request_bytes = MAX_BODY_BYTES
         return respond(request, info)
 
+    @describe("Fetch the tokenizer", gives=training_pb2.TokenizerFiles)
     async def tokenizer(self, request: Request) -> Response:
         return respond(request, await self._backend.tokenizer())
 
+    @describe(
+        "Submit a sample",
+        takes=sampling_pb2.SampleRequest,
+        gives=operations_pb2.Accepted,
+        status=202,
+        parameters=[
+            query("key", "the submission's id, chosen by the client, so that it can be repeated safely"),
+            CLIENT,
+            *GATE,
+        ],
+        errors=[Conflict, TooManyRequests],
+    )
     async def submit(self, request: Request) -> Response:
         body = await read_body(request)
-        message = _named(decode(request, body, sampling_pb2.SampleRequest), request)
+        message = _named(await _decoded(request, body), request)
         work = self._backend.prepare(message, gate_of_headers(request.headers))
         accepted = self._submissions.submit(
             request.query_params.get("key", ""),
@@ -129,35 +156,71 @@ class _Handlers:
         )
         return respond(request, accepted, status=202)
 
+    @describe(
+        "Sample and wait",
+        takes=sampling_pb2.SampleRequest,
+        gives=sampling_pb2.SampleResponse,
+        parameters=[CLIENT, *GATE],
+        errors=SAMPLING_ERRORS,
+    )
     async def sample(self, request: Request) -> Response:
-        message = _named(await read_message(request, sampling_pb2.SampleRequest), request)
+        message = _named(await _decoded(request, await read_body(request)), request)
         with self._submissions.watched():
             work = self._backend.prepare(message, gate_of_headers(request.headers))
             return respond(request, await while_connected(request, work()))
 
+    @describe(
+        "Sample and hear of tokens as they come",
+        takes=sampling_pb2.SampleRequest,
+        gives=EVENTS,
+        parameters=[CLIENT, *GATE],
+        errors=SAMPLING_ERRORS,
+    )
     async def sample_stream(self, request: Request) -> Response:
-        message = _named(await read_message(request, sampling_pb2.SampleRequest), request)
+        message = _named(await _decoded(request, await read_body(request)), request)
         events = self._backend.open_stream(message, gate_of_headers(request.headers))
         return await event_stream(request, counted(self._submissions, events))
 
+    @describe(
+        "List the policies that are served",
+        gives=sampling_pb2.ListPoliciesResponse,
+        parameters=[query("after", "wait until the revision is over this", **VERSION), WAIT_S],
+    )
     async def policies(self, request: Request) -> Response:
         after = version_of(request.query_params.get("after", "0"), "after")
         wait_s = wait_s_of(request, most=MAX_WAIT_S) if "after" in request.query_params else 0.0
         return respond(request, await self._backend.list_policies(after=after, wait_s=wait_s))
 
+    @describe("Take nothing new and end what there is")
     async def drain(self, request: Request) -> Response:
         self._backend.drain()
         return respond(request, common_pb2.Empty())
 
+    @describe(
+        "Wait for a run's policy",
+        gives=sampling_pb2.PolicyState,
+        parameters=[query("min_version", "the least version", **VERSION), WAIT_S],
+        errors=[PolicyNotReady],
+    )
     async def policy(self, request: Request) -> Response:
         run_id = check_run_id(request.path_params["run_id"])
         min_version = version_of(request.query_params.get("min_version", "0"), "min_version")
         wait_s = wait_s_of(request, most=MAX_WAIT_S)
         return respond(request, await self._backend.wait_for_policy(run_id, min_version=min_version, wait_s=wait_s))
 
+    @describe(
+        "Load a checkpoint",
+        takes=sampling_pb2.LoadPolicyRequest,
+        gives=sampling_pb2.PolicyState,
+        errors=[NotFound, TooManyRequests],
+    )
     async def load_policy(self, request: Request) -> Response:
         message = await read_message(request, sampling_pb2.LoadPolicyRequest)
         return respond(request, await self._backend.load_policy(message.model_path))
+
+
+async def _decoded(request: Request, body: bytes) -> sampling_pb2.SampleRequest:
+    return await bodies_of(request).decoded(len(body), lambda: decode(request, body, sampling_pb2.SampleRequest))
 
 
 def _named(message: sampling_pb2.SampleRequest, request: Request) -> sampling_pb2.SampleRequest:

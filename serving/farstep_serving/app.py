@@ -15,8 +15,11 @@ from starlette.routing import BaseRoute, Route
 from farstep_proto import paths
 from farstep_proto.errors import ApiError, InvalidInput, NotFound
 from farstep_proto.v1 import operations_pb2
+from farstep_serving.bodies import MAX_BODY_BYTES, Bodies, BodyLimits
+from farstep_serving.descriptions import WAIT_S, describe
 from farstep_serving.keys import Keys, RequireKey
 from farstep_serving.messages import ErrorResponse, read_message, respond, respond_error, wait_s_of
+from farstep_serving.openapi import OpenApi
 from farstep_serving.operations import MAX_POLL_S, OperationTable
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
@@ -29,8 +32,10 @@ def make_app(
     lifespan: Lifespan | None = None,
     open_paths: frozenset[str] = frozenset(),
     error_response: ErrorResponse = respond_error,
+    title: str = "Farstep",
+    body_limits: BodyLimits | None = None,
 ) -> Starlette:
-    """An app whose every route but `open_paths` needs a key.
+    """An app whose every route but `open_paths` needs a key; it describes itself at `paths.OPENAPI`.
 
     Args:
         error_response: the form of every error; an `Error` message unless some routes have a form of their own.
@@ -44,8 +49,11 @@ def make_app(
         response.status_code = error.status_code
         return response
 
-    return Starlette(
-        routes=routes,
+    open_paths |= {paths.HEALTH, paths.OPENAPI}
+    openapi = OpenApi(title, open_paths)
+    openapi.routes = [*routes, openapi.route()]
+    app = Starlette(
+        routes=openapi.routes,
         lifespan=lifespan,
         middleware=[Middleware(RequireKey, keys=keys, open_paths=open_paths, error_response=error_response)],
         exception_handlers={
@@ -54,21 +62,29 @@ def make_app(
             Exception: error_response,
         },
     )
+    app.router.redirect_slashes = False  # a path that is none is a 404 with an `Error`
+    app.state.bodies = Bodies(body_limits)
+    return app
 
 
 def operation_routes(table: OperationTable, *, cancel: Callable[[str], bool | Awaitable[bool]]) -> list[Route]:
     """Poll, look at and cancel operations. `cancel` drops a queued one and says, now or soon, whether it did."""
 
+    @describe("Hear of finished operations", takes=operations_pb2.PollRequest, gives=operations_pb2.PollResponse)
     async def poll(request: Request) -> Response:
-        message = await read_message(request, operations_pb2.PollRequest)
+        message = await read_message(request, operations_pb2.PollRequest, limit=MAX_BODY_BYTES)
         if not message.client_id:
             raise InvalidInput("missing", field="client_id")
+        if not message.wait_s >= 0:  # a timer of NaN seconds would put all timers out of order
+            raise InvalidInput(f"{message.wait_s} is not a number of seconds", field="wait_s")
         return respond(request, await table.poll(message))
 
+    @describe("Look at an operation", gives=operations_pb2.Operation, parameters=[WAIT_S])
     async def get(request: Request) -> Response:
         wait_s = wait_s_of(request, most=MAX_POLL_S)
         return respond(request, await table.wait(request.path_params["operation_id"], wait_s))
 
+    @describe("Cancel an operation that is queued", gives=operations_pb2.CancelResponse)
     async def cancel_one(request: Request) -> Response:
         operation_id = request.path_params["operation_id"]
         await table.wait(operation_id, 0)  # 404 where there is none

@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from farstep_proto import paths
 from farstep_proto.errors import ApiError, Unauthenticated
 from farstep_serving.messages import ErrorResponse, respond_error
 
@@ -107,7 +106,7 @@ class KeyRing:
 
 
 class RequireKey:
-    """ASGI middleware: everything but the health route and `open_paths` (templates as of a route) needs a key."""
+    """ASGI middleware: everything but `open_paths` (templates as of a route) needs a key."""
 
     def __init__(
         self,
@@ -119,7 +118,7 @@ class RequireKey:
         self._app = app
         self._keys = keys
         self._error_response = error_response
-        self._open_paths = [compile_path(path)[0] for path in open_paths | {paths.HEALTH}]
+        self._open_paths = [compile_path(path)[0] for path in open_paths]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not any(path.match(scope["path"]) for path in self._open_paths):

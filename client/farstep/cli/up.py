@@ -71,6 +71,7 @@ def _stack(arguments: argparse.Namespace, *, on_wait: Callable[[float], None]) -
         device=arguments.device,
         home=arguments.home,
         store=arguments.store,
+        database=arguments.database,
         on_wait=on_wait,
     )
 
@@ -112,6 +113,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         default="",
         metavar="PLACE",
         help="of checkpoints: directory or s3://bucket/prefix (default: HOME/store)",
+    )
+    parser.add_argument(
+        "--database",
+        default="",
+        metavar="URL",
+        help="postgresql://user@host/name (default: $FARSTEP_DATABASE_URL, or a SQLite file in HOME)",
     )
     parser.add_argument("--home", type=Path, help="state, logs and checkpoints (default: $FARSTEP_HOME or ~/.farstep)")
     return parser.parse_args(argv)

@@ -13,11 +13,13 @@ from farstep_infra.control.idempotency import once_of
 from farstep_infra.control.keys import IssuedKeys
 from farstep_infra.control.project_routes import key_routes, project_routes
 from farstep_infra.control.projects import only_operators
-from farstep_infra.control.queries import one_of, page_of, project_of, text_of
+from farstep_infra.control.queries import LISTS, ONCE, one_of, page_of, project_of, state_in, text_of
 from farstep_infra.store.routes import OPEN_PATHS, checkpoint_routes
 from farstep_proto import paths
+from farstep_proto.errors import Conflict, Forbidden, NotFound, QuotaExceeded
 from farstep_proto.v1 import common_pb2, control_pb2
 from farstep_serving.app import Lifespan, make_app
+from farstep_serving.descriptions import WAIT_S, describe, query
 from farstep_serving.keys import caller_of
 from farstep_serving.messages import read_message, respond, wait_s_of
 
@@ -49,13 +51,22 @@ def make_control_app(*, keys: IssuedKeys, lifespan: Lifespan) -> Starlette:
             has_run=lambda request, run_id: control_of(request).runs.exists(run_id, caller=caller_of(request)),
         ),
     ]
-    return make_app(routes, keys=keys, lifespan=lifespan, open_paths=OPEN_PATHS)
+    return make_app(routes, keys=keys, lifespan=lifespan, open_paths=OPEN_PATHS, title="Farstep control plane")
 
 
+@describe("Tell that the server lives")
 async def _health(request: Request) -> Response:
     return respond(request, common_pb2.Empty())
 
 
+@describe(
+    "Open a session",
+    takes=control_pb2.CreateSessionRequest,
+    gives=control_pb2.Session,
+    status=201,
+    parameters=[ONCE],
+    errors=[NotFound, QuotaExceeded, Conflict],
+)
 async def _create_session(request: Request) -> Response:
     message = await read_message(request, control_pb2.CreateSessionRequest)
     once = once_of(request, message)
@@ -63,6 +74,12 @@ async def _create_session(request: Request) -> Response:
     return respond(request, session, status=201)
 
 
+@describe(
+    "List sessions",
+    gives=control_pb2.ListSessionsResponse,
+    parameters=[*LISTS, state_in(sessions.STATES)],
+    errors=[NotFound],
+)
 async def _list_sessions(request: Request) -> Response:
     listed = await control_of(request).sessions.list(
         page_of(request),
@@ -73,11 +90,13 @@ async def _list_sessions(request: Request) -> Response:
     return respond(request, listed)
 
 
+@describe("Look at a session", gives=control_pb2.Session)
 async def _get_session(request: Request) -> Response:
     session_id = request.path_params["session_id"]
     return respond(request, await control_of(request).sessions.get(session_id, caller=caller_of(request)))
 
 
+@describe("Close a session")
 async def _delete_session(request: Request) -> Response:
     session_id = request.path_params["session_id"]
     await control_of(request).sessions.close(session_id, caller=caller_of(request))
@@ -85,11 +104,20 @@ async def _delete_session(request: Request) -> Response:
     return respond(request, common_pb2.Empty())
 
 
+@describe("Say that a session's client lives", gives=control_pb2.Session)
 async def _heartbeat(request: Request) -> Response:
     session_id = request.path_params["session_id"]
     return respond(request, await control_of(request).sessions.heartbeat(session_id, caller=caller_of(request)))
 
 
+@describe(
+    "Provision a run",
+    takes=control_pb2.ProvisionRunRequest,
+    gives=control_pb2.ProvisionedRun,
+    status=202,
+    parameters=[ONCE],
+    errors=[QuotaExceeded, Conflict],
+)
 async def _create_run(request: Request) -> Response:
     message = await read_message(request, control_pb2.ProvisionRunRequest)
     once = once_of(request, message)
@@ -98,6 +126,14 @@ async def _create_run(request: Request) -> Response:
     return respond(request, run, status=202)
 
 
+@describe(
+    "Provision a sampler",
+    takes=control_pb2.ProvisionSamplerRequest,
+    gives=control_pb2.ProvisionedSampler,
+    status=202,
+    parameters=[ONCE],
+    errors=[QuotaExceeded, Conflict],
+)
 async def _create_sampler(request: Request) -> Response:
     message = await read_message(request, control_pb2.ProvisionSamplerRequest)
     once = once_of(request, message)
@@ -106,6 +142,12 @@ async def _create_sampler(request: Request) -> Response:
     return respond(request, sampler, status=202)
 
 
+@describe(
+    "List fresh samplers",
+    gives=control_pb2.ListProvisionedSamplersResponse,
+    parameters=[*LISTS, state_in(samplers.STATES)],
+    errors=[NotFound],
+)
 async def _list_samplers(request: Request) -> Response:
     listed = await control_of(request).samplers.list(
         page_of(request),
@@ -116,6 +158,7 @@ async def _list_samplers(request: Request) -> Response:
     return respond(request, listed)
 
 
+@describe("Look at a sampler", gives=control_pb2.ProvisionedSampler, parameters=[WAIT_S])
 async def _get_sampler(request: Request) -> Response:
     wait_s = wait_s_of(request, most=MAX_WAIT_S)
     sampler_id = request.path_params["sampler_id"]
@@ -124,6 +167,12 @@ async def _get_sampler(request: Request) -> Response:
     )
 
 
+@describe(
+    "List runs",
+    gives=control_pb2.ListProvisionedRunsResponse,
+    parameters=[*LISTS, state_in(runs.STATES), query("session_id", "of this session alone")],
+    errors=[NotFound],
+)
 async def _list_runs(request: Request) -> Response:
     listed = await control_of(request).runs.list(
         page_of(request),
@@ -135,21 +184,25 @@ async def _list_runs(request: Request) -> Response:
     return respond(request, listed)
 
 
+@describe("Look at a run", gives=control_pb2.ProvisionedRun, parameters=[WAIT_S])
 async def _get_run(request: Request) -> Response:
     wait_s = wait_s_of(request, most=MAX_WAIT_S)
     run_id = request.path_params["run_id"]
     return respond(request, await control_of(request).runs.get(run_id, caller=caller_of(request), wait_s=wait_s))
 
 
+@describe("Delete a run", errors=[Conflict])
 async def _delete_run(request: Request) -> Response:
     await control_of(request).runs.delete(request.path_params["run_id"], caller=caller_of(request))
     return respond(request, common_pb2.Empty())
 
 
+@describe("Tell what can be provisioned", gives=control_pb2.Capabilities)
 async def _get_capabilities(request: Request) -> Response:
     return respond(request, overview.capabilities(control_of(request).fleet))
 
 
+@describe("Tell what runs", gives=control_pb2.Status, errors=[Forbidden])
 async def _get_status(request: Request) -> Response:
     only_operators(caller_of(request), "see what runs")
     control = control_of(request)

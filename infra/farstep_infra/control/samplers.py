@@ -19,10 +19,10 @@ from farstep_infra.control.projects import hold
 from farstep_infra.control.provisioning import Provisioning
 from farstep_infra.control.scope import find, visible
 from farstep_infra.control.sessions import find_open
-from farstep_infra.control.tables import RunRow, SamplerRow
+from farstep_infra.control.tables import RunRow, SamplerRow, SessionRow
 from farstep_infra.launchers.local import LaunchFailed
 from farstep_infra.store.checkpoints import CheckpointStore
-from farstep_proto.errors import InvalidInput, NotFound
+from farstep_proto.errors import InvalidInput, NotFound, Unavailable
 from farstep_proto.v1 import control_pb2
 from farstep_serving.keys import Caller
 
@@ -68,17 +68,21 @@ class FreshSamplers:
         )
         replicas = max(1, request.replicas)
         async with self._entering:
-            async with self._db.transaction() as db:
-                if earlier := await once.answered(db, control_pb2.ProvisionedSampler):
-                    return earlier
-                session = await find_open(db, session_id, caller, lock=True)
-                project = await hold(db, session.project)
-                await quotas.refuse_another(db, project, "max_samplers")
-                quotas.refuse_replicas(project, "max_sampler_replicas", replicas)
-                row.project, session.last_seen_at = session.project, row.created_at
-                db.add(row)
-                answer = self._to_proto(row)
-                await once.keep(db, answer)
+            try:
+                async with self._db.transaction() as db:
+                    if earlier := await once.answered(db, control_pb2.ProvisionedSampler):
+                        return earlier
+                    session = await find_open(db, session_id, caller, lock=True)
+                    project = await hold(db, session.project)
+                    await quotas.refuse_another(db, project, "max_samplers")
+                    quotas.refuse_replicas(project, "max_sampler_replicas", replicas)
+                    row.project, session.last_seen_at = session.project, row.created_at
+                    db.add(row)
+                    answer = self._to_proto(row)
+                    await once.keep(db, answer)
+            except Unavailable:  # whether it was entered nobody knows before the database is back
+                self._provisioning.start(row.sampler_id, self._provision_if_entered(row, replicas))
+                raise
             self._provisioning.start(row.sampler_id, self._provision(row, replicas))
         return answer
 
@@ -115,6 +119,14 @@ class FreshSamplers:
             rows = (await db.execute(select(SamplerRow).where(SamplerRow.session_id == session_id))).scalars().all()
         await asyncio.gather(*(self._stop(row) for row in rows))
 
+    async def stop_all_of_closed(self) -> None:
+        """The same for every session that is closed, where somebody was hindered from doing it."""
+        query = select(SamplerRow.session_id).join(SessionRow, SessionRow.session_id == SamplerRow.session_id)
+        async with self._db.reading() as db:
+            found = (await db.execute(query.where(SessionRow.closed_at.is_not(None)).distinct())).scalars().all()
+        for session_id in found:
+            await self.stop_all_of(session_id)
+
     async def _stop(self, row: SamplerRow) -> None:
         await self._provisioning.cancel(row.sampler_id)
         samplers = self._running.pop(row.sampler_id, None)
@@ -144,6 +156,10 @@ class FreshSamplers:
             raise InvalidInput(f"the checkpoint is of {saved!r}, not of {request.base_model!r}", field="base_model")
         requests.check_base_model(saved)
         return saved
+
+    async def _provision_if_entered(self, row: SamplerRow, replicas: int) -> None:
+        if await self._db.insist(lambda db: db.get(SamplerRow, row.sampler_id)) is not None:
+            await self._provision(row, replicas)
 
     async def _provision(self, row: SamplerRow, replicas: int) -> None:
         try:

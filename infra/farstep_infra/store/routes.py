@@ -10,9 +10,10 @@ from starlette.routing import Route
 
 from farstep_infra.store.archive import Checkpoints
 from farstep_proto import paths
-from farstep_proto.errors import NotFound
+from farstep_proto.errors import Forbidden, NotFound
 from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import common_pb2, control_pb2
+from farstep_serving.descriptions import PAGE, Media, describe, query
 from farstep_serving.keys import caller_of
 from farstep_serving.messages import read_message, respond
 
@@ -30,6 +31,7 @@ def checkpoint_routes(find: Find, *, has_run: HasRun) -> list[Route]:
         operator, a run that was made elsewhere is known by its checkpoints alone; for others, only this counts.
     """
 
+    @describe("List a run's checkpoints", gives=control_pb2.ListCheckpointsResponse, parameters=[PAGE])
     async def listed(request: Request) -> Response:
         run_id = request.path_params["run_id"]
         has_it = await has_run(request, run_id)
@@ -40,23 +42,33 @@ def checkpoint_routes(find: Find, *, has_run: HasRun) -> list[Route]:
             raise _no_run(run_id)
         return respond(request, found)
 
+    @describe("Look at a checkpoint", gives=control_pb2.Checkpoint)
     async def get(request: Request) -> Response:
         return respond(request, await find(request).get(await _path(request, has_run)))
 
+    @describe("Delete a checkpoint")
     async def delete(request: Request) -> Response:
         await find(request).delete(await _path(request, has_run))
         return respond(request, common_pb2.Empty())
 
+    @describe("Set when a checkpoint expires", takes=control_pb2.SetTtlRequest, gives=control_pb2.Checkpoint)
     async def set_ttl(request: Request) -> Response:
         message = await read_message(request, control_pb2.SetTtlRequest, limit=_MAX_BODY_BYTES)
         ttl_seconds = message.ttl_seconds if message.HasField("ttl_seconds") else None
         return respond(request, await find(request).set_ttl(await _path(request, has_run), ttl_seconds))
 
+    @describe("Get the URLs of a checkpoint's files", gives=control_pb2.CheckpointArchive, parameters=[PAGE])
     async def archive(request: Request) -> Response:
         page = request.query_params.get("page", "")
         path = await _path(request, has_run)
         return respond(request, await find(request).archive(path, base_url=str(request.base_url), page=page))
 
+    @describe(
+        "Fetch a file by a URL of its archive",
+        gives=Media({"application/octet-stream": {}}),
+        parameters=[query("expires", "as in the URL"), query("signature", "as in the URL")],
+        errors=[Forbidden],
+    )
     async def file(request: Request) -> Response:
         place = await find(request).file(
             _named(request),

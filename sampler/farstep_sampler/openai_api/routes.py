@@ -14,8 +14,9 @@ from starlette.routing import Route
 
 from farstep_proto import paths
 from farstep_proto.v1 import sampling_pb2, training_pb2
+from farstep_sampler.descriptions import GATE, OPENAI_ERROR, SAMPLING_ERRORS, openai_answer, openai_body
 from farstep_sampler.openai_api.asking import Sampling, streamed, whole
-from farstep_sampler.openai_api.bodies import ChatBody, CompletionBody, parse
+from farstep_sampler.openai_api.bodies import B, ChatBody, CompletionBody, parse
 from farstep_sampler.openai_api.chat import Chat, plan_chat
 from farstep_sampler.openai_api.completions import Completions, plan_completions
 from farstep_sampler.openai_api.errors import NoSuchModel, error_event
@@ -25,7 +26,8 @@ from farstep_sampler.openai_api.tokenizing import Tokenizer
 from farstep_sampler.request import gate_of_headers
 from farstep_sampler.streaming import SSE_HEARTBEAT, Stream, counted, first_of, while_connected
 from farstep_sampler.submissions import Submissions
-from farstep_serving.messages import read_body
+from farstep_serving.bodies import bodies_of, read_body
+from farstep_serving.descriptions import describe
 
 PATHS = (paths.OPENAI_CHAT, paths.OPENAI_COMPLETIONS, paths.OPENAI_MODELS)
 
@@ -63,8 +65,16 @@ class _Handlers:
         self._tokenizer: Tokenizer | None = None
         self._loading = asyncio.Lock()
 
+    @describe(
+        "Complete a chat",
+        takes=openai_body(ChatBody),
+        gives=openai_answer("chat.completion", streams=True),
+        parameters=GATE,
+        errors=SAMPLING_ERRORS,
+        error=OPENAI_ERROR,
+    )
     async def chat(self, request: Request) -> Response:
-        body = parse(ChatBody, await read_body(request))
+        body = await _parsed(request, ChatBody)
         self._submissions.check_room()
         info, model = await self._model(body.model, request.headers)
         plan = await plan_chat(
@@ -76,17 +86,27 @@ class _Handlers:
         )
         return await self._answer(request, plan)
 
+    @describe(
+        "Complete a text",
+        takes=openai_body(CompletionBody),
+        gives=openai_answer("text_completion", streams=True),
+        parameters=GATE,
+        errors=SAMPLING_ERRORS,
+        error=OPENAI_ERROR,
+    )
     async def completions(self, request: Request) -> Response:
-        body = parse(CompletionBody, await read_body(request))
+        body = await _parsed(request, CompletionBody)
         self._submissions.check_room()
         info, model = await self._model(body.model, request.headers)
         tokenizer = await self._load_tokenizer(info)
         plan = await plan_completions(body, model, tokenizer, source=_source(model, info), max_seq_len=info.max_seq_len)
         return await self._answer(request, plan)
 
+    @describe("List models", gives=openai_answer("list"), error=OPENAI_ERROR)
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": await self._list()})
 
+    @describe("Look at a model", gives=openai_answer("model"), error=OPENAI_ERROR)
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
         for model in await self._list():
@@ -131,6 +151,11 @@ class _Handlers:
                 files = await self._backend.tokenizer()
                 self._tokenizer = await Tokenizer.load(files, max_seq_len=info.max_seq_len, vocab_size=info.vocab_size)
             return self._tokenizer
+
+
+async def _parsed(request: Request, kind: type[B]) -> B:
+    body = await read_body(request)
+    return await bodies_of(request).decoded(len(body), lambda: parse(kind, body))
 
 
 def _source(model: ModelChoice, info: training_pb2.ServerInfo) -> str:

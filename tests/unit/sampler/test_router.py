@@ -392,7 +392,7 @@ async def test_a_draining_replica_gets_nothing_new(fleet: Fleet, until: Until) -
 
 
 @pytest.mark.parametrize(
-    "url", ["", "ftp://x", "http://", "http://a:b/", "http://u:p@x", "http://x/path", "http://x:0"]
+    "url", ["", "ftp://x", "http://", "http://a:b/", "http://u:p@x", "http://x/path", "http://x:0", "http://["]
 )
 async def test_a_replicas_address_is_checked(fleet: Fleet, url: str) -> None:
     response = await fleet.join(url)
