@@ -170,6 +170,7 @@ class Campaign:
         deadline = time.monotonic() + SETTLE_S
         are_over = [trainee.join(max(0.0, deadline - time.monotonic())) for trainee in trainees]
         if not all(are_over):
+            house.stack.let_go()
             census.dump_stacks(house.stack.mark)
         for seed, trainee in zip(seeds, trainees, strict=True):
             trainee.give_up()

@@ -56,7 +56,7 @@ class Trainee:
         for index in range(begun + 1, len(self._program.calls)):
             self._do(index)
         self._settle(0)
-        self._pages.write("end", next_seq=resumption.next_seq(self._trainer), step=self._trainer.step)
+        self._pages.write("end", step=self._trainer.step)
 
     def _finish(self, index: int) -> None:
         """A call that an earlier process began: it was taken, or it is made now."""
@@ -228,6 +228,7 @@ def main() -> int:
 def _run_of(service: ServiceClient, program: Program, pages: Diary, known: Known) -> TrainingClient:
     if known.run_id:
         trainer: TrainingClient = patiently(lambda: service.resume_run(known.run_id))
+        trainer.unfetched()  # gives up what the old process did not submit whole
         resumption.settle(program, pages, known, trainer, known.intended)
         return trainer
     trainer = patiently(

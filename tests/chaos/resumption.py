@@ -2,46 +2,46 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 from typing import Any
 
-from farstep import TrainingClient, _convert
-from farstep.errors import FarstepError, NotFoundError, RemoteOpError
+from farstep import TrainingClient
+from farstep.errors import FarstepError, RemoteOpError, UnknownRequestError
 from farstep_proto.paths import Verb
-from farstep_proto.v1 import operations_pb2
 from tests.chaos import data
 from tests.chaos.diary import Diary, Event, Known
 from tests.chaos.programs import Call, Custom, Forward, ForwardBackward, Load, Program, Publish, Save, Step
 
-_LOOK_AGAIN_S = 0.05
 _FULL_DISK = "StorageFullError"
 
 
 def settle(program: Program, pages: Diary, known: Known, trainer: TrainingClient, index: int) -> None:
     """Writes down what was taken since the diary's last word, `index` being the call in question; then all results."""
-    for seq in range(known.last_seq + 1, next_seq(trainer)):
-        operation = look(trainer, seq)
-        if _is_no_call(operation, program.calls[index]):
-            pages.write("skipped", seq=seq, verb=operation.verb)
+    for seq in itertools.count(known.last_seq + 1):
+        future = future_at(trainer, seq)
+        if future is None:
+            break
+        if _is_no_call(future, program.calls[index]):
+            pages.write("skipped", seq=seq, verb=future.verb)
             known.skipped.append(seq)
         else:
             pages.write("accepted", index=index, seq=seq)
             known.seqs.setdefault(index, []).append(seq)
     for taken, seqs in sorted(known.seqs.items()):
         if taken not in known.results:
-            facts = facts_of(program.calls[taken], result_at(program.calls[taken], trainer, seqs[-1]))
+            future = future_at(trainer, seqs[-1])
+            assert future is not None, f"operation {seqs[-1]} was taken, and is not known any more"
+            facts = facts_of(program.calls[taken], result_of(future))
             known.results[taken] = facts
             pages.write("result", index=taken, result=facts)
 
 
-def result_at(call: Call, trainer: TrainingClient, seq: int) -> Any:
-    """The result of an operation that another process submitted, or the error that it ended with."""
-    operation = look(trainer, seq)
-    while operation.state in (operations_pb2.OPERATION_STATE_QUEUED, operations_pb2.OPERATION_STATE_RUNNING):
-        time.sleep(_LOOK_AGAIN_S)
-        operation = look(trainer, seq)
-    error = _convert.outcome_error(operation)
-    return error if error is not None else _decoded(call, operation)
+def future_at(trainer: TrainingClient, seq: int) -> Any:
+    """Of an operation that whatever process submitted; None where there is none of that number."""
+    try:
+        return trainer.future(f"{trainer.run_id}:{seq}")
+    except UnknownRequestError:
+        return None
 
 
 def result_of(future: Any) -> Any:
@@ -80,41 +80,12 @@ def is_full_disk(error: Any) -> bool:
     return isinstance(error, FarstepError) and _FULL_DISK in names
 
 
-def next_seq(trainer: TrainingClient) -> int:
-    return trainer._submitter._next_seq
-
-
 def seq_of(operation_id: str) -> int:
     return int(operation_id.rpartition(":")[2])
 
 
-def look(trainer: TrainingClient, seq: int) -> operations_pb2.Operation:
-    """An operation as it stands; one without a verb where the server has none of that number."""
-    from farstep._loop import run
-
-    try:
-        return run(trainer._trainer.look(f"{trainer.run_id}:{seq}"))
-    except NotFoundError:
-        return operations_pb2.Operation()
-
-
-def _is_no_call(operation: operations_pb2.Operation, call: Call) -> bool:
+def _is_no_call(future: Any, call: Call) -> bool:
     """A seq that was given up, the first half of a custom loss, or an attempt for which there was no room."""
-    if operation.verb in (Verb.SKIP, "") or (operation.verb == Verb.FORWARD and isinstance(call, Custom)):
+    if future.verb == Verb.SKIP or (future.verb == Verb.FORWARD and isinstance(call, Custom)):
         return True
-    error = _convert.outcome_error(operation) if operation.HasField("error") else None
-    return is_full_disk(error)
-
-
-def _decoded(call: Call, operation: operations_pb2.Operation) -> Any:
-    match call:
-        case ForwardBackward() | Forward() | Custom():
-            return _convert.forward_backward_output(operation)
-        case Step():
-            return _convert.optim_step_response(operation)
-        case Save() | Publish():
-            return _convert.save_weights_response(operation)
-        case Load():
-            return _convert.load_weights_response(operation)
-        case _:
-            return None
+    return isinstance(call, Save | Publish) and is_full_disk(result_of(future))

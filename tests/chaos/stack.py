@@ -96,9 +96,13 @@ class Stack:
     def processes(self) -> dict[Role, list[int]]:
         return census.by_role(self.mark)
 
+    def let_go(self) -> None:
+        """It is not started again."""
+        self._is_wanted.clear()
+
     def stop(self) -> None:
         """In good order, as a person would; then nothing may be left (see `census.left_behind`)."""
-        self._is_wanted.clear()
+        self.let_go()
         process = self._process
         if process is not None:
             process.terminate()
