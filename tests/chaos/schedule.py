@@ -120,13 +120,13 @@ def faults(seed: int, wave: int, *, with_disk: bool, with_database: bool) -> Ite
     draw = random.Random(f"faults {seed} {wave}")
     while True:
         kind = draw.random()
-        if kind < 0.72:
+        if kind < 0.70:
             yield _kill(draw)
-        elif kind < 0.79:
+        elif kind < 0.76:
             yield Pause(_moment(draw), _role(draw), draw.randrange(8))
-        elif kind < 0.93:
+        elif kind < 0.88:
             yield Network(_moment(draw), tuple(draw.choice(_NETWORK) for _ in range(draw.randint(1, 6))))
-        elif kind < 0.96 and with_disk:
+        elif kind < 0.94 and with_disk:
             killed: Role | None = draw.choice([None, None, "trainer", "client"])
             yield FullDisk(_moment(draw), draw.uniform(0.0, 2.0), killed)
         elif with_database:
