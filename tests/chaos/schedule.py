@@ -128,7 +128,7 @@ def faults(seed: int, wave: int, *, with_disk: bool, with_database: bool) -> Ite
             yield Network(_moment(draw), tuple(draw.choice(_NETWORK) for _ in range(draw.randint(1, 6))))
         elif kind < 0.94 and with_disk:
             killed: Role | None = draw.choice([None, None, "trainer", "client"])
-            yield FullDisk(_moment(draw), draw.uniform(0.0, 2.0), killed)
+            yield FullDisk(OnLine("accepted", "", draw.randint(1, 10), 0.0), draw.uniform(0.0, 2.0), killed)
         elif with_database:
             yield RestartDatabase(_moment(draw), draw.uniform(0.0, 3.0))
 
