@@ -32,7 +32,7 @@ from tests.chaos.trainees import Supervised
 from tests.support import network_faults
 from tests.support.network_faults import FaultPlan
 
-MOMENT_S = 5.0  # a moment that does not come is any moment
+MOMENT_S = 12.0  # a moment that does not come is any moment
 _BORN_S = 40.0  # until somebody is there to be hit, or is there again
 _REFUSED_S = 6.0
 _LOOK_EVERY_S = 0.03
