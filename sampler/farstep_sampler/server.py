@@ -22,12 +22,12 @@ from farstep_sampler.openai_api.routes import is_openai_path, openai_routes
 from farstep_sampler.openai_api.settings import OpenAiSettings
 from farstep_sampler.request import gate_of_headers, version_of
 from farstep_sampler.streaming import counted, event_stream, while_connected
-from farstep_sampler.submissions import Submissions, Work
+from farstep_sampler.submissions import Submissions, Work, checked_key
 from farstep_sampler.versions import VersionGate
 from farstep_serving.app import make_app, operation_routes
 from farstep_serving.bodies import MAX_BODY_BYTES, bodies_of, read_body
 from farstep_serving.descriptions import CLIENT, WAIT_S, describe, query
-from farstep_serving.keys import KeyRing
+from farstep_serving.keys import Caller, Keys, caller_of, for_operators
 from farstep_serving.messages import decode, read_message, respond, respond_error, wait_s_of
 
 MAX_WAIT_S = 60.0
@@ -37,33 +37,29 @@ _OPENAI = OpenAiSettings()
 class Backend(Protocol):
     """What stands behind the routes: a replica's engine, or a router's replicas."""
 
-    def prepare(self, request: sampling_pb2.SampleRequest, gate: VersionGate) -> Work:
+    def prepare(self, request: sampling_pb2.SampleRequest, gate: VersionGate, caller: Caller) -> Work:
         """Checks a request; what is returned runs it. Raises InvalidInput naming the field."""
         ...
 
-    def open_stream(self, request: sampling_pb2.SampleRequest, gate: VersionGate) -> Events:
+    def open_stream(self, request: sampling_pb2.SampleRequest, gate: VersionGate, caller: Caller) -> Events:
         """Checks a request as `prepare`; what is returned says its events, or raises why there are none."""
         ...
 
-    async def list_policies(self, *, after: int, wait_s: float) -> sampling_pb2.ListPoliciesResponse:
-        """All policies, as soon as their revision is over `after`, or the time is up."""
+    async def list_policies(self, caller: Caller, *, after: int, wait_s: float) -> sampling_pb2.ListPoliciesResponse:
+        """All policies that the caller may see, as soon as their revision is over `after`, or the time is up."""
         ...
 
     def drain(self) -> None:
         """Takes nothing new from now on."""
         ...
 
-    async def wait_for_policy(self, run_id: str, *, min_version: int, wait_s: float) -> sampling_pb2.PolicyState:
+    async def wait_for_policy(
+        self, run_id: str, caller: Caller, *, min_version: int, wait_s: float
+    ) -> sampling_pb2.PolicyState:
         """Waits until a run's version is served. Raises PolicyNotReady."""
         ...
 
-    @describe(
-        "Load a checkpoint",
-        takes=sampling_pb2.LoadPolicyRequest,
-        gives=sampling_pb2.PolicyState,
-        errors=[NotFound, TooManyRequests],
-    )
-    async def load_policy(self, model_path: str) -> sampling_pb2.PolicyState: ...
+    async def load_policy(self, model_path: str, caller: Caller) -> sampling_pb2.PolicyState: ...
 
     @describe("Tell what the server is", gives=training_pb2.ServerInfo)
     async def info(self) -> training_pb2.ServerInfo: ...
@@ -80,7 +76,7 @@ def make_sampler_app(
     backend: Backend,
     submissions: Submissions,
     *,
-    keys: KeyRing,
+    keys: Keys,
     more_routes: Sequence[Route] = (),
     openai: OpenAiSettings = _OPENAI,
 ) -> Starlette:
@@ -96,7 +92,7 @@ def make_sampler_app(
         Route(paths.POLICIES, handlers.policies, methods=["GET"]),
         Route(paths.LOAD_POLICY, handlers.load_policy, methods=["POST"]),
         Route(paths.POLICY, handlers.policy, methods=["GET"]),
-        Route(paths.DRAIN, handlers.drain, methods=["POST"]),
+        Route(paths.DRAIN, for_operators(handlers.drain), methods=["POST"]),
         *openai_routes(backend, submissions, openai),
         *more_routes,
         *operation_routes(submissions.table, cancel=submissions.cancel),
@@ -147,13 +143,16 @@ class _Handlers:
     async def submit(self, request: Request) -> Response:
         body = await read_body(request)
         message = _named(await _decoded(request, body), request)
-        work = self._backend.prepare(message, gate_of_headers(request.headers))
+        caller = caller_of(request)
+        work = self._backend.prepare(message, gate_of_headers(request.headers), caller)
+        key = checked_key(request.query_params.get("key", ""))
         accepted = self._submissions.submit(
-            request.query_params.get("key", ""),
-            client_id=request.headers.get(paths.CLIENT_ID, ""),
+            caller.named(key),
+            client_id=caller.named(request.headers.get(paths.CLIENT_ID, "")),
             digest=_digest(request, body),
             work=work,
         )
+        accepted.operation_id = key
         return respond(request, accepted, status=202)
 
     @describe(
@@ -166,7 +165,7 @@ class _Handlers:
     async def sample(self, request: Request) -> Response:
         message = _named(await _decoded(request, await read_body(request)), request)
         with self._submissions.watched():
-            work = self._backend.prepare(message, gate_of_headers(request.headers))
+            work = self._backend.prepare(message, gate_of_headers(request.headers), caller_of(request))
             return respond(request, await while_connected(request, work()))
 
     @describe(
@@ -178,7 +177,7 @@ class _Handlers:
     )
     async def sample_stream(self, request: Request) -> Response:
         message = _named(await _decoded(request, await read_body(request)), request)
-        events = self._backend.open_stream(message, gate_of_headers(request.headers))
+        events = self._backend.open_stream(message, gate_of_headers(request.headers), caller_of(request))
         return await event_stream(request, counted(self._submissions, events))
 
     @describe(
@@ -189,7 +188,7 @@ class _Handlers:
     async def policies(self, request: Request) -> Response:
         after = version_of(request.query_params.get("after", "0"), "after")
         wait_s = wait_s_of(request, most=MAX_WAIT_S) if "after" in request.query_params else 0.0
-        return respond(request, await self._backend.list_policies(after=after, wait_s=wait_s))
+        return respond(request, await self._backend.list_policies(caller_of(request), after=after, wait_s=wait_s))
 
     @describe("Take nothing new and end what there is")
     async def drain(self, request: Request) -> Response:
@@ -206,7 +205,8 @@ class _Handlers:
         run_id = check_run_id(request.path_params["run_id"])
         min_version = version_of(request.query_params.get("min_version", "0"), "min_version")
         wait_s = wait_s_of(request, most=MAX_WAIT_S)
-        return respond(request, await self._backend.wait_for_policy(run_id, min_version=min_version, wait_s=wait_s))
+        state = await self._backend.wait_for_policy(run_id, caller_of(request), min_version=min_version, wait_s=wait_s)
+        return respond(request, state)
 
     @describe(
         "Load a checkpoint",
@@ -216,7 +216,7 @@ class _Handlers:
     )
     async def load_policy(self, request: Request) -> Response:
         message = await read_message(request, sampling_pb2.LoadPolicyRequest)
-        return respond(request, await self._backend.load_policy(message.model_path))
+        return respond(request, await self._backend.load_policy(message.model_path, caller_of(request)))
 
 
 async def _decoded(request: Request, body: bytes) -> sampling_pb2.SampleRequest:

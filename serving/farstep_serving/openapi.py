@@ -20,11 +20,13 @@ from farstep_proto import paths
 from farstep_proto.errors import (
     ApiError,
     BodyTimeout,
+    Forbidden,
     InvalidInput,
     NotFound,
     PayloadTooLarge,
     TooManyRequests,
     Unauthenticated,
+    Unavailable,
     UnsupportedEncoding,
 )
 from farstep_serving.descriptions import Body, Description, Media, Parameter, describe, description_of
@@ -167,7 +169,8 @@ def _body(body: Body, schemas: dict[str, Any]) -> dict[str, Any]:
 def _errors(
     description: Description, *, has_body: bool, has_names: bool, is_open: bool, schemas: dict[str, Any]
 ) -> dict[str, Any]:
-    implied: list[type[ApiError]] = [InvalidInput] if is_open else [InvalidInput, Unauthenticated]
+    implied: list[type[ApiError]] = [InvalidInput]
+    implied += [] if is_open else [Unauthenticated, Forbidden, Unavailable]  # whose key it is, elsewhere
     implied += [BodyTimeout, PayloadTooLarge, UnsupportedEncoding, TooManyRequests] if has_body else []
     implied += [NotFound] if has_names else []
     by_status: dict[int, set[str]] = {}

@@ -11,6 +11,7 @@ from farstep_proto.errors import NotFound
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_sampler.router.members import Members
 from farstep_serving.descriptions import describe, query
+from farstep_serving.keys import for_operators
 from farstep_serving.messages import read_message, respond
 
 _MAX_BYTES = 64 << 10
@@ -36,7 +37,7 @@ def replica_routes(members: Members) -> list[Route]:
         return respond(request, members.remove(request.query_params.get("url", "")).describe())
 
     return [
-        Route(paths.REPLICAS, list_all, methods=["GET"]),
-        Route(paths.REPLICAS, add, methods=["POST"]),
-        Route(paths.REPLICAS, remove, methods=["DELETE"]),
+        Route(paths.REPLICAS, for_operators(list_all), methods=["GET"]),
+        Route(paths.REPLICAS, for_operators(add), methods=["POST"]),
+        Route(paths.REPLICAS, for_operators(remove), methods=["DELETE"]),
     ]
