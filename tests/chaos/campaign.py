@@ -19,12 +19,12 @@ from tests.chaos import census, schedule, verdict
 from tests.chaos.events import Events, Tree
 from tests.chaos.injector import Injector
 from tests.chaos.memory import Memory
-from tests.chaos.postgres import Postgres
 from tests.chaos.room import Room
 from tests.chaos.schedule import Fault
 from tests.chaos.stack import HOST, Stack
 from tests.chaos.trainees import Supervised
 from tests.chaos.verdict import Finding, Reference
+from tests.support import postgres
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.network_faults import FaultPlan
 
@@ -122,8 +122,8 @@ class Campaign:
     def _house(self, wave: int) -> _House:
         """Every second one keeps its records in PostgreSQL, where that is installed."""
         number = wave // self._settings.waves_per_home
-        wants_postgres = self._settings.with_postgres and number % 2 == 1 and Postgres.is_installed()
-        database = Postgres(self._directory / f"postgres-{wave}") if wants_postgres else None
+        wants_postgres = self._settings.with_postgres and number % 2 == 1 and postgres.binary("initdb") is not None
+        database = _database(self._directory / f"postgres-{wave}") if wants_postgres else None
         return _House(self._directory / f"home-{wave}", replicas=self._settings.replicas, database=database)
 
     def _disturb_first_start(self, house: _House, wave: int) -> None:
@@ -204,13 +204,18 @@ class Campaign:
         print(f"{time.monotonic() - self._began_at:7.1f} s  {text}", flush=True)
 
 
+def _database(directory: Path) -> postgres.Cluster:
+    directory.mkdir()
+    return postgres.Cluster(directory)
+
+
 class _House:
     """A home with its installation, and what stands between it and its clients."""
 
-    def __init__(self, home: Path, *, replicas: int, database: Postgres | None) -> None:
+    def __init__(self, home: Path, *, replicas: int, database: postgres.Cluster | None) -> None:
         self.room = Room.mounted(home)
         self.database = database
-        arguments = (f"--database={database.url}",) if database is not None else ()
+        arguments = (f"--database={database.database()}",) if database is not None else ()
         self.stack = Stack(home, replicas=replicas, arguments=arguments)
         self.store = home / "store"
         self.events = Events()

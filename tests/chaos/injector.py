@@ -47,7 +47,9 @@ _PLACES: dict[str, Callable[[str], bool]] = {
 
 
 class Database(Protocol):
-    def restart(self, *, away_s: float) -> None: ...
+    def kill(self) -> None: ...
+
+    def start(self) -> None: ...
 
 
 class Injector:
@@ -90,7 +92,9 @@ class Injector:
                 assert self._database is not None
                 self._await(moment)
                 self._note("database", f"restarted after {away_s:.1f} s")
-                self._database.restart(away_s=away_s)
+                self._database.kill()
+                time.sleep(away_s)  # how long it is away
+                self._database.start()
 
     def finish(self) -> None:
         """Everybody goes on who was paused."""
