@@ -11,6 +11,7 @@ Everything public is here; importing it loads neither torch nor transformers nor
 """
 
 from farstep.checkpoints import ArchiveFile, Checkpoint, CheckpointArchive, ImportedAdapter
+from farstep.control import ControlClient
 from farstep.errors import (
     AuthenticationError,
     ClientClosedError,
@@ -33,6 +34,7 @@ from farstep.errors import (
     UnknownRequestError,
 )
 from farstep.future import Future
+from farstep.records import CreatedKey, KeyInfo, ProjectInfo, Quotas, SamplerInfo, SessionInfo, Usage
 from farstep.sampling import SamplingClient
 from farstep.service import ServiceClient
 from farstep.stream import TokenStream
@@ -70,6 +72,8 @@ __all__ = [
     "CheckpointArchive",
     "ClientClosedError",
     "ConflictError",
+    "ControlClient",
+    "CreatedKey",
     "Datum",
     "EncodedTextChunk",
     "FarstepError",
@@ -78,6 +82,7 @@ __all__ = [
     "ImageChunk",
     "ImportedAdapter",
     "InvalidInputError",
+    "KeyInfo",
     "LoadWeightsResponse",
     "LoraConfig",
     "MissingExtraError",
@@ -88,9 +93,11 @@ __all__ = [
     "PayloadTooLargeError",
     "PermissionDeniedError",
     "PolicyNotReadyError",
+    "ProjectInfo",
     "ProvisioningError",
     "PublishTimeoutError",
     "QueuedOperation",
+    "Quotas",
     "RateLimitError",
     "RemoteOpError",
     "ResultTimeout",
@@ -98,6 +105,7 @@ __all__ = [
     "SampleResult",
     "SampledSequence",
     "SampledToken",
+    "SamplerInfo",
     "SamplingClient",
     "SamplingParams",
     "SaveWeightsResponse",
@@ -105,6 +113,7 @@ __all__ = [
     "ServerError",
     "ServerShutdownError",
     "ServiceClient",
+    "SessionInfo",
     "SupportedModel",
     "TensorData",
     "TokenStream",
@@ -112,5 +121,6 @@ __all__ = [
     "TrainingInfo",
     "TransportError",
     "UnknownRequestError",
+    "Usage",
     "WandbConfig",
 ]

@@ -11,8 +11,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 from farstep import _loop
@@ -92,6 +93,21 @@ def describe_state(operation: pb.Operation) -> str:
             return "running"
         case _:
             return ""
+
+
+@contextmanager
+def status(label: str) -> Iterator[None]:
+    """A line that says what is waited for, for the length of the block, where one may be shown."""
+    if not is_shown() or not _line_is_taken.acquire(blocking=False):
+        yield
+        return
+    from rich.console import Console
+
+    try:
+        with Console(stderr=True).status(label.replace("[", "\\[")):
+            yield
+    finally:
+        _line_is_taken.release()
 
 
 @functools.cache

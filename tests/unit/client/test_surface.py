@@ -20,6 +20,8 @@ PUBLIC = [
     "CheckpointArchive",
     "ClientClosedError",
     "ConflictError",
+    "ControlClient",
+    "CreatedKey",
     "Datum",
     "EncodedTextChunk",
     "FarstepError",
@@ -28,6 +30,7 @@ PUBLIC = [
     "ImageChunk",
     "ImportedAdapter",
     "InvalidInputError",
+    "KeyInfo",
     "LoadWeightsResponse",
     "LoraConfig",
     "MissingExtraError",
@@ -38,9 +41,11 @@ PUBLIC = [
     "PayloadTooLargeError",
     "PermissionDeniedError",
     "PolicyNotReadyError",
+    "ProjectInfo",
     "ProvisioningError",
     "PublishTimeoutError",
     "QueuedOperation",
+    "Quotas",
     "RateLimitError",
     "RemoteOpError",
     "ResultTimeout",
@@ -48,6 +53,7 @@ PUBLIC = [
     "SampleResult",
     "SampledSequence",
     "SampledToken",
+    "SamplerInfo",
     "SamplingClient",
     "SamplingParams",
     "SaveWeightsResponse",
@@ -55,6 +61,7 @@ PUBLIC = [
     "ServerError",
     "ServerShutdownError",
     "ServiceClient",
+    "SessionInfo",
     "SupportedModel",
     "TensorData",
     "TokenStream",
@@ -62,18 +69,27 @@ PUBLIC = [
     "TrainingInfo",
     "TransportError",
     "UnknownRequestError",
+    "Usage",
     "WandbConfig",
 ]
 
 WITHOUT_TWIN = {"stream", "health", "ensure_ready", "get_tokenizer", "get_info", "close", "aclose", "local", "run_id"}
-CLIENTS = [farstep.ServiceClient, farstep.TrainingClient, farstep.SamplingClient]
+CLIENTS = [farstep.ServiceClient, farstep.ControlClient, farstep.TrainingClient, farstep.SamplingClient]
+
+OF_CONTROL = """
+    list_runs get_run delete_run deactivate_run list_sessions list_samplers get_sampler stop_sampler get_usage
+    list_projects get_project create_project set_quotas delete_project list_keys create_key revoke_key read_log
+    list_checkpoints get_checkpoint_archive_url get_checkpoint delete_checkpoint set_checkpoint_ttl export_checkpoint
+    push_to_hub
+"""
 
 CALLS = {
-    farstep.ServiceClient: """
+    farstep.ControlClient: OF_CONTROL,
+    farstep.ServiceClient: OF_CONTROL
+    + """
         create_lora_training_client create_training_client_from_state
         create_training_client_from_state_with_optimizer create_sampling_client get_server_capabilities
-        list_checkpoints get_checkpoint_archive_url get_checkpoint delete_checkpoint set_checkpoint_ttl
-        export_checkpoint import_adapter push_to_hub list_runs get_run resume_run delete_run
+        import_adapter resume_run
     """,
     farstep.TrainingClient: """
         forward_backward forward forward_backward_custom optim_step save_state save_weights_for_sampler
