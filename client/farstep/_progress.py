@@ -102,9 +102,10 @@ def status(label: str) -> Iterator[None]:
         yield
         return
     from rich.console import Console
+    from rich.markup import escape
 
     try:
-        with Console(stderr=True).status(label.replace("[", "\\[")):
+        with Console(stderr=True).status(escape(label)):
             yield
     finally:
         _line_is_taken.release()
