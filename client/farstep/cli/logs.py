@@ -6,11 +6,13 @@ import argparse
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 
 from farstep._loop import run
 from farstep.cli import command
 from farstep.cli.output import print_json_line, visible
 from farstep.control import ControlClient
+from farstep.errors import NotFoundError
 
 _TAIL = 100
 
@@ -43,28 +45,36 @@ async def _print_all(client: ControlClient, arguments: argparse.Namespace) -> No
         text = requests.log_text(arguments.name, tail=arguments.tail, follow=arguments.follow)
         await _print(text, _printer(arguments.name, 0, arguments))
         return
-    processes = (await requests.status()).processes
-    names = [process.name for process in processes if process.name]
+    names = [process.name for process in (await requests.status()).processes if process.log_path]
     width = max(map(len, names), default=0)
-    texts = {name: requests.log_text(name, tail=arguments.tail, follow=arguments.follow) for name in names}
-    printing = [_print(text, _printer(name, width, arguments)) for name, text in texts.items()]
-    if arguments.follow:
-        async with asyncio.TaskGroup() as together:
-            for each in printing:
-                together.create_task(each)
-    else:
-        for each in printing:
-            await each
+
+    async def show(name: str) -> None:
+        text = requests.log_text(name, tail=arguments.tail, follow=arguments.follow)
+        with suppress(NotFoundError):  # it has ended since it was listed
+            await _print(text, _printer(name, width, arguments))
+
+    if not arguments.follow:
+        for name in names:
+            await show(name)
+        return
+    following = [asyncio.create_task(show(name)) for name in names]
+    try:
+        await asyncio.gather(*following)
+    finally:
+        for each in following:
+            each.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
 
 
 async def _print(text: AsyncGenerator[str, None], say: Callable[[str], None]) -> None:
     """Whole lines, so that several processes do not meet in one."""
     rest = ""
-    async for piece in text:
-        *lines, rest = (rest + piece).split("\n")
-        for line in lines:
-            say(line)
-        sys.stdout.flush()
+    async with aclosing(text) as pieces:
+        async for piece in pieces:
+            *lines, rest = (rest + piece).split("\n")
+            for line in lines:
+                say(line)
+            sys.stdout.flush()
     if rest:
         say(rest)
 

@@ -1,7 +1,8 @@
 """What a command prints: tables for people, JSON for programs, and how times, sizes and numbers look.
 
-A table fits the terminal by leaving columns out, never by breaking an id. Where nobody looks (a pipe) every column is
-there at its full width, without colour. What a server sent reaches a terminal with its control characters replaced.
+A table fits the terminal by leaving columns out, the empty ones first; it never breaks an id while it can help it.
+Where nobody looks (a pipe) every column is there at its full width, without colour. What a server sent reaches a
+terminal with its control characters replaced.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def print_table(rows: Sequence[T], columns: Sequence[Column[T]], *, nothing: str
     cells = [[_clean(column.of(row)) for row in rows] for column in columns]
     widths = [max(map(cell_len, (column.title, *of))) for column, of in zip(columns, cells, strict=True)]
     console = out()
-    shown = _fitting([column.drop for column in columns], widths, console.width)
+    told = [i for i, of in enumerate(cells) if any(of) or columns[i].drop == 0 or console.width == _PIPED_WIDTH]
+    shown = _fitting(told, [column.drop for column in columns], widths, console.width)
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
     for i in shown:
         table.add_column(columns[i].title, justify=columns[i].justify, overflow="fold", no_wrap=columns[i].drop > 0)
@@ -151,9 +153,9 @@ def duration(seconds: float) -> str:
     return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def _fitting(drops: Sequence[int], widths: Sequence[int], room: int) -> list[int]:
-    """Which columns there is room for."""
-    shown = list(range(len(widths)))
+def _fitting(columns: Sequence[int], drops: Sequence[int], widths: Sequence[int], room: int) -> list[int]:
+    """Those of the columns that there is room for."""
+    shown = list(columns)
     while sum(widths[i] + _GAP for i in shown) - _GAP > room:
         least = max(shown, key=lambda i: drops[i])
         if drops[least] == 0:

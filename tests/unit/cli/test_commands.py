@@ -1,0 +1,274 @@
+"""Every command that asks a control plane, against a real one with fake trainers and samplers behind it."""
+
+import json
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import farstep
+from farstep.cli.main import main
+from tests.unit.infra.conftest import start_up
+
+pytestmark = pytest.mark.system
+NOBODY = "http://127.0.0.1:9"  # the port of "discard", where nothing listens
+
+
+@pytest.fixture(scope="module")
+def up():
+    with tempfile.TemporaryDirectory() as home:
+        running = start_up(Path(home), "--model=fake/one")
+        yield running
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def run(up):
+    """A run of project "lab", with a name and metadata."""
+    session = up.session(project="lab", user_metadata={"who": "me"})
+    return up.run(session, name="first", user_metadata={"note": "\x1b[31mred"})
+
+
+@pytest.fixture
+def command(up, monkeypatch, capsys):
+    """`farstep …` on a terminal of so many columns: exit code, output, errors."""
+    monkeypatch.setenv("FARSTEP_BASE_URL", up.url)
+    monkeypatch.setenv("FARSTEP_API_KEY", up.key)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments, key=None, columns=None):
+        if key is not None:
+            monkeypatch.setenv("FARSTEP_API_KEY", key)
+        if columns is not None:
+            monkeypatch.setenv("COLUMNS", str(columns))
+        code = main(list(arguments))
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+def names(record):
+    return {field.name for field in fields(record)}
+
+
+def table(out):
+    """Cells of each line, parted by two spaces or more."""
+    return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in out.splitlines()]
+
+
+def test_runs_are_listed(command, up, run):
+    code, out, _ = command("runs", "list", "--json")
+    (listed,) = [each for each in json.loads(out) if each["run_id"] == run["run_id"]]
+    assert (code, set(listed)) == (0, names(farstep.RunInfo))
+    assert {"state": "ready", "name": "first", "project": "lab", "base_model": "fake/one"}.items() <= listed.items()
+    assert listed["lora"]["rank"] == 4
+    assert listed["created_at"].endswith("+00:00")
+    assert command("runs", "list", "-q")[1].split() == [each["run_id"] for each in json.loads(out)]
+    assert json.loads(command("runs", "list", "--project=other", "--json")[1]) == []
+    assert command("runs", "list", "--state=failed")[::2] == (0, "no runs\n")
+    assert run["run_id"] in command("runs", "list", "--state=ready", "--project=lab", "--limit=1", "-q")[1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "header"),
+    [
+        (45, ["run", "state", "made"]),
+        (60, ["run", "state", "name", "made", "base model"]),
+        (120, ["run", "state", "name", "made", "base model", "rank", "project", "session"]),
+    ],
+)
+def test_a_table_of_runs_fits(command, run, columns, header):
+    out = command("runs", "list", "--project=lab", "--limit=1", columns=columns)[1]
+    assert [line for line in out.splitlines() if len(line.rstrip()) > columns] == []
+    shown, row = table(out)
+    assert shown == header, "a message nobody has is left out"
+    told = dict(zip(shown, row, strict=True))
+    assert (told["run"], told["state"], told["made"].endswith(" ago")) == (run["run_id"], "ready", True)
+    assert {"name": "first", "base model": "fake/one", "rank": "4", "project": "lab"}.items() >= {
+        name: value for name, value in told.items() if name not in ("run", "state", "made", "session")
+    }.items()
+
+
+def test_one_run_is_shown_with_how_to_go_on(command, run):
+    _, out, _ = command("runs", "show", run["run_id"])
+    assert f'farstep.ServiceClient().resume_run("{run["run_id"]}")' in out
+    assert "metadata.note  �[31mred" in out
+    assert json.loads(command("runs", "show", run["run_id"], "--json")[1])["user_metadata"] == {"note": "\x1b[31mred"}
+
+
+def test_a_run_is_deleted_when_that_is_meant(command, up):
+    run_id = up.run(up.session(project="lab"))["run_id"]
+    code, out, said = command("runs", "delete", run_id)
+    assert (code, out, said.count("\n")) == (1, "", 1)
+    assert "--yes" in said
+    assert json.loads(command("runs", "show", run_id, "--json")[1])["state"] == "ready"
+    assert json.loads(command("runs", "delete", run_id, "--yes", "--json")[1]) == {"deleted": [run_id]}
+    assert "checkpoints list" in command("runs", "show", run_id)[1]
+
+
+def test_sessions_are_listed(command, up, run):
+    closed = up.session(project="lab")
+    up.call("DELETE", f"/v1/sessions/{closed}")
+    listed = {each["session_id"]: each for each in json.loads(command("sessions", "list", "--json")[1])}
+    assert set(listed[closed]) == names(farstep.SessionInfo)
+    assert listed[closed]["closed_at"] is not None
+    assert listed[run["session_id"]]["user_metadata"] == {"who": "me"}
+    still_open = command("sessions", "list", "--open", "-q")[1].split()
+    assert run["session_id"] in still_open
+    assert closed not in still_open
+    assert "who=me" in command("sessions", "list")[1]
+
+
+def test_no_command_opens_a_session(command, up, run):
+    before = len(json.loads(command("sessions", "list", "--json")[1]))
+    command("runs", "list")
+    command("usage")
+    command("checkpoints", "list")
+    assert len(json.loads(command("sessions", "list", "--json")[1])) == before
+
+
+def test_samplers_are_listed_and_stopped(command, up):
+    session = up.session(project="lab")
+    made = up.call("POST", f"/v1/sessions/{session}/samplers", {"base_model": "fake/one"})
+    sampler_id = made["sampler_id"]
+    ready = up.call("GET", f"/v1/samplers/{sampler_id}?wait_s=30")
+    (listed,) = json.loads(command("samplers", "list", "--json")[1])
+    assert set(listed) == names(farstep.SamplerInfo)
+    assert (listed["sampler_id"], listed["state"], listed["sampler_url"]) == (sampler_id, "ready", ready["sampler_url"])
+    assert sampler_id in command("samplers", "list", columns=60)[1]
+    assert ready["sampler_url"] in command("samplers", "show", sampler_id)[1]
+    assert command("samplers", "stop", sampler_id)[0] == 1
+    assert command("samplers", "stop", sampler_id, "--yes")[:2] == (0, "")
+    assert ready["sampler_url"] not in {process["url"] for process in up.processes("sampler")}
+    assert command("samplers", "stop", sampler_id, "--yes")[0] == 1
+
+
+def test_projects_are_made_limited_and_removed(command, up):
+    made = json.loads(command("projects", "create", "team", "--max-runs=3", "--json")[1])
+    assert set(made) == names(farstep.ProjectInfo)
+    assert made["quotas"] == dict.fromkeys(names(farstep.Quotas)) | {"max_runs": 3}
+    changed = json.loads(command("projects", "set-quota", "team", "--max-sessions=1", "--json")[1])
+    assert (changed["quotas"]["max_sessions"], changed["quotas"]["max_runs"]) == (1, 3), "the rest stays"
+    assert "runs 3" in command("projects", "list")[1]
+    assert "1 at most" in command("projects", "show", "team")[1]
+    session = up.session(project="team")
+    refused = up.call("POST", "/v1/sessions", {"project": "team"}, status=403)
+    assert "1" in refused["message"]
+    assert "still has" in command("projects", "delete", "team", "--yes")[2]
+    up.call("DELETE", f"/v1/sessions/{session}")
+    unlimited = json.loads(command("projects", "set-quota", "team", "--max-runs=none", "--json")[1])
+    assert unlimited["quotas"]["max_runs"] is None
+    assert command("projects", "set-quota", "team")[0] == 1
+    assert command("projects", "create", "team")[0] == 1
+    assert command("projects", "delete", "team", "--yes")[0] == 0
+    assert "team" not in command("projects", "list", "-q")[1].split()
+
+
+def test_keys_are_made_shown_once_and_revoked(command, up, run):
+    code, secret, said = command("keys", "create", "--name=laptop", "--project=lab", "--ttl=1h")
+    assert (code, said, len(secret.split())) == (0, "", 1), "alone, for a shell to keep"
+    secret = secret.strip()
+    (key,) = [each for each in json.loads(command("keys", "list", "--json")[1]) if each["name"] == "laptop"]
+    assert set(key) == names(farstep.KeyInfo)
+    assert (key["project"], key["operator"], key["revoked_at"]) == ("lab", False, None)
+    assert secret.startswith(key["hint"])
+    assert secret not in command("keys", "list")[1]
+    assert run["run_id"] in command("runs", "list", "-q", key=secret)[1]
+    code, _, said = command("keys", "create")
+    assert (code, "operator" in said) == (1, True), "a project's key makes no keys"
+    out = command("keys", "revoke", key["key_id"], "--yes", "--json", key=up.key)[1]
+    assert json.loads(out) == {"revoked": [key["key_id"]]}
+    code, out, said = command("runs", "list", key=secret)
+    assert (code, out, said.count("\n")) == (1, "", 1)
+    assert "revoked" in said
+    rows = command("keys", "list", key=up.key)[1].splitlines()
+    assert any(key["key_id"] in row and "revoked" in row for row in rows)
+
+
+def test_a_key_of_an_operator(command, up):
+    made = json.loads(command("keys", "create", "--operator", "--json")[1])
+    assert set(made) == names(farstep.CreatedKey)
+    assert made["key"]["operator"] is True
+    assert command("keys", "list", "-q", key=made["secret"])[0] == 0
+
+
+def test_keys_see_their_project_alone(command, up, run):
+    other = command("keys", "create", "--project=elsewhere")[1].strip()
+    assert command("runs", "list", "-q", key=other)[:2] == (0, "")
+    code, _, said = command("runs", "show", run["run_id"])
+    assert (code, "no run" in said) == (1, True)
+
+
+def test_pages_are_followed_to_the_end(command, up, monkeypatch):
+    for _ in range(5):
+        up.session(project="pages")
+    monkeypatch.setattr("farstep._control_requests._PAGE", {"limit": "2"})
+    sessions = command("sessions", "list", "-q")[1].split()
+    assert len(sessions) == len(set(sessions)) >= 5
+    assert command("sessions", "list", "-q", "--limit=3")[1].split() == sessions[-3:], "the newest"
+
+
+def test_logs_of_one_process_and_of_all(command, up):
+    (trainer,) = up.processes("trainer")
+    code, out, _ = command("logs", trainer["name"])
+    assert (code, "trainer says something before it is ready" in out) == (0, True)
+    assert command("logs", trainer["name"], "--tail=1")[1].count("\n") == 1
+    _, out, _ = command("logs")
+    assert f"{trainer['name']:{width_of(up)}} | trainer says something" in out
+    told = [json.loads(line) for line in command("logs", "--json")[1].splitlines()]
+    assert {"process": trainer["name"], "line": "trainer says something before it is ready"} in told
+    code, _, said = command("logs", "trainer-99")
+    assert (code, said.count("\n")) == (1, 1)
+
+
+def width_of(up):
+    return max(len(process["name"]) for process in up.processes())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["runs", "list"],
+        ["runs", "show", "run-1"],
+        ["samplers", "list"],
+        ["sessions", "list"],
+        ["projects", "list"],
+        ["keys", "list"],
+        ["usage"],
+        ["logs"],
+        ["checkpoints", "list"],
+        ["status"],
+    ],
+    ids=" ".join,
+)
+def test_every_command_says_in_one_line_what_is_wrong(command, monkeypatch, arguments):
+    code, out, said = command(*arguments, key="fsk-wrong")
+    assert (code, out, said.count("\n")) == (1, "", 1)
+    assert "wrong key" in said
+    monkeypatch.setenv("FARSTEP_BASE_URL", NOBODY)
+    code, out, said = command(*arguments)
+    assert (code, out, said.count("\n")) == (1, "", 1)
+    assert "does not answer" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["runs", "show", "run-unknown"],
+        ["runs", "delete", "run-unknown", "--yes"],
+        ["runs", "show", "../../etc/passwd"],
+        ["samplers", "show", "sampler-unknown"],
+        ["projects", "show", "nobody"],
+        ["keys", "revoke", "key-unknown", "--yes"],
+        ["keys", "revoke", "..", "--yes"],
+        ["checkpoints", "get", "run-unknown/weights/a"],
+        ["usage", "--run=../x"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_there_is_told_by_name(command, arguments):
+    code, out, said = command(*arguments)
+    assert (code, out, said.count("\n")) == (1, "", 1)
+    assert "Traceback" not in said
