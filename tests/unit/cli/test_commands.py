@@ -1,6 +1,7 @@
 """Every command that asks a control plane, against a real one with fake trainers and samplers behind it."""
 
 import json
+import sys
 import tempfile
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 
 import farstep
 from farstep.cli.main import main
+from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_proto.names import CheckpointPath
+from tests.support.terminal import on_terminal
 from tests.unit.infra.conftest import start_up
 
 pytestmark = pytest.mark.system
@@ -272,3 +276,73 @@ def test_what_is_not_there_is_told_by_name(command, arguments):
     code, out, said = command(*arguments)
     assert (code, out, said.count("\n")) == (1, "", 1)
     assert "Traceback" not in said
+
+
+@pytest.fixture
+def terminal(up, monkeypatch):
+    """`farstep …` as a person sees it, with FARSTEP_PROGRESS and CI as they are on his machine."""
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("FARSTEP_BASE_URL", up.url)
+    monkeypatch.setenv("FARSTEP_API_KEY", up.key)
+
+    def call(*arguments, answer="", **environment):
+        argv = [sys.executable, "-m", "farstep.cli.main", *arguments]
+        return on_terminal(argv, answer=answer, environment=environment)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def checkpoint(up):
+    """One of two files, half a megabyte."""
+    path = CheckpointPath("run-big", "weights", "one")
+    lora = {"rank": 4, "alpha": 8.0, "target_modules": ["q_proj"]}
+    files = {"adapter_model.safetensors": b"x" * (1 << 19), "adapter_config.json": b"{}"}
+    CheckpointStore(up.home / "store").write(path, files, {"base_model": "fake/one", "lora": lora})
+    return path.checkpoint_id
+
+
+def test_a_person_sees_colours_and_is_asked(terminal, up, run):
+    code, shown = terminal("runs", "list")
+    assert (code, "\x1b[32mready" in shown) == (0, True)
+    code, shown = terminal("runs", "list", NO_COLOR="1")
+    assert (code, "\x1b[32m" in shown, run["run_id"] in shown) == (0, False, True)
+    code, shown = terminal("runs", "delete", run["run_id"], answer="n\n")
+    assert (code, "nothing was done" in shown) == (1, True)
+    run_id = up.run(up.session(project="lab"))["run_id"]
+    code, shown = terminal("runs", "delete", run_id, answer="y\n")
+    assert (code, f"delete run {run_id}: this cannot be taken back. Go on? [y/N]" in shown) == (0, True)
+
+
+def test_a_person_is_told_that_a_secret_is_shown_once(terminal):
+    code, shown = terminal("keys", "create", "--name=mine", "--project=lab")
+    assert (code, "cannot be shown again" in shown, "fsk-" in shown) == (0, True, True)
+
+
+def test_a_download_has_a_bar_a_file_on_a_terminal_alone(terminal, command, checkpoint, tmp_path):
+    code, shown = terminal("checkpoints", "export", checkpoint, f"--out={tmp_path / 'shown'}")
+    assert code == 0
+    for told in ("adapter_model.safetensors", "adapter_config.json", "kB", "0:00:00"):
+        assert told in shown
+    code, out, said = command("checkpoints", "export", checkpoint, f"--out={tmp_path / 'quiet'}")
+    assert (code, out, said) == (0, f"{tmp_path / 'quiet'}\n", "")
+    assert {file.name for file in (tmp_path / "shown").iterdir()} == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+    }
+
+
+def test_a_checkpoint_is_shown_and_its_end_changed(command, checkpoint):
+    shown = json.loads(command("checkpoints", "get", checkpoint, "--json")[1])
+    assert set(shown) == names(farstep.Checkpoint)
+    assert "512.0 KiB" in command("checkpoints", "get", checkpoint)[1]
+    command("checkpoints", "ttl", checkpoint, "7d")
+    assert "in 6 d" in command("checkpoints", "get", checkpoint)[1]
+    command("checkpoints", "ttl", checkpoint, "never")
+    assert "never" in command("checkpoints", "get", checkpoint)[1]
+
+
+def test_status_fits_a_narrow_terminal(command, up):
+    out = command("status", columns=60)[1]
+    assert [line for line in out.splitlines()[1:] if len(line.rstrip()) > 60] == []
+    assert "trainer" in out
