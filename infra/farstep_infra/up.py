@@ -21,19 +21,25 @@ import httpx
 from starlette.applications import Starlette
 
 from farstep_infra.control import requests
-from farstep_infra.control.app import Control, make_control_app
-from farstep_infra.control.db import Database
+from farstep_infra.control.app import make_control_app
+from farstep_infra.control.control import Control
+from farstep_infra.control.db import Database, url_of_file
 from farstep_infra.control.fleet import Fleet
+from farstep_infra.control.housekeeping import Housekeeping
+from farstep_infra.control.keys import IssuedKeys
+from farstep_infra.control.projects import Projects
 from farstep_infra.control.provisioning import Provisioning
 from farstep_infra.control.runs import Runs
 from farstep_infra.control.samplers import FreshSamplers
+from farstep_infra.control.schema import SchemaRefused
 from farstep_infra.control.sessions import Sessions
 from farstep_infra.control.trainers import Trainers
+from farstep_infra.control.usage import UsageLedger
 from farstep_infra.home import Home
 from farstep_infra.launchers.local import LaunchFailed, torch_environment
 from farstep_infra.store.archive import Checkpoints
 from farstep_infra.store.checkpoints import CheckpointStore, open_store
-from farstep_proto.errors import ApiError, InvalidInput
+from farstep_proto.errors import ApiError, InvalidInput, Unavailable
 from farstep_serving.keys import KeyRing
 from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
 
@@ -42,6 +48,7 @@ log = logging.getLogger(__name__)
 DEFAULT_MODEL = "farstep/tiny"
 DEFAULT_PORT = 8787
 SWEEP_EVERY_S = 600.0
+SESSION_SILENCE_S = 24 * 3600.0
 _WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - these are refused
 
 
@@ -57,6 +64,8 @@ class Settings:
     replicas: int
     device: str
     api_key: str
+    database: str
+    session_silence_s: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +83,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PLACE",
         help="of checkpoints: directory or s3://bucket/prefix (default: HOME/store)",
     )
+    parser.add_argument(
+        "--database",
+        default=os.environ.get("FARSTEP_DATABASE_URL", ""),
+        metavar="URL",
+        help="postgresql://user:password@host/name (default: $FARSTEP_DATABASE_URL, or a SQLite file in HOME)",
+    )
+    parser.add_argument(
+        "--session-silence",
+        type=float,
+        default=SESSION_SILENCE_S,
+        metavar="SECONDS",
+        help="close sessions whose client was silent for that long (default: %(default).0f)",
+    )
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", help="(default: %(default)s)")
 
@@ -90,6 +112,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         raise SystemExit(f"--replicas: {arguments.replicas} is not between 1 and {requests.MAX_REPLICAS}")
     if arguments.host in _WILDCARDS:
         raise SystemExit(f"--host: clients are given this address, so {arguments.host} will not do; name one")
+    if not arguments.session_silence > 0:
+        raise SystemExit(f"--session-silence: {arguments.session_silence} is not a number of seconds")
     home = (arguments.home or Path(os.environ.get("FARSTEP_HOME") or Path.home() / ".farstep")).expanduser().resolve()
     return Settings(
         home=home,
@@ -100,6 +124,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         replicas=arguments.replicas,
         device=arguments.device,
         api_key=os.environ.get("FARSTEP_API_KEY", ""),
+        database=arguments.database or url_of_file(Home(home).database),
+        session_silence_s=arguments.session_silence,
     )
 
 
@@ -137,6 +163,13 @@ def _opened(place: str) -> CheckpointStore:
         raise SystemExit(f"{error.field}: {error.message} {error.hint}".strip()) from error
 
 
+def _database(url: str) -> Database:
+    try:
+        return Database(url)
+    except InvalidInput as error:
+        raise SystemExit(f"{error.field}: {error.message} ({error.hint})") from error
+
+
 def _bound(settings: Settings) -> socket.socket:
     try:
         return bind(settings.host, settings.port)
@@ -152,13 +185,22 @@ class _Up:
         self._home = home
         self._sock = sock
         self._store = _opened(settings.store)
+        self._db = _database(settings.database)
         self._provisioning = Provisioning()
         self.api_key = settings.api_key or home.api_key()
+        self._keys = IssuedKeys(self._db, KeyRing.of(self.api_key))
         self.exit_code = 1  # until everything has started
 
     async def serve(self) -> None:
-        app = make_control_app(keys=KeyRing.of(self.api_key), lifespan=self._lifespan)
-        await serve(app, self._sock, on_stop=self._provisioning.release)
+        """Raises:
+        SystemExit: the database cannot be used.
+        """
+        app = make_control_app(keys=self._keys, lifespan=self._lifespan)
+        try:
+            async with self._db.opened():
+                await serve(app, self._sock, on_stop=self._provisioning.release)
+        except (SchemaRefused, Unavailable) as error:
+            raise SystemExit(f"the database {self._db} cannot be used: {error}") from error
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -168,25 +210,29 @@ class _Up:
         async with AsyncExitStack() as parts:
             # Children are on this machine: a proxy in the environment is not for them.
             client = await parts.enter_async_context(httpx.AsyncClient(headers=headers, trust_env=False))
-            db = await parts.enter_async_context(Database.opened(self._home.database))
+            db = self._db
             where = {"host": self._settings.host, "device": self._settings.device, "store": self._settings.store}
             fleet = Fleet(self._home, environment=environment, client=client, **where)
             parts.push_async_callback(fleet.close)
             parts.push_async_callback(self._provisioning.close)
-            sessions = Sessions(db)
             control = Control(
                 base_url=url_of(self._sock),
                 fleet=fleet,
-                sessions=sessions,
-                runs=Runs(db, fleet, sessions, self._provisioning, Trainers(client)),
-                samplers=FreshSamplers(db, fleet, sessions, self._provisioning, store),
+                projects=Projects(db),
+                sessions=Sessions(db),
+                runs=Runs(db, fleet, self._provisioning, Trainers(client)),
+                samplers=FreshSamplers(db, fleet, self._provisioning, store),
                 checkpoints=Checkpoints(store, secret=self.api_key),
+                usage=UsageLedger(db),
             )
+            silent_s = self._settings.session_silence_s
+            housekeeping = Housekeeping(db, control.sessions, control.samplers, control.usage, silent_s=silent_s)
             await control.runs.mark_lost()
             await control.samplers.mark_lost()
             app.state.control = control
             self._provisioning.start("default-model", self._start_default_model(fleet))
             self._provisioning.start("sweep", _sweep(store))
+            self._provisioning.start("housekeeping", housekeeping.run())
             yield
 
     async def _start_default_model(self, fleet: Fleet) -> None:

@@ -11,6 +11,7 @@ ApiError                     what a server raises and a client receives
 ├── PolicyNotReady       425 the gate: no replica serves that version yet
 ├── TooManyRequests      429 come back after `retry_after_s`
 ├── Draining             503 the server is shutting down
+├── Unavailable          503 something that the server needs is away for now; nothing was taken
 ├── StorageFull          507 the disk has no room for it; nothing was taken
 └── Internal             500 our mistake
 """
@@ -106,6 +107,11 @@ class TooManyRequests(ApiError):
 class Draining(ApiError):
     status = 503
     error_class = "ServerShutdownError"
+
+
+class Unavailable(ApiError):
+    status = 503
+    error_class = "UnavailableError"
 
 
 class StorageFull(ApiError):

@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 from farstep_proto import paths
 from farstep_proto.errors import ApiError, InvalidInput, NotFound
 from farstep_proto.v1 import operations_pb2
-from farstep_serving.keys import KeyRing, RequireKey
+from farstep_serving.keys import Keys, RequireKey
 from farstep_serving.messages import ErrorResponse, read_message, respond, respond_error, wait_s_of
 from farstep_serving.operations import MAX_POLL_S, OperationTable
 
@@ -25,7 +25,7 @@ Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 def make_app(
     routes: Sequence[BaseRoute],
     *,
-    keys: KeyRing,
+    keys: Keys,
     lifespan: Lifespan | None = None,
     open_paths: frozenset[str] = frozenset(),
     error_response: ErrorResponse = respond_error,

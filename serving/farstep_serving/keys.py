@@ -1,4 +1,4 @@
-"""Who may speak to a server: bearer keys, kept as hashes, compared in constant time."""
+"""Who may speak to a server, and as whom: bearer keys, kept as hashes, compared in constant time."""
 
 from __future__ import annotations
 
@@ -6,20 +6,62 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from farstep_proto import paths
-from farstep_proto.errors import Unauthenticated
+from farstep_proto.errors import ApiError, Unauthenticated
 from farstep_serving.messages import ErrorResponse, respond_error
+
+_CALLER = "farstep.caller"  # in an ASGI scope
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 def make_key() -> str:
     return "fsk-" + secrets.token_urlsafe(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose key a request carries.
+
+    Attributes:
+        key_id: empty for the installation's own key.
+        project: the one that it may see; empty for an operator, who may see all.
+    """
+
+    key_id: str = ""
+    project: str = ""
+    is_operator: bool = False
+
+    def may_see(self, project: str) -> bool:
+        return self.is_operator or self.project == project
+
+
+OPERATOR = Caller(is_operator=True)
+
+
+def caller_of(request: Request) -> Caller:
+    """Who `RequireKey` found to be asking."""
+    caller = request.scope[_CALLER]
+    assert isinstance(caller, Caller)
+    return caller
+
+
+class Keys(Protocol):
+    """What a server knows about keys."""
+
+    async def identify(self, authorization: str) -> Caller:
+        """Takes an Authorization header.
+
+        Raises:
+            Unauthenticated: it carries no accepted key.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +86,19 @@ class KeyRing:
         """
         if not self.digests:
             return
-        scheme, _, key = authorization.partition(" ")
-        given = _digest(key.strip()) if scheme.lower() == "bearer" else b""
+        given = digest_of(authorization)
         matches = [hmac.compare_digest(given, known) for known in self.digests]  # all, so that timing tells nothing
         if not any(matches):
-            raise Unauthenticated("no key, or a wrong one" if not key else "wrong key")
+            raise Unauthenticated("wrong key" if given else "no key, or a wrong one")
+
+    async def identify(self, authorization: str) -> Caller:
+        """Whoever has a key of the ring is an operator.
+
+        Raises:
+            Unauthenticated: it carries no accepted key.
+        """
+        self.check(authorization)
+        return OPERATOR
 
     def check_host(self, host: str) -> None:
         """Refuses to start an open server on an address that others can reach."""
@@ -62,7 +112,7 @@ class RequireKey:
     def __init__(
         self,
         app: ASGIApp,
-        keys: KeyRing,
+        keys: Keys,
         open_paths: frozenset[str] = frozenset(),
         error_response: ErrorResponse = respond_error,
     ) -> None:
@@ -75,12 +125,18 @@ class RequireKey:
         if scope["type"] == "http" and not any(path.match(scope["path"]) for path in self._open_paths):
             request = Request(scope)
             try:
-                self._keys.check(request.headers.get("authorization", ""))
-            except Unauthenticated as error:
+                scope[_CALLER] = await self._keys.identify(request.headers.get("authorization", ""))
+            except ApiError as error:
                 response = await self._error_response(request, error)
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def digest_of(authorization: str) -> bytes:
+    """The SHA-256 of the key in an Authorization header; empty where there is none."""
+    scheme, _, key = authorization.partition(" ")
+    return _digest(key.strip()) if scheme.lower() == "bearer" and key.strip() else b""
 
 
 def _digest(key: str) -> bytes:

@@ -1,87 +1,224 @@
-"""The control plane's memory: sessions, runs and samplers in one SQLite file.
+"""The control plane's memory: SQLite in one file, or PostgreSQL.
 
-It holds what was asked for and what became of it, never what runs just now: that is the fleet's to say.
+Invariant: what a transaction ended with is on the disk when the block is left. A database that is away for a while is
+`Unavailable` within seconds, never a request that hangs, and is used again as soon as it is back.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, event
+from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.pool import NullPool
+
+from farstep_infra.control.schema import SchemaRefused, bring_up_to_date
+from farstep_infra.control.tables import Base
+from farstep_proto.errors import ApiError, InvalidInput, StorageFull, Unavailable
+
+log = logging.getLogger(__name__)
+
+TRANSACTION_S = 15.0  # at most, with the wait for a connection
+START_S = 30.0  # a database that starts beside us may take that long
+_LOCK_S = 5.0
+_MIGRATION_LOCK_S = 60.0
+_RETRY_AFTER_S = 2.0
+_POSTGRESQL = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
+_READS = "farstep_reads"
+_AWAY = ("08", "53", "57", "40001", "40P01", "55P03")  # SQLSTATEs that pass: connections, resources, shutdown, locks
+_DISK_FULL = "53100"
 
 
-class Base(DeclarativeBase):
-    type_annotation_map = {dict[str, str]: JSON}  # noqa: RUF012 - SQLAlchemy's own declaration
-
-
-class SessionRow(Base):
-    __tablename__ = "sessions"
-
-    session_id: Mapped[str] = mapped_column(primary_key=True)
-    project: Mapped[str]
-    reuse_from_session_id: Mapped[str]
-    user_metadata: Mapped[dict[str, str]]
-    created_at: Mapped[float] = mapped_column(default=time.time)
-    closed_at: Mapped[float | None] = mapped_column(default=None)
-
-
-class RunRow(Base):
-    __tablename__ = "runs"
-
-    run_id: Mapped[str] = mapped_column(primary_key=True)
-    session_id: Mapped[str] = mapped_column(ForeignKey("sessions.session_id"), index=True)
-    state: Mapped[str]
-    message: Mapped[str]
-    base_model: Mapped[str]
-    request: Mapped[bytes]  # the serialized ProvisionRunRequest
-    created_at: Mapped[float] = mapped_column(default=time.time)
-
-
-class SamplerRow(Base):
-    __tablename__ = "samplers"
-
-    sampler_id: Mapped[str] = mapped_column(primary_key=True)
-    session_id: Mapped[str] = mapped_column(ForeignKey("sessions.session_id"), index=True)
-    state: Mapped[str]
-    message: Mapped[str]
-    base_model: Mapped[str]
-    model_path: Mapped[str]
-    created_at: Mapped[float] = mapped_column(default=time.time)
+def url_of_file(path: Path) -> str:
+    return URL.create("sqlite+aiosqlite", database=str(path)).render_as_string()
 
 
 class Database:
-    """One SQLite file in WAL mode. `opened` makes it, with its tables, where there is none."""
+    """Args:
+        url: `postgresql://user:password@host/name`, or what `url_of_file` says.
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    Raises:
+        InvalidInput: it is neither.
+    """
 
-    @classmethod
+    def __init__(self, url: str) -> None:
+        self._url = _parse(url)
+        self._engine = _engine(self._url)
+        self._reader = self._engine.execution_options(**{_READS: True})
+
+    def __str__(self) -> str:
+        return self._url.render_as_string(hide_password=True)
+
     @asynccontextmanager
-    async def opened(cls, path: Path) -> AsyncIterator[Database]:
-        engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
-        event.listen(engine.sync_engine, "connect", _configure)
+    async def opened(self) -> AsyncIterator[None]:
+        """With its schema brought up to date.
+
+        Raises:
+            SchemaRefused: this version cannot use it.
+            Unavailable: it did not answer within `START_S`.
+        """
         try:
-            async with engine.begin() as connection:
-                await connection.run_sync(Base.metadata.create_all)
-            yield cls(engine)
+            await self._wait_for(self._migrate)
+            yield
         finally:
-            await engine.dispose()
+            await self._engine.dispose()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
-        """Commits at the end of the block, or undoes all of it where that raises."""
-        async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
+        """Commits at the end of the block, or undoes all of it where that raises.
+
+        Raises:
+            Unavailable: the database is away, or busy for too long.
+            StorageFull: its disk is full.
+        """
+        async with _translated(), AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """The same for who only looks: on SQLite it waits for no writer."""
+        async with _translated(), AsyncSession(self._reader, expire_on_commit=False) as session, session.begin():
+            yield session
 
-def _configure(connection: sqlite3.Connection, record: object) -> None:
+    async def insist(self, write: Callable[[AsyncSession], Awaitable[None]]) -> None:
+        """A transaction that is tried until the database is there: for what has happened and must be known."""
+        pause_s = 0.1
+        while True:
+            try:
+                async with self.transaction() as session:
+                    await write(session)
+                return
+            except (Unavailable, StorageFull) as error:
+                log.warning("not written yet: %s", error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, 5.0)
+
+    async def _wait_for(self, work: Callable[[], Awaitable[None]]) -> None:
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                return await work()
+            except Unavailable as error:
+                if time.monotonic() > deadline:
+                    raise
+                log.warning("%s: %s; trying again", self, error)
+                await asyncio.sleep(1.0)
+
+    async def _migrate(self) -> None:
+        engine = _engine(self._url, migrates=True)
+        try:
+            async with _translated(within_s=2 * _MIGRATION_LOCK_S), engine.begin() as connection:
+                await connection.run_sync(bring_up_to_date)
+        finally:
+            await engine.dispose()
+
+
+async def insert_new(db: AsyncSession, table: type[Base], **values: object) -> bool:
+    """Inserts a row unless its key is there already; whether it did. Of two at once, the second waits for the first."""
+    insert = sqlite.insert if db.get_bind().dialect.name == "sqlite" else postgresql.insert
+    result = await db.execute(insert(table).values(**values).on_conflict_do_nothing())
+    return bool(result.rowcount)  # type: ignore[attr-defined]
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise InvalidInput("not a database URL", field="--database", hint="postgresql://user@host/name") from error
+    if parsed.drivername == "sqlite+aiosqlite":
+        return parsed
+    if parsed.drivername not in _POSTGRESQL:
+        raise InvalidInput(
+            f"{parsed.drivername!r} is no database that Farstep knows",
+            field="--database",
+            hint="postgresql://user@host/name; without one, a SQLite file in the home is used",
+        )
+    query = dict(parsed.query)
+    if "sslmode" in query:  # as libpq and everybody's settings call it
+        query["ssl"] = query.pop("sslmode")
+    return parsed.set(drivername="postgresql+asyncpg", query=query)
+
+
+def _engine(url: URL, *, migrates: bool = False) -> AsyncEngine:
+    lock_s = _MIGRATION_LOCK_S if migrates else _LOCK_S
+    options: dict[str, Any] = {"poolclass": NullPool} if migrates else {"pool_timeout": TRANSACTION_S}
+    if url.drivername == "sqlite+aiosqlite":
+        engine = create_async_engine(url, **options)
+        pragmas = [
+            f"busy_timeout={lock_s * 1000:.0f}",
+            "journal_mode=WAL",
+            "synchronous=FULL",  # what was answered survives the power
+            f"foreign_keys={'OFF' if migrates else 'ON'}",
+        ]
+        event.listen(engine.sync_engine, "connect", lambda connection, _: _configure(connection, pragmas))
+        event.listen(engine.sync_engine, "begin", _begin)
+        return engine
+    # Settings of the server end what it does for us; the timeouts are for a server that does not answer at all.
+    settings = {"application_name": "farstep", "lock_timeout": f"{lock_s * 1000:.0f}", "synchronous_commit": "on"}
+    if not migrates:
+        options["pool_pre_ping"] = True
+        settings["idle_in_transaction_session_timeout"] = f"{2 * TRANSACTION_S * 1000:.0f}"
+    waits = {"timeout": 5.0, "command_timeout": _MIGRATION_LOCK_S if migrates else 2 * _LOCK_S}
+    return create_async_engine(url, connect_args={**waits, "server_settings": settings}, **options)
+
+
+def _configure(connection: Any, pragmas: list[str]) -> None:
+    connection.isolation_level = None  # sqlite3 begins no transactions by itself: `_begin` does
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000"):
+    for pragma in pragmas:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    # Who will write has the write lock from the start: what it has read is still so when it writes.
+    reads = connection.get_execution_options().get(_READS, False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+@asynccontextmanager
+async def _translated(*, within_s: float = TRANSACTION_S) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(within_s):
+            yield
+    except (ApiError, SchemaRefused):
+        raise
+    except (TimeoutError, OSError, PoolTimeout) as error:
+        raise _away(str(error) or "no answer") from error
+    except DBAPIError as error:
+        raise (_ours(error) or error) from error
+
+
+def _ours(error: DBAPIError) -> ApiError | None:
+    """What a failure of the database's means for who asked, or None where the mistake is in our statement."""
+    origin = error.orig.__cause__ or error.orig if error.orig is not None else None
+    match origin:
+        case sqlite3.OperationalError(sqlite_errorname=str(name)):
+            if name.startswith("SQLITE_FULL"):
+                return StorageFull("the control plane's database has no room")
+            passes = name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_CANTOPEN"))
+            return _away(str(origin)) if passes else None
+    state = str(getattr(origin, "sqlstate", None) or "")
+    if state == _DISK_FULL:
+        return StorageFull("the control plane's database has no room")
+    is_away = error.connection_invalidated or state.startswith(_AWAY) or isinstance(origin, OSError | TimeoutError)
+    if is_away or (not state and isinstance(error, InterfaceError | OperationalError)):
+        return _away(str(origin))
+    return None
+
+
+def _away(reason: str) -> Unavailable:
+    log.warning("the database does not answer: %s", reason)
+    return Unavailable(
+        "the control plane's database does not answer just now", hint="try again", retry_after_s=_RETRY_AFTER_S
+    )

@@ -58,5 +58,5 @@ async def status(fleet: Fleet, sessions: Sessions, runs: Runs, *, base_url: str)
         base_url=base_url,
         processes=[control, *processes],
         num_sessions=await sessions.count(),
-        num_runs=len((await runs.list()).runs),
+        num_runs=await runs.count(),
     )

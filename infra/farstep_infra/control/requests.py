@@ -12,6 +12,7 @@ from farstep_proto.v1 import control_pb2
 from farstep_proto.validation import resolve_lora
 
 MAX_REPLICAS = 64
+MAX_TTL_SECONDS = 100 * 365 * 24 * 3600
 _MAX_TEXT = 200
 _MAX_METADATA = 64
 _MAX_METADATA_TEXT = 4096
@@ -19,8 +20,21 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-
 
 
 def check_session(request: control_pb2.CreateSessionRequest) -> None:
-    _check_text(request.project, field="project")
+    """Raises:
+    InvalidInput: naming the field.
+    """
     _check_metadata(request.user_metadata)
+
+
+def check_key(request: control_pb2.CreateKeyRequest) -> None:
+    """Raises:
+    InvalidInput: naming the field.
+    """
+    _check_text(request.name, field="name")
+    if request.operator and request.project:
+        raise InvalidInput("an operator's key is for every project", field="project", hint="leave one of them out")
+    if request.HasField("ttl_seconds") and not 0 < request.ttl_seconds <= MAX_TTL_SECONDS:
+        raise InvalidInput(f"{request.ttl_seconds} is not between 1 and {MAX_TTL_SECONDS}", field="ttl_seconds")
 
 
 def check_run(request: control_pb2.ProvisionRunRequest) -> None:

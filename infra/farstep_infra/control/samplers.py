@@ -5,29 +5,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from farstep_infra.control import requests
-from farstep_infra.control.db import Database, SamplerRow
+from farstep_infra.control import quotas, requests
+from farstep_infra.control.db import Database
 from farstep_infra.control.fleet import Fleet, Samplers
+from farstep_infra.control.idempotency import Once
+from farstep_infra.control.pages import PageRequest, read_page
+from farstep_infra.control.projects import hold
 from farstep_infra.control.provisioning import Provisioning
-from farstep_infra.control.sessions import Sessions
+from farstep_infra.control.scope import find, visible
+from farstep_infra.control.sessions import find_open
+from farstep_infra.control.tables import RunRow, SamplerRow
 from farstep_infra.launchers.local import LaunchFailed
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_proto.errors import InvalidInput, NotFound
 from farstep_proto.v1 import control_pb2
+from farstep_serving.keys import Caller
 
 log = logging.getLogger(__name__)
 
+STATES = ("provisioning", "ready", "failed")
+
 
 class FreshSamplers:
-    def __init__(
-        self, db: Database, fleet: Fleet, sessions: Sessions, provisioning: Provisioning, store: CheckpointStore
-    ) -> None:
+    def __init__(self, db: Database, fleet: Fleet, provisioning: Provisioning, store: CheckpointStore) -> None:
         self._db = db
         self._fleet = fleet
-        self._sessions = sessions
         self._provisioning = provisioning
         self._store = store
         self._running: dict[str, Samplers] = {}
@@ -40,15 +47,16 @@ class FreshSamplers:
             await db.execute(lost.values(state="failed", message="it ended with the control plane"))
 
     async def create(
-        self, session_id: str, request: control_pb2.ProvisionSamplerRequest
+        self, session_id: str, request: control_pb2.ProvisionSamplerRequest, *, caller: Caller, once: Once
     ) -> control_pb2.ProvisionedSampler:
         """Begins to provision; the answer is in state "provisioning".
 
         Raises:
             InvalidInput: naming the field.
-            NotFound: no open session of that id, or no such checkpoint.
+            NotFound: no open session of that id, or no such checkpoint, that the caller may see.
+            QuotaExceeded: the project has as many as it may have.
         """
-        base_model = await self._base_model(request)
+        base_model = await self._base_model(request, caller)
         row = SamplerRow(
             sampler_id=f"sampler-{secrets.token_hex(8)}",
             session_id=session_id,
@@ -56,30 +64,54 @@ class FreshSamplers:
             message="",
             base_model=base_model,
             model_path=request.model_path,
+            created_at=time.time(),
         )
+        replicas = max(1, request.replicas)
         async with self._entering:
-            await self._sessions.get(session_id)
             async with self._db.transaction() as db:
+                if earlier := await once.answered(db, control_pb2.ProvisionedSampler):
+                    return earlier
+                session = await find_open(db, session_id, caller, lock=True)
+                project = await hold(db, session.project)
+                await quotas.refuse_another(db, project, "max_samplers")
+                quotas.refuse_replicas(project, "max_sampler_replicas", replicas)
+                row.project, session.last_seen_at = session.project, row.created_at
                 db.add(row)
-            self._provisioning.start(row.sampler_id, self._provision(row, max(1, request.replicas)))
-        return self._to_proto(row)
+                answer = self._to_proto(row)
+                await once.keep(db, answer)
+            self._provisioning.start(row.sampler_id, self._provision(row, replicas))
+        return answer
 
-    async def get(self, sampler_id: str, *, wait_s: float) -> control_pb2.ProvisionedSampler:
+    async def get(self, sampler_id: str, *, caller: Caller, wait_s: float = 0.0) -> control_pb2.ProvisionedSampler:
         """Waits up to `wait_s` seconds for one that is being provisioned.
 
         Raises:
-            NotFound: no such sampler.
+            NotFound: no such sampler that the caller may see.
         """
-        await self._provisioning.wait(sampler_id, wait_s)
-        async with self._db.transaction() as db:
-            row = await db.get(SamplerRow, sampler_id)
-        if row is None:
-            raise NotFound(f"no sampler {sampler_id!r}", field="sampler_id")
+        row = await self._row(sampler_id, caller)
+        if row.state == "provisioning" and wait_s > 0:
+            await self._provisioning.wait(sampler_id, wait_s)
+            row = await self._row(sampler_id, caller)
         return self._to_proto(row)
+
+    async def list(
+        self, page: PageRequest, *, caller: Caller, project: str = "", state: str = ""
+    ) -> control_pb2.ListProvisionedSamplersResponse:
+        """Those that the caller may see, oldest first."""
+        query = visible(select(SamplerRow), caller, SamplerRow.project)
+        for column, wanted in ((SamplerRow.project, project), (SamplerRow.state, state)):
+            if wanted:
+                query = query.where(column == wanted)
+        order = (SamplerRow.created_at, SamplerRow.sampler_id)
+        async with self._db.reading() as db:
+            rows, following = await read_page(db, query, order, page)
+        return control_pb2.ListProvisionedSamplersResponse(
+            samplers=[self._to_proto(row) for row in rows], next_page=following
+        )
 
     async def stop_all_of(self, session_id: str) -> None:
         """Stops and forgets a closed session's samplers, those that are being provisioned as well."""
-        async with self._entering, self._db.transaction() as db:
+        async with self._entering, self._db.reading() as db:
             rows = (await db.execute(select(SamplerRow).where(SamplerRow.session_id == session_id))).scalars().all()
         await asyncio.gather(*(self._stop(row) for row in rows))
 
@@ -89,12 +121,23 @@ class FreshSamplers:
         if samplers is not None:
             await self._fleet.stop(samplers.servers)
         async with self._db.transaction() as db:
-            await db.delete(row)
+            await db.execute(delete(SamplerRow).where(SamplerRow.sampler_id == row.sampler_id))
 
-    async def _base_model(self, request: control_pb2.ProvisionSamplerRequest) -> str:
+    async def _row(self, sampler_id: str, caller: Caller) -> SamplerRow:
+        async with self._db.reading() as db:
+            row = await find(db, SamplerRow, sampler_id, caller)
+        if row is None:
+            raise NotFound(f"no sampler {sampler_id!r}", field="sampler_id")
+        return row
+
+    async def _base_model(self, request: control_pb2.ProvisionSamplerRequest, caller: Caller) -> str:
         path = requests.check_sampler(request)
         if path is None:
             return request.base_model
+        if not caller.is_operator:  # who may use every checkpoint, also of runs that no control plane made
+            async with self._db.reading() as db:
+                if await find(db, RunRow, path.run_id, caller) is None:
+                    raise NotFound(f"no checkpoint {path}", field="path")
         manifest = await asyncio.to_thread(self._store.manifest, path)
         saved = str(manifest.meta.get("base_model", ""))
         if request.base_model and request.base_model != saved:
@@ -116,14 +159,18 @@ class FreshSamplers:
             await self._settle(row.sampler_id, "ready", "")
 
     async def _settle(self, sampler_id: str, state: str, message: str) -> None:
-        async with self._db.transaction() as db:
-            row = await db.get_one(SamplerRow, sampler_id)
-            row.state, row.message = state, message
+        async def write(db: AsyncSession) -> None:
+            this = SamplerRow.sampler_id == sampler_id
+            await db.execute(update(SamplerRow).where(this).values(state=state, message=message))
+
+        await self._db.insist(write)
 
     def _to_proto(self, row: SamplerRow) -> control_pb2.ProvisionedSampler:
         sampler = control_pb2.ProvisionedSampler(
             sampler_id=row.sampler_id,
             session_id=row.session_id,
+            project=row.project,
+            created_at=row.created_at,
             state=row.state,
             message=row.message,
             base_model=row.base_model,

@@ -13,6 +13,7 @@ from farstep_proto import paths
 from farstep_proto.errors import NotFound
 from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import common_pb2, control_pb2
+from farstep_serving.keys import caller_of
 from farstep_serving.messages import read_message, respond
 
 OPEN_PATHS = frozenset({paths.CHECKPOINT_FILE})  # a file's URL carries its own proof
@@ -25,36 +26,40 @@ HasRun = Callable[[Request, str], Awaitable[bool]]
 def checkpoint_routes(find: Find, *, has_run: HasRun) -> list[Route]:
     """Args:
     find: the checkpoints that a request is about.
-    has_run: whether the server knows a run of that id, which may have no checkpoint yet.
+    has_run: whether the server knows a run of that id that the caller may see, with or without a checkpoint. To an
+        operator, a run that was made elsewhere is known by its checkpoints alone; for others, only this counts.
     """
 
     async def listed(request: Request) -> Response:
         run_id = request.path_params["run_id"]
+        has_it = await has_run(request, run_id)
+        if not has_it and not caller_of(request).is_operator:
+            raise _no_run(run_id)
         found = await find(request).list(run_id, page=request.query_params.get("page", ""))
-        # A run that was made elsewhere is known by its checkpoints alone.
-        if not found.checkpoints and not await has_run(request, run_id):
-            raise NotFound(f"no run {run_id!r}", field="run_id")
+        if not has_it and not found.checkpoints:
+            raise _no_run(run_id)
         return respond(request, found)
 
     async def get(request: Request) -> Response:
-        return respond(request, await find(request).get(_path(request)))
+        return respond(request, await find(request).get(await _path(request, has_run)))
 
     async def delete(request: Request) -> Response:
-        await find(request).delete(_path(request))
+        await find(request).delete(await _path(request, has_run))
         return respond(request, common_pb2.Empty())
 
     async def set_ttl(request: Request) -> Response:
         message = await read_message(request, control_pb2.SetTtlRequest, limit=_MAX_BODY_BYTES)
         ttl_seconds = message.ttl_seconds if message.HasField("ttl_seconds") else None
-        return respond(request, await find(request).set_ttl(_path(request), ttl_seconds))
+        return respond(request, await find(request).set_ttl(await _path(request, has_run), ttl_seconds))
 
     async def archive(request: Request) -> Response:
         page = request.query_params.get("page", "")
-        return respond(request, await find(request).archive(_path(request), base_url=str(request.base_url), page=page))
+        path = await _path(request, has_run)
+        return respond(request, await find(request).archive(path, base_url=str(request.base_url), page=page))
 
     async def file(request: Request) -> Response:
         place = await find(request).file(
-            _path(request),
+            _named(request),
             request.path_params["file"],
             expires=request.query_params.get("expires", ""),
             signature=request.query_params.get("signature", ""),
@@ -71,5 +76,17 @@ def checkpoint_routes(find: Find, *, has_run: HasRun) -> list[Route]:
     ]
 
 
-def _path(request: Request) -> CheckpointPath:
+async def _path(request: Request, has_run: HasRun) -> CheckpointPath:
+    """What the URL names, if the caller may see it."""
+    path = _named(request)
+    if not caller_of(request).is_operator and not await has_run(request, path.run_id):
+        raise NotFound(f"no checkpoint {path}", field="path")
+    return path
+
+
+def _no_run(run_id: str) -> NotFound:
+    return NotFound(f"no run {run_id!r}", field="run_id")
+
+
+def _named(request: Request) -> CheckpointPath:
     return CheckpointPath.from_checkpoint_id("{run_id}/{kind}/{name}".format(**request.path_params))

@@ -1,0 +1,56 @@
+"""The query parameters of lists, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+
+from farstep_infra.control.pages import PageRequest, page_request
+from farstep_infra.control.scope import is_storable
+from farstep_proto.errors import InvalidInput, NotFound
+from farstep_serving.keys import caller_of
+
+
+def page_of(request: Request) -> PageRequest:
+    """`page` and `limit`.
+
+    Raises:
+        InvalidInput: naming the parameter.
+    """
+    return page_request(request.query_params.get("page", ""), request.query_params.get("limit", ""))
+
+
+def project_of(request: Request) -> str:
+    """`project`, empty for all that the caller may see.
+
+    Raises:
+        NotFound: it is not the caller's.
+        InvalidInput: naming the parameter.
+    """
+    project = text_of(request, "project")
+    if project and not caller_of(request).may_see(project):
+        raise NotFound(f"no project {project!r}", field="project")
+    return project
+
+
+def one_of(request: Request, name: str, choices: Sequence[str], *, default: str = "") -> str:
+    """A parameter that is one of `choices`, or `default` where it is empty.
+
+    Raises:
+        InvalidInput: naming the parameter.
+    """
+    value = request.query_params.get(name, "")
+    if value and value not in choices:
+        raise InvalidInput(f"{value[:80]!r} is not one of {', '.join(choices)}", field=name)
+    return value or default
+
+
+def text_of(request: Request, name: str) -> str:
+    """Raises:
+    InvalidInput: naming the parameter.
+    """
+    text = request.query_params.get(name, "")
+    if not is_storable(text):
+        raise InvalidInput("there is nothing of such a name", field=name)
+    return text
