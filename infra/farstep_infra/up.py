@@ -35,6 +35,7 @@ from farstep_infra.control.schema import SchemaRefused
 from farstep_infra.control.sessions import Sessions
 from farstep_infra.control.trainers import Trainers
 from farstep_infra.control.usage import UsageLedger
+from farstep_infra.control.usage_collector import UsageCollector
 from farstep_infra.home import Home
 from farstep_infra.launchers.local import LaunchFailed, torch_environment
 from farstep_infra.store.archive import Checkpoints
@@ -212,7 +213,9 @@ class _Up:
             client = await parts.enter_async_context(httpx.AsyncClient(headers=headers, trust_env=False))
             db = self._db
             where = {"host": self._settings.host, "device": self._settings.device, "store": self._settings.store}
-            fleet = Fleet(self._home, environment=environment, client=client, **where)
+            usage = UsageLedger(db)
+            collector = UsageCollector(client, usage, lambda: fleet.workers())
+            fleet = Fleet(self._home, environment=environment, client=client, before_stop=collector.collect, **where)
             parts.push_async_callback(fleet.close)
             parts.push_async_callback(self._provisioning.close)
             control = Control(
@@ -223,7 +226,7 @@ class _Up:
                 runs=Runs(db, fleet, self._provisioning, Trainers(client)),
                 samplers=FreshSamplers(db, fleet, self._provisioning, store),
                 checkpoints=Checkpoints(store, secret=self.api_key),
-                usage=UsageLedger(db),
+                usage=usage,
             )
             silent_s = self._settings.session_silence_s
             housekeeping = Housekeeping(db, control.sessions, control.samplers, control.usage, silent_s=silent_s)
@@ -232,6 +235,7 @@ class _Up:
             app.state.control = control
             self._provisioning.start("default-model", self._start_default_model(fleet))
             self._provisioning.start("sweep", _sweep(store))
+            self._provisioning.start("usage", collector.run())
             self._provisioning.start("housekeeping", housekeeping.run())
             yield
 

@@ -15,7 +15,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Literal
@@ -118,10 +118,19 @@ class Fleet:
         host: the address that the children listen on.
         store: where they and we keep checkpoints: a directory or s3://bucket/prefix.
         device: where the children compute: "auto", "cpu", "cuda", "cuda:0", …
+        before_stop: told of the trainers and samplers, by address, that are stopped as soon as it returns.
     """
 
     def __init__(
-        self, home: Home, *, environment: dict[str, str], client: httpx.AsyncClient, host: str, device: str, store: str
+        self,
+        home: Home,
+        *,
+        environment: dict[str, str],
+        client: httpx.AsyncClient,
+        host: str,
+        device: str,
+        store: str,
+        before_stop: Callable[[Sequence[str]], Awaitable[None]],
     ) -> None:
         self._home = home
         self._host = host
@@ -129,6 +138,7 @@ class Fleet:
         self._client = client
         self._device = device
         self._store = store
+        self._before_stop = before_stop
         self._models: dict[str, _Model] = {}
         self._listed: list[_Listed] = []
         self._numbers = {role: itertools.count(1) for role in _MODULES}
@@ -183,6 +193,10 @@ class Fleet:
             )
             for listed in self._listed
         ]
+
+    def workers(self) -> list[str]:
+        """Addresses of the trainers and samplers that run."""
+        return _workers(self._listed)
 
     async def close(self) -> None:
         await self._retire([listed.process for listed in self._listed])
@@ -303,6 +317,7 @@ class Fleet:
             return False
 
     async def _retire(self, processes: Sequence[LocalProcess]) -> None:
+        await self._before_stop(_workers(listed for listed in self._listed if listed.process in processes))
         await asyncio.gather(*(process.stop() for process in processes))
         self._listed = [listed for listed in self._listed if listed.process not in processes]
 
@@ -313,6 +328,11 @@ class Fleet:
             for listed in self._listed
             if (listed.role, listed.base_model) != (role, base_model) or listed.process.state not in ("died", "stopped")
         ]
+
+
+def _workers(processes: Iterable[_Listed]) -> list[str]:
+    running = (listed for listed in processes if listed.process.state == "running")
+    return [listed.url for listed in running if listed.role != "router" and listed.url]
 
 
 def _free_port(host: str) -> int:

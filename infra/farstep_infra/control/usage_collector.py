@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 
 import httpx
 from google.protobuf.message import DecodeError
-from sqlalchemy.exc import SQLAlchemyError
 
 from farstep_infra.control.usage import UsageLedger
 from farstep_proto import paths
@@ -63,7 +62,7 @@ class UsageCollector:
         try:
             answer = await self._ask(url)
             await self._ledger.add(answer.instance_id, answer.usage)
-        except (httpx.HTTPError, TimeoutError, DecodeError, ApiError, SQLAlchemyError, OSError) as error:
+        except (httpx.HTTPError, TimeoutError, DecodeError, ApiError) as error:
             if url not in self._silent:
                 log.warning("what %s has used is not known just now; it is asked again: %r", url, error)
             self._silent.add(url)
