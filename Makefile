@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Test processes at once, a file of tests in each at a time; 0 runs them all in this one.
+JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 VLLM_VENV := .venv-vllm
@@ -18,10 +20,10 @@ demo: $(VENV)/.installed-all  ## install, then the whole way once on the embedde
 	$(BIN)/farstep demo $(ARGS)
 
 test: $(VENV)/.installed-dev  ## install, then every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-fast: $(VENV)/.installed-dev  ## the tests that start no processes
-	$(BIN)/python -m pytest -m "not system" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not system" $(ARGS)
 
 test-gpu: $(VENV)/.installed-dev  ## what only a CUDA device can show; elsewhere all is skipped
 	$(BIN)/python -m pytest tests/gpu -rs $(ARGS)

@@ -90,6 +90,12 @@ class Assembler:
         assembly = self._open.get(address.operation_id)
         return 0 if assembly is None else assembly.num_bytes
 
+    def check(self, address: Address, call: Call) -> None:
+        """Raises as `add` would."""
+        assembly = self._open.get(address.operation_id)
+        if address.num_parts > 1:
+            _check_alike(call, call if assembly is None else next(iter(assembly.calls.values()), call))
+
     def add(self, address: Address, call: Call, *, digest: bytes, num_bytes: int, now: float) -> Assembled | None:
         """Takes a part that `has` did not know; returns the operation when it is the last one missing.
 
@@ -111,6 +117,12 @@ class Assembler:
             return None
         return self._close(address.operation_id)
 
+    def remember(self, wanted: str, digests: dict[int, bytes]) -> None:
+        """An operation that left the assembler of an earlier process: its parts may yet come again."""
+        self._done[wanted] = digests
+        if len(self._done) > REMEMBERED:
+            self._done.popitem(last=False)
+
     def forget(self, wanted: str) -> bool:
         """Drops what came of an operation; says whether there was any."""
         assembly = self._open.pop(wanted, None)
@@ -127,9 +139,7 @@ class Assembler:
     def _close(self, wanted: str) -> Assembled:
         assembly = self._open[wanted]
         self.forget(wanted)
-        self._done[wanted] = assembly.digests
-        if len(self._done) > REMEMBERED:
-            self._done.popitem(last=False)
+        self.remember(wanted, assembly.digests)
         order = range(assembly.num_parts)
         digest = hashlib.sha256(b"".join(assembly.digests[part] for part in order)).digest()
         return Assembled(_join([assembly.calls[part] for part in order]), digest, assembly.num_bytes)

@@ -17,7 +17,7 @@ from farstep_model.adapter import Adapter
 from farstep_model.peft_format import CONFIG_FILE, TENSORS_FILE
 from farstep_model.spec import LoraSpec
 from farstep_model.value_head import ValueHead
-from farstep_proto.errors import InvalidInput
+from farstep_proto.errors import InvalidInput, NotFound
 from farstep_proto.names import CheckpointPath, Kind
 from farstep_worker.runs import RandomStream, Run, fresh_optimizer
 from farstep_worker.submission import ImportAdapter, LoadState, Publish, SaveState
@@ -49,7 +49,8 @@ def save_state(
             files[START_VALUE_HEAD_FILE] = run.start_adapter.value_head.to_bytes()
     version = run.policy_version if policy_version is None else policy_version
     meta = _meta(run, path, spec=run.adapter.spec, policy_version=version, metadata=call.metadata)
-    store.write(path, files, meta, overwrite=call.overwrite, ttl_seconds=call.ttl_seconds)
+    if not _is_made(store, path, meta):
+        store.write(path, files, meta, overwrite=call.overwrite, ttl_seconds=call.ttl_seconds)
     return path
 
 
@@ -64,7 +65,8 @@ def save_policy(
     path = CheckpointPath(run.config.run_id, "sampler_weights", call.name)
     spec = dataclasses.replace(run.adapter.spec, value_head=False)
     meta = _meta(run, path, spec=spec, policy_version=policy_version, metadata={}) | {"history": history}
-    store.write(path, run.adapter.files(_base_model(run)), meta, ttl_seconds=call.ttl_seconds)
+    if not _is_made(store, path, meta):
+        store.write(path, run.adapter.files(_base_model(run)), meta, ttl_seconds=call.ttl_seconds)
     return path
 
 
@@ -87,7 +89,8 @@ def import_adapter(store: CheckpointStore, run: Run, call: ImportAdapter) -> Che
     for kind in kinds:
         path = CheckpointPath(run.config.run_id, kind, call.name)
         meta = _meta(run, path, spec=adapter.spec, policy_version=0, metadata={"imported": "true"})
-        store.write(path, files, {**meta, "step": 0})
+        if not _is_made(store, path, meta):
+            store.write(path, files, {**meta, "step": 0})
     return path
 
 
@@ -131,6 +134,16 @@ def load_state(store: CheckpointStore, run: Run, call: LoadState) -> None:
         run.policy_version = max(run.policy_version, _int_of(manifest, "policy_version"))
 
 
+def _is_made(store: CheckpointStore, path: CheckpointPath, meta: Mapping[str, JSON]) -> bool:
+    """Whether the checkpoint is there, made by this very operation before the worker was started anew."""
+    if "operation" not in meta:
+        return False
+    try:
+        return store.manifest(path).meta.get("operation") == meta["operation"]
+    except (NotFound, InvalidInput):
+        return False
+
+
 def _value_head(run: Run, files: Mapping[str, bytes], name: str) -> ValueHead:
     """That in the file; a fresh one where there is no such file."""
     base = run.adapter.layers.base
@@ -149,7 +162,9 @@ def _start_adapter(run: Run, files: Mapping[str, bytes]) -> Adapter | None:
 def _meta(
     run: Run, path: CheckpointPath, *, spec: LoraSpec, policy_version: int, metadata: Mapping[str, str]
 ) -> dict[str, JSON]:
+    made_by: dict[str, JSON] = {"operation": run.operation} if run.operation else {}
     return {
+        **made_by,
         "base_model": _base_model(run),
         "lora": {**dataclasses.asdict(spec), "target_modules": list(spec.target_modules)},
         "step": run.step,

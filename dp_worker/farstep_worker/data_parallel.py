@@ -30,6 +30,7 @@ from farstep_proto.errors import ApiError
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.tensors import tensor_from_proto
 from farstep_proto.v1 import common_pb2, operations_pb2, ranks_pb2
+from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker.evicted import EvictedRuns
 from farstep_worker.executor import Executor, Outcome, failed
 from farstep_worker.gradients import PassResult
@@ -37,6 +38,7 @@ from farstep_worker.phases import Phases
 from farstep_worker.publisher import Publisher
 from farstep_worker.rank_messages import ReplicatedCall, read_call, to_command, to_creation
 from farstep_worker.ranks import RankDied, RankGroup
+from farstep_worker.run_state import RunState
 from farstep_worker.runs import RandomStream, Run, RunConfig, read_config
 from farstep_worker.submission import Call, Pass
 
@@ -114,6 +116,14 @@ class LeadingExecutor(Executor):
         self._untold.append(to_creation(config, base_model=self.base.name))
         return run
 
+    def adopt(self, run: Run) -> None:
+        """Raises RankDied."""
+        super().adopt(run)
+        creation = to_creation(run.config, base_model=self.base.name)
+        adoption = ranks_pb2.AdoptRun(request=creation.create_run, state=RunState.of(run).to_json())
+        self._untold.append(ranks_pb2.RankCommand(adopt_run=adoption))
+        self._tell()
+
     def delete_run(self, run_id: str) -> None:
         super().delete_run(run_id)
         self._untold.append(ranks_pb2.RankCommand(forget_run=run_id))
@@ -134,8 +144,8 @@ class LeadingExecutor(Executor):
             command = self._untold.popleft()
             for rank in self._followers:
                 self._group.send(rank, command)
-            run = self.runs.get(command.create_run.run_id or command.restore_run)
-            if command.HasField("restore_run") and run is not None:
+            run = self.runs.get(command.create_run.run_id or command.restore_run or command.adopt_run.request.run_id)
+            if run is not None and not command.HasField("create_run"):
                 self._group.hand_out(run.tensors().values())
             if run is None or run.away is not None:  # dropped or evicted, be it after it was created
                 for rank in self._followers:
@@ -213,12 +223,9 @@ class FollowingExecutor(Executor):
         """Carries one command out; raises RankDied when there is nobody left to obey."""
         base = self.base
         if command.HasField("create_run"):
-            limit = base.max_seq_len
-            request = command.create_run
-            config = read_config(
-                request, base_model=base.name, max_seq_len=limit, default_run_id="", default_seed=request.seed
-            )
-            return ranks_pb2.RankReport(checksum=checksum(self.create_run(config).adapter))
+            return ranks_pb2.RankReport(checksum=checksum(self.create_run(self._config(command.create_run)).adapter))
+        if command.HasField("adopt_run"):
+            return ranks_pb2.RankReport(checksum=self._adopted(command.adopt_run))
         if command.HasField("forget_run"):
             self.delete_run(command.forget_run)
             return ranks_pb2.RankReport()
@@ -231,6 +238,23 @@ class FollowingExecutor(Executor):
         call = read_call(command.execute, run.config.limits(base.vocab_size))
         outcome = self.execute(run.config.run_id, call)
         return _report(run, outcome) if isinstance(call, ReplicatedCall) else _report(None, outcome)
+
+    def _config(self, request: pb.CreateRunRequest) -> RunConfig:
+        base = self.base
+        return read_config(
+            request,
+            base_model=base.name,
+            max_seq_len=base.max_seq_len,
+            default_run_id="",
+            default_seed=request.seed,
+        )
+
+    def _adopted(self, command: ranks_pb2.AdoptRun) -> int:
+        """Takes a run over from rank 0; the checksum of what came."""
+        run = RunState.from_json(command.state).rebuilt(self.layers, self._config(command.request), None)
+        self.adopt(run)
+        self._group.hand_out(run.tensors().values())
+        return checksum(run.adapter)
 
     def _restored(self, run: Run) -> int:
         """Takes a run back from rank 0; the checksum of what came."""

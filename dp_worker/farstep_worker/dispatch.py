@@ -3,7 +3,10 @@
 The loop's side takes submissions, queues them and delivers outcomes; the torch thread's side takes from the
 queue and executes. They share the queue and, to read, the runs' counters; the rest crosses by `torch_thread`.
 
-Invariant: every operation that was accepted gets exactly one outcome, also when the server stops.
+With a journal, an operation is on the disk before it enters the queue and before it is acknowledged, and what is left
+when the server stops is for the next one; without, it fails.
+
+Invariant: every operation that was accepted gets exactly one outcome, also when the server stops or is killed.
 """
 
 from __future__ import annotations
@@ -12,21 +15,38 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from weakref import WeakValueDictionary
 
-from farstep_proto.errors import Draining, ModelError
-from farstep_proto.paths import Verb
+from torch import Tensor
+
+from farstep_proto.errors import ApiError, Draining, ModelError
+from farstep_proto.paths import PROTOBUF, Verb
 from farstep_proto.v1 import operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
-from farstep_serving.operations import OperationTable
+from farstep_serving.operations import OperationTable, cancelled
 from farstep_worker.arrivals import Arrivals
 from farstep_worker.assembly import Address, Assembler, digest_of
 from farstep_worker.executor import Executor
 from farstep_worker.feed import PolicyFeed
-from farstep_worker.operations import GAP_WAIT_S, OperationQueue, QueueLimits, Work, operation_id
+from farstep_worker.journal.journal import Journal
+from farstep_worker.journal.records import Ending, Part, RecordedRun, SnapshotRow
+from farstep_worker.operations import (
+    GAP_WAIT_S,
+    OperationQueue,
+    QueueLimits,
+    Work,
+    operation_id,
+    split_operation_id,
+)
+from farstep_worker.outcomes import Outcomes
+from farstep_worker.ranks import RankDied
+from farstep_worker.recovery import Recovered, Recovery
 from farstep_worker.registry import DEFAULT_MAX_RUNS, RunRegistry
+from farstep_worker.restoration import Restoration
 from farstep_worker.runs import Run
+from farstep_worker.snapshots import SnapshotLimits, Snapshots
 from farstep_worker.submission import Call, Limits
 from farstep_worker.telemetry import SpanWriter, Telemetry
 from farstep_worker.torch_thread import Ended, TorchThread
@@ -34,6 +54,8 @@ from farstep_worker.torch_thread import Ended, TorchThread
 log = logging.getLogger(__name__)
 
 DRAIN_S = 8.0
+LAST_SNAPSHOTS_S = 3.0
+FAILED = operations_pb2.OPERATION_STATE_FAILED
 INLINE_BYTES = 64 << 10  # what is decoded and encoded on the loop: another thread would cost more than it saves
 
 
@@ -48,17 +70,28 @@ class Dispatcher:
         limits: QueueLimits | None = None,
         gap_wait_s: float = GAP_WAIT_S,
         spans: SpanWriter | None = None,
+        journal: Journal | None = None,
+        snapshot_limits: SnapshotLimits | None = None,
     ) -> None:
         self._executor = executor
         self._feed = feed
         self.registry = RunRegistry(executor, max_runs=max_runs)
         self._queue = OperationQueue(limits=limits, gap_wait_s=gap_wait_s)
         self._assembler = Assembler()
-        self._torch = TorchThread(executor, self._queue, num_threads=num_threads, on_start=self._on_start)
+        self._journal = journal
+        self._outcomes = Outcomes(journal)
+        self._snapshots = self._make_snapshots(journal, snapshot_limits)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._torch = TorchThread(
+            executor, self._queue, num_threads=num_threads, on_start=self._on_start, after=self._after
+        )
         self._gap_timer: asyncio.TimerHandle | None = None
         self._left: list[Work] = []
+        self._kept_snapshots: dict[str, list[str]] = {}
         self._drained: asyncio.Task[None] | None = None
-        self.table = OperationTable(queue_place=self._queue.place)
+        self.table = OperationTable(
+            queue_place=self._queue.place, on_acknowledged=self._acknowledged, on_dropped=self._dropped
+        )
         self.telemetry = Telemetry(gauges=self._gauges, spans=spans)
         self._arrivals = Arrivals(self.telemetry)
 
@@ -83,15 +116,29 @@ class Dispatcher:
 
     def _finish(self, ended: Ended, operation: operations_pb2.Operation, *, encode_s: float) -> None:
         work = ended.work
-        if self.registry.is_deleted(work.run_id):
-            return  # its end was told when the run was deleted
-        if ended.outcome.policy is not None:
-            self._feed.offer(ended.outcome.policy)
-        if self.table.is_pending(work.operation_id):  # else the drain gave it up
-            self.table.finish(work.operation_id, operation)
+        if self.registry.is_deleted(work.run_id) or not self.table.is_pending(work.operation_id):
+            return  # its end was told when the run was deleted, or the drain gave it up
+        if self._journal is not None and operation.error.error_class == RankDied.error_class:
+            return  # the process ends; the next one does it again
+        ending, data = self._ending(work.operation_id, operation, ran=True)
+        self._outcomes.ran(ending, lambda: self._tell(ended, operation, data, encode_s=encode_s))
         if self._queue.is_closed and not self._torch.has_more:
             self._fail_left()  # in the same breath, so that one poll brings all
+
+    def _tell(self, ended: Ended, operation: operations_pb2.Operation, data: bytes, *, encode_s: float) -> None:
+        work = ended.work
+        if self.registry.is_deleted(work.run_id) or not self.table.is_pending(work.operation_id):
+            return
+        if ended.outcome.policy is not None:
+            self._feed.offer(ended.outcome.policy)
+        self.table.finish_sealed(work.operation_id, data, state=operation.state)
         self._arrivals.ran(ended, operation, encode_s=encode_s)
+
+    def _ending(self, wanted: str, operation: operations_pb2.Operation, *, ran: bool) -> tuple[Ending, bytes]:
+        """An operation's end, for the journal and for the table."""
+        data = self.table.sealed(wanted, operation)
+        run_id, seq = split_operation_id(wanted)
+        return Ending(run_id, seq, operation.verb, self.table.digest(wanted), ran, operation.state, data), data
 
     def _on_start(self, work: Work) -> None:
         if not self.registry.is_deleted(work.run_id):
@@ -126,9 +173,19 @@ class Dispatcher:
                 error_class="MissingOperationError",
                 hint="submit it again, after finding out what became of the missing one",
             )
-            self.table.fail(work.operation_id, error.to_proto())
-            self._arrivals.dropped(work.operation_id, "given_up")
+            self._drop(work.operation_id, failure(error), "given_up")
             self._forget_parts(operation_id(work.run_id, missing))
+
+    def _drop(self, wanted: str, operation: operations_pb2.Operation, why: str) -> None:
+        """Gives a waiting operation an end without running it."""
+        self._arrivals.dropped(wanted, why)
+        ending, data = self._ending(wanted, operation, ran=False)
+
+        def tell() -> None:
+            if self.table.is_pending(wanted):
+                self.table.finish_sealed(wanted, data, state=operation.state)
+
+        self._outcomes.decided(ending, tell)
 
     # Runs
 
@@ -142,14 +199,20 @@ class Dispatcher:
         Raises:
             InvalidInput, Conflict: as the registry does.
             Draining: the server takes nothing new.
+            StorageFull: it cannot be written down.
         """
         if self._queue.is_closed:
             raise Draining("the server is shutting down", retry_after_s=5.0)
-        run = await self.registry.create(request)
+        run = await self.registry.create(request, keep=self._keep_run if self._journal is not None else None)
         self._torch.post(self._torch.make_room)
         return self.describe(run)
 
-    def delete_run(self, run_id: str) -> None:
+    async def _keep_run(self, run: Run, request: pb.CreateRunRequest) -> None:
+        assert self._journal is not None
+        self._journal.check_room(request.ByteSize())
+        await self._journal.add_run(run.config.run_id, run.incarnation, request)
+
+    async def delete_run(self, run_id: str) -> None:
         """Ends a run at once: what waits or runs of it fails; its checkpoints stay. Again does nothing.
 
         An operation that is being computed ends unheard, and the run's memory is free after that.
@@ -158,16 +221,32 @@ class Dispatcher:
             NotFound: there was never such a run.
         """
         if not self.registry.hide(run_id):
+            if self._journal is not None:
+                await self._journal.until(self._journal.last_number)  # the first time may not be over
             return
         self._queue.forget(run_id)
         self._assembler.forget_run(run_id)
+        endings = []
         for wanted in self._arrivals.of_run(run_id):
             self._arrivals.dropped(wanted, "deleted")
             if self.table.is_pending(wanted):  # else some of its parts are missing
-                self.table.fail(wanted, _deleted(run_id).to_proto())
+                endings.append(self._ending(wanted, failure(_deleted(run_id)), ran=False)[0])
+        self._outcomes.forget_run(run_id)
+        if self._journal is not None:
+            await self._journal.delete_run(run_id, endings)
+        for ending in endings:
+            wanted = operation_id(run_id, ending.seq)
+            if self.table.is_pending(wanted):  # else it was cancelled meanwhile
+                self.table.finish_sealed(wanted, ending.outcome, state=FAILED)
         self._feed.forget(run_id)
         self.telemetry.forget(run_id)
-        self._torch.post(partial(self._executor.delete_run, run_id))
+        self._torch.post(partial(self._forget_run, run_id))
+
+    def _forget_run(self, run_id: str) -> None:
+        """On the torch thread."""
+        self._executor.delete_run(run_id)
+        if self._snapshots is not None:
+            self._snapshots.forget(run_id)
 
     def limits(self, run: Run) -> Limits:
         return run.config.limits(self._executor.base.vocab_size)
@@ -179,9 +258,18 @@ class Dispatcher:
         own = self._assembler.size_of(address)
         held = self._assembler.num_bytes - own
         self._queue.check_room(address.run_id, address.seq, num_bytes=own + num_bytes, held_bytes=held)
+        if self._journal is not None:
+            self._journal.check_room(num_bytes)
 
     async def submit(
-        self, address: Address, verb: str, body: bytes, *, client_id: str, parse: Callable[[], Call]
+        self,
+        address: Address,
+        verb: str,
+        body: bytes,
+        *,
+        client_id: str,
+        parse: Callable[[], Call],
+        content_type: str = PROTOBUF,
     ) -> operations_pb2.Accepted:
         """Enters an operation, or a part of one; the same again is the same operation.
 
@@ -191,52 +279,189 @@ class Dispatcher:
             InvalidInput: the body, or parts that do not belong together.
             Conflict: the seq is taken by other content, or was passed.
             TooManyRequests, Draining: not now.
+            StorageFull: it cannot be written down.
         """
+        lock = self._locks.setdefault(address.operation_id, asyncio.Lock())
+        async with lock:  # the same may come twice at once, and parts together
+            return await self._submit(address, verb, body, client_id, parse, content_type)
+
+    async def _submit(
+        self, address: Address, verb: str, body: bytes, client_id: str, parse: Callable[[], Call], content_type: str
+    ) -> operations_pb2.Accepted:
         digest = digest_of(verb, body, address)
-        if not self._is_known(address, verb, digest, client_id):
+        if not await self._is_known(address, verb, digest, client_id):
             started = time.monotonic()
             call = parse() if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse)
             entered = time.monotonic()
-            if not self._is_known(address, verb, digest, client_id):  # it may have come twice meanwhile
-                self._enter(address, verb, call, digest=digest, num_bytes=len(body), client_id=client_id, now=entered)
-                self._arrivals.note(address.operation_id, verb, entered=entered, decode_s=entered - started)
+            self._check(address, call, num_bytes=len(body))
+            part = Part(
+                address.run_id, address.seq, address.part, address.num_parts, verb, content_type, digest, len(body),
+                client_id, body,
+            )  # fmt: skip
+            await self._write_down(part)
+            await self._enter(part, address, call, now=entered)
+            self._arrivals.note(address.operation_id, verb, entered=entered, decode_s=entered - started)
         place = self._queue.place(address.operation_id) + self.is_computing
         return operations_pb2.Accepted(operation_id=address.operation_id, queue_place=place)
 
-    def cancel(self, operation_id: str) -> bool:
-        """Drops an operation that has not started; says whether it did."""
+    async def cancel(self, operation_id: str) -> bool:
+        """Drops an operation that has not started; says whether it did, once that is on the disk."""
         dropped = self._queue.cancel(operation_id, now=time.monotonic())
         if dropped:
             self._arrivals.dropped(operation_id, "cancelled")
             self._watch_gaps()
+            if self._journal is not None:
+                ending, _ = self._ending(operation_id, cancelled(), ran=False)
+                await self._journal.until(self._journal.add_ending(ending, lazy=False))
         return dropped
 
-    def _is_known(self, address: Address, verb: str, digest: bytes, client_id: str) -> bool:
+    async def _is_known(self, address: Address, verb: str, digest: bytes, client_id: str) -> bool:
         if verb == Verb.SKIP:
             self._forget_parts(address.operation_id)  # the rest of them will not come
         if self._assembler.has(address, digest):
             return True
-        return self.table.repeats(address.operation_id, digest, client_id=client_id)
+        had = self.table.clients(address.operation_id)
+        if not self.table.repeats(address.operation_id, digest, client_id=client_id):
+            return False
+        if self._journal is not None and client_id not in had:
+            await self._journal.add_client(address.run_id, address.seq, client_id)
+        return True
 
     def _forget_parts(self, operation_id: str) -> None:
         if self._assembler.forget(operation_id):
             self._arrivals.forget(operation_id)
+            if self._journal is not None:
+                self._journal.withdraw_all(*split_operation_id(operation_id))
 
-    def _enter(
-        self, address: Address, verb: str, call: Call, *, digest: bytes, num_bytes: int, client_id: str, now: float
-    ) -> None:
-        """All or nothing: whatever can refuse comes first, and nothing here waits."""
+    def _check(self, address: Address, call: Call, *, num_bytes: int) -> None:
+        """Whatever can refuse, before anything is written down."""
         self.registry.find(address.run_id)  # it may have been deleted while this came in
         self._queue.check_seq(address.run_id, address.seq)
         self.check_room(address, num_bytes=num_bytes)
-        assembled = self._assembler.add(address, call, digest=digest, num_bytes=num_bytes, now=now)
+        self._assembler.check(address, call)
+
+    async def _write_down(self, part: Part) -> None:
+        if self._journal is not None:
+            await self._journal.add_part(part)
+
+    async def _enter(self, part: Part, address: Address, call: Call, *, now: float) -> None:
+        """All or nothing: what has come to refuse it while it was written down takes it back."""
+        try:
+            self._enter_now(part, address, call, now=now)
+        except ApiError:
+            if self._journal is not None:
+                await self._journal.withdraw(part)
+            raise
+
+    def _enter_now(self, part: Part, address: Address, call: Call, *, now: float) -> None:
+        self.registry.find(address.run_id)
+        self._queue.check_seq(address.run_id, address.seq)
+        self._queue.check_room(address.run_id, address.seq, num_bytes=part.num_bytes)
+        assembled = self._assembler.add(address, call, digest=part.digest, num_bytes=part.num_bytes, now=now)
         if assembled is None:
             self._queue.touch_gap(address.run_id, address.seq, now=now)
         else:
             self._queue.put(Work(address.run_id, address.seq, assembled.call, assembled.num_bytes), now=now)
             self._torch.wake()
-            self.table.open(address.operation_id, client_id=client_id, verb=verb, digest=assembled.digest)
+            self.table.open(address.operation_id, client_id=part.client_id, verb=part.verb, digest=assembled.digest)
         self._watch_gaps()
+
+    # What was, and what will be
+
+    async def recover(self) -> None:
+        """Brings back what the journal has, before anybody is served; `start` comes first."""
+        if self._journal is None:
+            return
+        started = time.monotonic()
+        recovery = Recovery(self._executor, self._journal)
+        restoration = Restoration(self.table, self._queue, self._assembler, self._arrivals)
+        recorded, num_replayed = await asyncio.to_thread(self._journal.recorded), 0
+        self._tidy(recorded)
+        self._executor.on_leave = self._left
+        for run in recorded:
+            if run.is_deleted:
+                self.registry.restore_deleted(run.run_id)
+                for operation in run.operations.values():
+                    restoration.ending(run.run_id, operation)
+                continue
+            recovered = await self._torch.call(partial(self._bring_back, recovery, run))
+            num_replayed += recovered.num_replayed
+            self._outcomes.begin(run.run_id, recovered.run.seq)
+            restoration.run(run, recovered)
+            await self._offer_newest(recovered.run)
+        self._journal.start()
+        self._torch.wake()
+        self._watch_gaps()
+        log.info(
+            "the journal has %d runs; %d operations were computed again and %d wait, in %.1f s",
+            len(self.registry.runs), num_replayed, self._queue.num_operations, time.monotonic() - started,
+        )  # fmt: skip
+
+    def _tidy(self, recorded: Sequence[RecordedRun]) -> None:
+        """Has files of snapshots removed that do not count, of an earlier process."""
+        assert self._snapshots is not None
+        for run in recorded:
+            names = [] if run.is_deleted else [row.name for row in reversed(run.snapshots)]
+            self._kept_snapshots[run.run_id] = names
+            self._snapshots.keep_only(run.run_id, set(names))
+
+    def _bring_back(self, recovery: Recovery, recorded: RecordedRun) -> Recovered:
+        """On the torch thread."""
+        recovered = recovery.bring_back(recorded)
+        assert self._snapshots is not None
+        self._snapshots.replayed(recorded.run_id, recovered.seconds, recovered.num_replayed)
+        self._torch.make_room()
+        return recovered
+
+    async def _offer_newest(self, run: Run) -> None:
+        if run.policy_version:
+            policy = await asyncio.to_thread(self._executor.publisher.newest, run.config.run_id, run.policy_version)
+            if policy is not None:
+                self._feed.offer(policy)
+
+    def _make_snapshots(self, journal: Journal | None, limits: SnapshotLimits | None) -> Snapshots | None:
+        if journal is None:
+            return None
+        publisher = self._executor.publisher
+        publisher.is_over = self._is_over
+        return Snapshots(
+            journal.snapshots,
+            publisher,
+            deliver=lambda row: self._torch.to_loop(self._take_snapshot_in, row),
+            limits=limits,
+            is_crowded=lambda: journal.is_crowded,
+        )
+
+    def _is_over(self, operation: str) -> bool:
+        """Whether what `Run.operation` names cannot come again; on the torch thread."""
+        incarnation, seq = split_operation_id(operation)
+        run_id = next((id for id, run in self._executor.runs.items() if run.incarnation == incarnation), None)
+        return run_id is None or self._outcomes.is_over(run_id, seq)
+
+    def _after(self, group: Sequence[Work], seconds: float) -> None:
+        """On the torch thread, after operations have run."""
+        if self._snapshots is not None:
+            self._snapshots.ran(self._executor.runs, group, seconds)
+
+    def _left(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+        """On the torch thread, when a run leaves memory."""
+        if self._snapshots is not None:
+            self._snapshots.left(run, tensors)
+
+    def _take_snapshot_in(self, row: SnapshotRow) -> None:
+        assert self._snapshots is not None
+        if not self.registry.is_deleted(row.run_id):
+            kept = [*self._kept_snapshots.get(row.run_id, ()), row.name][-2:]
+            self._kept_snapshots[row.run_id] = kept
+            self._outcomes.snapshot(row, partial(self._snapshots.keep_only, row.run_id, set(kept)))
+
+    def _acknowledged(self, operation_id: str, client_id: str) -> None:
+        if self._journal is not None:
+            self._journal.acknowledge(*split_operation_id(operation_id), client_id)
+
+    def _dropped(self, operation_id: str) -> None:
+        if self._journal is not None:
+            self._journal.forget(*split_operation_id(operation_id))
 
     # The end
 
@@ -264,14 +489,31 @@ class Dispatcher:
         self._fail_left()
         self.table.drain()
         self.registry.close()
+        if self._snapshots is not None:
+            await self._last_snapshots(self._snapshots)
+
+    async def _last_snapshots(self, snapshots: Snapshots) -> None:
+        """So that the next start has little to do again; as many as there is time for."""
+        if not self._torch.running:
+            deadline = time.monotonic() + LAST_SNAPSHOTS_S
+
+            def take() -> None:
+                for run in self._executor.runs.values():
+                    if time.monotonic() < deadline:
+                        snapshots.take(run)
+
+            await asyncio.to_thread(take)
+        await asyncio.to_thread(snapshots.close)
 
     def _fail_left(self) -> None:
-        for work in self._left:
+        left, self._left = self._left, []
+        if self._journal is not None:
+            return  # it is for whoever comes next
+        for work in left:
             error = Draining(f"the server stopped before {work.operation_id} was done")
             if not self.table.is_pending(work.operation_id):
                 continue  # its run was deleted while it was computed
             self.table.fail(work.operation_id, error.to_proto())
-        self._left = []
 
 
 def _end_if_failed(task: asyncio.Task[None]) -> None:
@@ -279,6 +521,10 @@ def _end_if_failed(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.critical("the main loop failed", exc_info=task.exception())
         signal.raise_signal(signal.SIGTERM)
+
+
+def failure(error: ApiError) -> operations_pb2.Operation:
+    return operations_pb2.Operation(state=FAILED, error=error.to_proto())
 
 
 def _deleted(run_id: str) -> ModelError:

@@ -99,6 +99,7 @@ class Executor:
         publisher: Publisher | None = None,
     ) -> None:
         self.runs: dict[str, Run] = {}
+        self.on_leave: Callable[[Run, Mapping[str, Tensor]], None] = lambda run, tensors: None
         self._evicted = evicted
         self.fusing = Fusing.of(layers, is_on=fuse_runs and layout == "padded")
         self._residence = Residence(run_memory_bytes if evicted is not None else None)
@@ -107,6 +108,10 @@ class Executor:
         self.publisher = publisher or Publisher(store)
         self._token_budget = TokenBudget(token_budget)
         self._layout = layout
+
+    @property
+    def layers(self) -> LoraLayers:
+        return self._layers
 
     @property
     def base(self) -> BaseModel:
@@ -118,6 +123,11 @@ class Executor:
         self.runs[config.run_id] = run
         self._residence.used(config.run_id, run.num_bytes)
         return run
+
+    def adopt(self, run: Run) -> None:
+        """Takes in a run that was made elsewhere; where several processes train together, in all of them."""
+        self.runs[run.config.run_id] = run
+        self._residence.used(run.config.run_id, run.num_bytes)
 
     def delete_run(self, run_id: str) -> None:
         run = self.runs.pop(run_id, None)
@@ -131,7 +141,9 @@ class Executor:
             return
         for run_id in self._residence.leaving(is_busy):
             self._residence.gone(run_id)
-            self._evicted.put(run_id, self.evict(self.runs[run_id]))
+            tensors = self.evict(self.runs[run_id])
+            self._evicted.put(run_id, tensors)
+            self.on_leave(self.runs[run_id], tensors)
 
     @property
     def resident_bytes(self) -> int:
@@ -231,6 +243,12 @@ class Executor:
             ModelError: it had left, and cannot come back.
         """
         run = self.runs[run_id]
+        if run.lost:
+            raise ModelError(
+                f"run {run_id} could not be brought back when the trainer was started anew: {run.lost}",
+                error_class="RunLostError",
+                hint="delete the run, and go on from its last checkpoint",
+            )
         if run.away is not None:
             assert self._evicted is not None
             with phases.measure("restore"):
@@ -332,7 +350,7 @@ class Executor:
     @contextmanager
     def _numbered(self, run: Run) -> Iterator[Numbered]:
         """The run's next version, for what is written inside the block; a failure leaves no number without a policy."""
-        number = self.publisher.reserve(run.config.run_id, above=run.policy_version)
+        number = self.publisher.reserve(run.config.run_id, above=run.policy_version, operation=run.operation)
         try:
             yield number
         except BaseException:

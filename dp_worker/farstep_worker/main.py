@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
+import json
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +31,8 @@ from farstep_worker.dispatch import Dispatcher
 from farstep_worker.evicted import EvictedRuns, remove_stale
 from farstep_worker.executor import Executor
 from farstep_worker.feed import FeedServer, PolicyFeed
+from farstep_worker.journal.folder import JournalFolder, locked
+from farstep_worker.journal.journal import DEFAULT_MAX_BYTES, Journal, open_journal
 from farstep_worker.lead import Ending, GroupSettings, leading
 from farstep_worker.memory import settle_memory, total_bytes
 from farstep_worker.publisher import DEFAULT_KEEP, Publisher, WeightSync
@@ -43,7 +48,7 @@ FLUSH_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """Everything that a worker is told; made once. `run_memory_bytes` None is by the device.
+    """Everything that a worker is told; made once. `run_memory_bytes` None is by the device, `journal` None is off.
 
     `num_threads` are those of each of its `nproc` processes.
     """
@@ -63,6 +68,8 @@ class WorkerConfig:
     keep_policies: int
     weight_sync_uri: str
     num_threads: int
+    journal: Path | None
+    journal_bytes: int
     spans: SpanWriter | None
     ends_with_parent: bool
     log_level: str
@@ -77,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         exit_with_parent()
     sock = bind(config.host, config.port)
     try:
-        with open_executor(config) as executor:
-            asyncio.run(run_worker(config, executor, sock))
+        with locked_journal(config) as folder, open_executor(config) as executor:
+            asyncio.run(run_worker(config, executor, sock, folder))
     except ApiError as error:
         raise SystemExit(f"{error.message} ({error.hint})" if error.hint else error.message) from error
     except KeyboardInterrupt:
@@ -110,6 +117,8 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         keep_policies=flags.keep_policies,
         weight_sync_uri=flags.weight_sync_uri,
         num_threads=max(1, _num_threads(os.environ.get("OMP_NUM_THREADS")) // flags.nproc),
+        journal=_journal(flags),
+        journal_bytes=flags.journal_mib << 20,
         spans=_spans(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
         ends_with_parent=flags.exit_with_parent,
         log_level=flags.log_level,
@@ -152,9 +161,51 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weight-sync-uri", default="", metavar="URI", help="file:///dir or s3://bucket/prefix that samplers poll"
     )
+    parser.add_argument(
+        "--journal",
+        metavar="DIR",
+        help="where operations are written down before they are acknowledged, so that a killed trainer goes on where "
+        "it was when it is started with the same flags; off: nowhere (default: in the store's directory, or in the "
+        "user's cache where the store is a bucket)",
+    )
+    parser.add_argument(
+        "--journal-mib",
+        type=_positive,
+        default=DEFAULT_MAX_BYTES >> 20,
+        help="of operations and outcomes in it; two snapshots of each run come on top",
+    )
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     return parser
+
+
+@contextmanager
+def locked_journal(config: WorkerConfig) -> Iterator[JournalFolder | None]:
+    """The journal's folder, where there is to be one; before anything else, which may take long.
+
+    Raises:
+        Conflict: another trainer has it.
+        Internal: it cannot be made.
+    """
+    if config.journal is None:
+        yield None
+        return
+    with locked(config.journal) as folder:
+        yield folder
+
+
+def begin_journal(config: WorkerConfig, folder: JournalFolder, executor: Executor) -> Journal:
+    """Raises Conflict for a journal of another model, Internal for one that cannot be read or begun."""
+    base = executor.base
+    identity = {"model": base.name, "dtype": str(base.dtype).removeprefix("torch.")}
+    settings = {
+        "processes": str(config.nproc),
+        "threads": str(config.num_threads),
+        "device": base.device.type,
+        "token-budget": str(config.compute.token_budget or "auto"),
+        "batching": config.compute.batching,
+    }
+    return open_journal(folder, identity, settings, max_bytes=config.journal_bytes)
 
 
 @contextmanager
@@ -220,14 +271,22 @@ def make_publisher(config: WorkerConfig, store: CheckpointStore) -> Publisher:
     return Publisher(store, keep=config.keep_policies, sync=sync)
 
 
-async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.socket) -> None:
+async def run_worker(
+    config: WorkerConfig, executor: Executor, sock: socket.socket, folder: JournalFolder | None = None
+) -> None:
     """Serves until a signal; then lets the running operation finish within the time there is."""
     publisher = executor.publisher
     feed = PolicyFeed(
         config.keys, read=lambda run_id, version, history: publisher.read(run_id, version, history=history)
     )
+    journal = None if folder is None else begin_journal(config, folder, executor)
     dispatcher = Dispatcher(
-        executor, feed=feed, num_threads=config.num_threads, max_runs=config.max_runs, spans=config.spans
+        executor,
+        feed=feed,
+        num_threads=config.num_threads,
+        max_runs=config.max_runs,
+        spans=config.spans,
+        journal=journal,
     )
     checkpoints = Checkpoints(executor.store, secret=config.keys.secret())
     api = TrainerApi(executor.base, dispatcher, checkpoints, max_request_bytes=config.max_request_bytes)
@@ -245,6 +304,8 @@ async def run_worker(config: WorkerConfig, executor: Executor, sock: socket.sock
         if not await asyncio.to_thread(publisher.flush, FLUSH_S):
             log.warning("published policies are still on their way to %s", config.weight_sync_uri or "the store")
     finally:
+        if journal is not None:
+            await asyncio.to_thread(journal.close)
         if dispatcher.is_computing:  # a pass cannot be interrupted, and must not hold the process
             log.error("ending in the middle of an operation")
             sys.stderr.flush()
@@ -260,6 +321,15 @@ def _scratch(store: str) -> Path:
     if "://" not in store:
         return Path(store)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "farstep"
+
+
+def _journal(flags: argparse.Namespace) -> Path | None:
+    """By default one of this model, type and number of processes: what a trainer with the same flags takes up."""
+    if flags.journal is not None:
+        return None if flags.journal == "off" else Path(flags.journal)
+    about = json.dumps([flags.store if "://" in flags.store else "", flags.model, flags.dtype, flags.nproc])
+    name = re.sub(r"[^\w.-]+", "-", flags.model).strip("-.")[-40:]
+    return _scratch(flags.store) / "journal~" / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
 
 
 def _spans(endpoint: str | None) -> SpanWriter | None:

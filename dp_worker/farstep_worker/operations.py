@@ -149,6 +149,13 @@ class OperationQueue:
         self._settle(line, now=now)
 
     @_one_step
+    def restore(self, run_id: str, *, next_seq: int, passed: frozenset[int]) -> None:
+        """A run's line as an earlier process left it, without what waits: that is put. `passed` will not come."""
+        line = self._lines[run_id] = _Line(next_seq=next_seq, last_seq=max([next_seq - 1, *passed]))
+        line.waiting.update(dict.fromkeys(passed))
+        line.skip_cancelled()
+
+    @_one_step
     def take(self, *, now: float) -> Work | None:
         """Removes and returns the operation that runs next; None where nothing can run."""
         ready = [line for line in self._lines.values() if line.is_ready]

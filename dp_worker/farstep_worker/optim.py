@@ -54,6 +54,21 @@ class Optimizer:
         states = [self._adam.state.get(parameter) for parameter in self._parameters]
         return [state[moment] for state in states if state for moment in _MOMENTS]
 
+    def moment_steps(self) -> list[float | None]:
+        """How often each parameter was updated, aligned with them; None: never."""
+        states = [self._adam.state.get(parameter) for parameter in self._parameters]
+        return [state[_STEP].item() if state else None for state in states]
+
+    def begin_moments(self, steps: list[float | None]) -> None:
+        """Makes room for moments that were taken so many times; they are zeros."""
+        self._adam.state.clear()
+        for parameter, step in zip(self._parameters, steps, strict=True):
+            if step is not None:
+                self._adam.state[parameter] = {
+                    _STEP: torch.tensor(step, dtype=torch.float32, device=parameter.device),
+                    **{moment: torch.zeros_like(parameter.detach()) for moment in _MOMENTS},
+                }
+
     def state_bytes(self) -> bytes:
         """The state as a safetensors file: two moments a parameter that was ever updated, and the step they belong to.
 

@@ -7,6 +7,7 @@ the weight-sync URI soon; until they are there they are found here. It knows nei
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from farstep_infra.store.checkpoints import CheckpointStore
@@ -15,7 +16,7 @@ from farstep_infra.store.policy_archive import PolicyArchive
 from farstep_infra.store.policy_numbers import Numbered, PolicyNumbers
 from farstep_model.adapter import Adapter
 from farstep_model.peft_format import CONFIG_FILE, TENSORS_FILE, encode_config
-from farstep_proto.errors import ApiError
+from farstep_proto.errors import ApiError, InvalidInput, NotFound
 from farstep_worker.feed import Policy
 from farstep_worker.shelf_writer import ShelfWriter
 
@@ -46,6 +47,7 @@ class Publisher:
         self._archive = PolicyArchive(store)
         self._shelves = PolicyShelves.of_store(store, keep=keep)
         self._to_store = ShelfWriter(self._shelves, name="in the store", skips=False)
+        self.is_over: Callable[[str], bool] = lambda operation: True  # it will not be repeated
         self._to_uri: ShelfWriter | None = None
         if sync is not None:
             self._to_uri = ShelfWriter(sync.shelves, name=f"at {sync.uri}", skips=True, retries_s=_URI_RETRIES_S)
@@ -54,13 +56,19 @@ class Publisher:
     def has_sync(self) -> bool:
         return self._sync is not None
 
-    def reserve(self, run_id: str, *, above: int) -> Numbered:
-        """The run's next version. Give it to `publish`, or back.
+    def reserve(self, run_id: str, *, above: int, operation: str = "") -> Numbered:
+        """The run's next version. Give it to `publish`, or back. The same `operation` gets the same again.
 
         Raises:
             Internal: the store's disk refuses; no number was taken.
         """
-        return self._numbers.reserve(run_id, above=above, begin=lambda: self._begun_elsewhere(run_id))
+        return self._numbers.reserve(
+            run_id,
+            above=above,
+            begin=lambda: self._begun_elsewhere(run_id),
+            operation=operation,
+            is_over=self.is_over,
+        )
 
     def give_back(self, run_id: str, number: Numbered) -> None:
         self._numbers.give_back(run_id, number)
@@ -98,6 +106,35 @@ class Publisher:
             config=found.files[CONFIG_FILE],
         )
 
+    def ensure(self, run_id: str, version: int, adapter: Adapter) -> None:
+        """Publishes a version again whose copies were lost on their way; `adapter` is as it was then. Blocks.
+
+        Raises:
+            Internal: the store cannot be read.
+        """
+        number = self._numbers.last(run_id)
+        if number is None or version <= number.version - self._keep:
+            return  # by now it would have left the shelf
+        try:
+            self.read(run_id, version, history=number.history)
+        except (NotFound, InvalidInput):
+            self.publish(run_id, Numbered(number.history, version), adapter)
+
+    def newest(self, run_id: str, version: int) -> Policy | None:
+        """What the feed offers of a run that was here before, also once more to the URI where that lacks it; blocks."""
+        try:
+            policy = self.read(run_id, version, history="")
+        except (NotFound, InvalidInput):
+            return None
+        if self._to_uri is not None and not self._is_at_uri(run_id, version, policy.history):
+            files = {TENSORS_FILE: policy.data, CONFIG_FILE: policy.config}
+            self._to_uri.put(ShelvedPolicy(run_id, version, policy.history, policy.published_at, files))
+        return policy
+
+    def is_on_shelf(self, run_id: str, timeout_s: float) -> bool:
+        """Waits until nothing of a run is on its way to the store; whether all of it arrived."""
+        return self._to_store.settle(run_id, timeout_s)
+
     def sweep(self) -> int:
         """Removes the policies of runs that have published nothing for a week; how many runs. Blocks."""
         return self._shelves.sweep(before=time.time() - _UNUSED_S)
@@ -105,6 +142,14 @@ class Publisher:
     def flush(self, timeout_s: float | None = None) -> bool:
         """Waits until all copies are made or given up; whether they are."""
         return self._to_store.flush(timeout_s) and (self._to_uri is None or self._to_uri.flush(timeout_s))
+
+    def _is_at_uri(self, run_id: str, version: int, history: str) -> bool:
+        assert self._sync is not None
+        try:
+            shelf = self._sync.shelves.shelf(run_id)
+        except ApiError:
+            return False
+        return shelf.history == history and shelf.newest.version >= version
 
     def _begun_elsewhere(self, run_id: str) -> Numbered | None:
         """Where the store has lost a run's numbers, or never had them: its place at the URI, and its checkpoints."""

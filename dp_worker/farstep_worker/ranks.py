@@ -31,10 +31,12 @@ _FOREVER = timedelta(days=365)  # a follower waits for its next command as long 
 class RankDied(ModelError):
     """A process of the group is gone, or no longer holds what the others hold: the group cannot go on."""
 
+    error_class = "RankDiedError"
+
     def __init__(self, message: str) -> None:
         super().__init__(
             message,
-            error_class="RankDiedError",
+            error_class=RankDied.error_class,
             hint="the trainer ends; start it again and go on from the last checkpoint",
         )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
@@ -20,6 +21,8 @@ from farstep_worker.executor import Executor
 from farstep_worker.runs import Run, RunConfig, read_config
 
 DEFAULT_MAX_RUNS = 1000
+
+Keep = Callable[[Run, pb.CreateRunRequest], Awaitable[None]]
 
 
 class RunRegistry:
@@ -45,8 +48,12 @@ class RunRegistry:
             raise NotFound(f"run {run_id!r} {gone}", field="run_id")
         return run
 
-    async def create(self, request: pb.CreateRunRequest) -> Run:
+    async def create(self, request: pb.CreateRunRequest, *, keep: Keep | None = None) -> Run:
         """A run by its id, made if it is not there yet.
+
+        Args:
+            keep: writes a new run down, with the request that would make the same one, before anybody hears of it;
+                where it raises, there is no run.
 
         Raises:
             InvalidInput: naming the field.
@@ -67,7 +74,26 @@ class RunRegistry:
                 _check_same(known.config, config)
                 return known
             self._check_room()
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._executor.create_run, config)
+            run = await asyncio.get_running_loop().run_in_executor(self._thread, self._executor.create_run, config)
+            if keep is not None:
+                await self._keep(run, request, keep)
+            return run
+
+    async def _keep(self, run: Run, request: pb.CreateRunRequest, keep: Keep) -> None:
+        config = run.config
+        resolved = pb.CreateRunRequest()
+        resolved.CopyFrom(request)
+        resolved.run_id, resolved.seed, resolved.max_seq_len = config.run_id, config.seed, config.max_seq_len
+        run.incarnation = secrets.token_hex(8)
+        try:
+            await keep(run, resolved)
+        except BaseException:
+            self._executor.delete_run(config.run_id)  # nothing of it was asked for yet
+            raise
+
+    def restore_deleted(self, run_id: str) -> None:
+        """An earlier process has deleted it."""
+        self._deleted.add(run_id)
 
     def hide(self, run_id: str) -> bool:
         """Begins to delete a run: nobody finds it any more. False where that was done before.

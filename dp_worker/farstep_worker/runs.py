@@ -65,6 +65,10 @@ class Run:
     first step (`is_at_start`); loaded with their optimizer, weights bring the beginning of their own run along.
 
     `away` are the shapes of its tensors while it is out of memory; everything else of it stays.
+
+    `seq` is of the operation that was begun last. `incarnation` tells the run from any other that ever had its id, for
+    what is made once an operation; empty where nobody writes operations down. `lost` says why a run that was written
+    down could not be brought back: its operations fail.
     """
 
     config: RunConfig
@@ -77,6 +81,14 @@ class Run:
     start_adapter: Adapter | None = None
     is_at_start: bool = True
     away: Mapping[str, torch.Size] | None = None
+    seq: int = 0
+    incarnation: str = ""
+    lost: str = ""
+
+    @property
+    def operation(self) -> str:
+        """Names the operation that was begun last, in every place and for ever; empty where nobody writes them down."""
+        return f"{self.incarnation}:{self.seq}" if self.incarnation else ""
 
     @classmethod
     def start(cls, layers: LoraLayers, config: RunConfig) -> Run:

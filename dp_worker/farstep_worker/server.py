@@ -101,7 +101,7 @@ class TrainerApi:
         return respond(request, self.dispatcher.describe(run))
 
     async def delete_run(self, request: Request) -> Response:
-        self.dispatcher.delete_run(request.path_params["run_id"])
+        await self.dispatcher.delete_run(request.path_params["run_id"])
         return respond(request, common_pb2.Empty())
 
     async def trace(self, request: Request) -> Response:
@@ -130,6 +130,7 @@ class TrainerApi:
             body,
             client_id=request.headers.get(paths.CLIENT_ID, ""),
             parse=lambda: parse_call(verb, decode(request, body, kind), limits, where=where),
+            content_type=request.headers.get("content-type", ""),
         )
         return respond(request, accepted, status=202)
 
@@ -141,6 +142,7 @@ def make_server(api: TrainerApi, *, keys: KeyRing, feed: FeedServer, host: str, 
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         api.feed_address = await feed.start(host, feed_port)
         api.dispatcher.start()
+        await api.dispatcher.recover()
         yield
         await api.dispatcher.drain()
         await feed.stop()

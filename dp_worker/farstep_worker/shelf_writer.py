@@ -34,6 +34,7 @@ class ShelfWriter:
         self._waiting: dict[tuple[str, int], ShelvedPolicy] = {}  # in order; the one being written is still in it
         self._changed = threading.Condition()
         self._is_writing = False
+        self._failed: set[str] = set()  # runs whose last policy could not be written
 
     def put(self, policy: ShelvedPolicy) -> None:
         """Has a policy written soon."""
@@ -53,6 +54,12 @@ class ShelfWriter:
         with self._changed:
             return self._waiting.get((run_id, version))
 
+    def settle(self, run_id: str, timeout_s: float) -> bool:
+        """Waits until nothing of a run waits; whether the last that was put is there."""
+        with self._changed:
+            is_over = self._changed.wait_for(lambda: not any(key[0] == run_id for key in self._waiting), timeout_s)
+            return is_over and run_id not in self._failed
+
     def flush(self, timeout_s: float | None = None) -> bool:
         """Waits until everything is written or given up; whether it is."""
         with self._changed:
@@ -66,13 +73,14 @@ class ShelfWriter:
                     self._changed.notify_all()
                     return
                 policy = next(iter(self._waiting.values()))
-            self._write(policy)
+            is_written = self._write(policy)
             with self._changed:
+                (self._failed.discard if is_written else self._failed.add)(policy.run_id)
                 if self._waiting.get((policy.run_id, policy.version)) is policy:
                     del self._waiting[policy.run_id, policy.version]
                 self._changed.notify_all()
 
-    def _write(self, policy: ShelvedPolicy) -> None:
+    def _write(self, policy: ShelvedPolicy) -> bool:
         what = f"version {policy.version} of {policy.run_id}"
         for pause_s in (*self._retries_s, None):
             try:
@@ -80,13 +88,14 @@ class ShelfWriter:
             except ApiError as error:
                 log.warning("%s is not kept %s: %s", what, self._name, error.message)
                 if pause_s is None or self._is_outdated(policy):
-                    return
+                    return False
                 time.sleep(pause_s)
             except Exception:  # a mistake of ours or of a library's: the next policy may do better
                 log.exception("%s is not kept %s", what, self._name)
-                return
+                return False
             else:
-                return
+                return True
+        raise AssertionError("unreachable")
 
     def _is_outdated(self, policy: ShelvedPolicy) -> bool:
         with self._changed:

@@ -14,7 +14,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -39,15 +39,25 @@ class Ended:
 
 
 class TorchThread:
-    """Args: `on_start` hears on the event loop of each operation that starts."""
+    """Args:
+    on_start: hears on the event loop of each operation that starts.
+    after: is called on the thread when operations have run together, with the seconds that they took.
+    """
 
     def __init__(
-        self, executor: Executor, queue: OperationQueue, *, num_threads: int, on_start: Callable[[Work], None]
+        self,
+        executor: Executor,
+        queue: OperationQueue,
+        *,
+        num_threads: int,
+        on_start: Callable[[Work], None],
+        after: Callable[[Sequence[Work], float], None] = lambda group, seconds: None,
     ) -> None:
         self._executor = executor
         self._queue = queue
         self._num_threads = num_threads
         self._on_start = on_start
+        self._after = after
         self._calls: deque[Callable[[], object]] = deque()
         self._woken = threading.Event()
         self._running: tuple[Work, ...] = ()
@@ -88,6 +98,21 @@ class TorchThread:
         self._calls.append(function)
         self._woken.set()
 
+    async def call(self, function: Callable[[], T]) -> T:
+        """What a function returns that is called on the thread, between two operations; raises what it raises."""
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def run() -> None:
+            try:
+                value = function()
+            except Exception as error:
+                self._post(result.set_exception, error)
+            else:
+                self._post(result.set_result, value)
+
+        self.post(run)
+        return await result
+
     def make_room(self) -> None:
         """On the thread: idle runs leave memory where others need it."""
         self._executor.make_room(self._queue.is_waiting)
@@ -122,6 +147,7 @@ class TorchThread:
         self._running = tuple(group)
         for work in group:
             self._post(self._on_start, work)
+            self._executor.runs[work.run_id].seq = work.seq
         outcomes = self._outcomes(group)
         self._running = ()
         ended = time.monotonic()
@@ -129,12 +155,17 @@ class TorchThread:
         for work, outcome in zip(group, outcomes, strict=True):
             together = ids if outcome.is_fused else ()
             self._post(self._ended.put_nowait, Ended(work, outcome, started, ended, together))
+        self._after(group, ended - started)
         self.make_room()
 
     def _outcomes(self, group: list[Work]) -> list[Outcome]:
         if len(group) > 1:
             return self._executor.execute_together([(work.run_id, work.call) for work in group])
         return [self._executor.execute(work.run_id, work.call) for work in group]
+
+    def to_loop(self, report: Callable[[T], None], what: T) -> None:
+        """Has the event loop told of something, from any thread."""
+        self._post(report, what)
 
     def _post(self, report: Callable[[T], None], what: T) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody is left to tell

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from starlette.applications import Starlette
@@ -56,8 +56,8 @@ def make_app(
     )
 
 
-def operation_routes(table: OperationTable, *, cancel: Callable[[str], bool]) -> list[Route]:
-    """Poll, look at and cancel operations. `cancel` drops a queued one and says whether it did."""
+def operation_routes(table: OperationTable, *, cancel: Callable[[str], bool | Awaitable[bool]]) -> list[Route]:
+    """Poll, look at and cancel operations. `cancel` drops a queued one and says, now or soon, whether it did."""
 
     async def poll(request: Request) -> Response:
         message = await read_message(request, operations_pb2.PollRequest)
@@ -72,8 +72,9 @@ def operation_routes(table: OperationTable, *, cancel: Callable[[str], bool]) ->
     async def cancel_one(request: Request) -> Response:
         operation_id = request.path_params["operation_id"]
         await table.wait(operation_id, 0)  # 404 where there is none
-        cancelled = table.is_queued(operation_id) and cancel(operation_id)
-        if cancelled:
+        dropped = table.is_queued(operation_id) and cancel(operation_id)
+        cancelled = dropped if isinstance(dropped, bool) else await dropped
+        if cancelled and table.is_pending(operation_id):  # its run may have been deleted meanwhile
             table.cancel(operation_id)
         return respond(request, operations_pb2.CancelResponse(cancelled=cancelled))
 

@@ -47,9 +47,14 @@ def decode(request: Request, body: bytes, kind: type[M]) -> M:
     Raises:
         InvalidInput: it is not a `kind`.
     """
+    return decode_as(request.headers.get("content-type", ""), body, kind)
+
+
+def decode_as(content_type: str, body: bytes, kind: type[M]) -> M:
+    """As `decode`, of a body that came with that Content-Type."""
     message = kind()
     try:
-        if _is_protobuf(request.headers.get("content-type", "")):
+        if _is_protobuf(content_type):
             message.ParseFromString(body)
         elif body:
             json_format.Parse(body, message)

@@ -16,7 +16,7 @@ import sys
 import time
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from farstep_proto.errors import Conflict, Draining, NotFound
@@ -61,6 +61,7 @@ class OperationTable:
         max_retained, max_retained_bytes: acknowledged outcomes beyond these are dropped, oldest first.
         unclaimed_s: how long an outcome is kept that nobody ever acknowledges.
         queue_place: tells how many operations are before a queued one.
+        on_acknowledged: hears that a client has an outcome; on_dropped: that nobody can ask for one any more.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class OperationTable:
         max_retained_bytes: int = 32 << 20,
         queue_place: Callable[[str], int] = lambda operation_id: 0,
         clock: Callable[[], float] = time.monotonic,
+        on_acknowledged: Callable[[str, str], None] = lambda operation_id, client_id: None,
+        on_dropped: Callable[[str], None] = lambda operation_id: None,
     ) -> None:
         self.instance_id = uuid.uuid4().hex
         self._retention_s = retention_s
@@ -80,6 +83,8 @@ class OperationTable:
         self._max_retained_bytes = max_retained_bytes
         self._queue_place = queue_place
         self._clock = clock
+        self._on_acknowledged = on_acknowledged
+        self._on_dropped = on_dropped
         self._entries: dict[str, _Entry] = {}
         self._channels: dict[str, _Channel] = {}
         self._acked: deque[str] = deque()
@@ -121,17 +126,49 @@ class OperationTable:
             self._tell(client_id, operation_id, known)
         return True
 
+    def restore(
+        self, operation_id: str, *, clients: Sequence[str], verb: str, digest: bytes, outcome: bytes = b""
+    ) -> None:
+        """Enters what an earlier process had: pending, or with its serialized outcome, which `clients` still want."""
+        state = pb.Operation.FromString(outcome).state if outcome else pb.OPERATION_STATE_QUEUED
+        entry = self._entries[operation_id] = _Entry(tuple(clients), sys.intern(verb), digest, state, outcome)
+        for client_id in clients:
+            self._tell(client_id, operation_id, entry)
+        if not outcome:
+            return
+        if clients:
+            entry.expires_at = self._clock() + self._unclaimed_s
+            self._unclaimed[operation_id] = None
+        else:
+            self._retain(operation_id, entry)
+
+    def clients(self, operation_id: str) -> tuple[str, ...]:
+        """Those that submitted an operation and have not acknowledged its outcome."""
+        entry = self._entries.get(operation_id)
+        return () if entry is None else entry.clients
+
+    def sealed(self, operation_id: str, outcome: pb.Operation) -> bytes:
+        """An outcome as it will be delivered. `outcome` needs its state and outcome only."""
+        outcome.operation_id = operation_id
+        outcome.verb = self._entries[operation_id].verb
+        return outcome.SerializeToString()
+
+    def digest(self, operation_id: str) -> bytes:
+        return self._entries[operation_id].digest
+
     def set_running(self, operation_id: str) -> None:
         self._entries[operation_id].state = pb.OPERATION_STATE_RUNNING
 
     def finish(self, operation_id: str, outcome: pb.Operation) -> None:
         """Records the outcome and wakes whoever waits for it. `outcome` needs its state and outcome only."""
+        self.finish_sealed(operation_id, self.sealed(operation_id, outcome), state=outcome.state)
+
+    def finish_sealed(self, operation_id: str, outcome: bytes, *, state: pb.OperationState) -> None:
+        """The same with what `sealed` gave."""
         entry = self._entries[operation_id]
         assert not entry.outcome, f"{operation_id} finished twice"
-        outcome.operation_id = operation_id
-        outcome.verb = entry.verb
-        entry.state = outcome.state
-        entry.outcome = outcome.SerializeToString()
+        entry.state = state
+        entry.outcome = outcome
         entry.expires_at = self._clock() + self._unclaimed_s
         if entry.done is not None:
             entry.done.set()
@@ -145,8 +182,7 @@ class OperationTable:
 
     def cancel(self, operation_id: str) -> None:
         """Records that a queued operation was dropped."""
-        error = common_pb2.Error(error_class="CancelledError", message="cancelled before it started", status=409)
-        self.finish(operation_id, pb.Operation(state=pb.OPERATION_STATE_CANCELLED, error=error))
+        self.finish(operation_id, cancelled())
 
     def is_pending(self, operation_id: str) -> bool:
         entry = self._entries.get(operation_id)
@@ -243,7 +279,6 @@ class OperationTable:
 
     def _acknowledge(self, client_id: str, operation_ids: Iterable[str]) -> None:
         channel = self._channel(client_id)
-        expires_at = self._clock() + self._retention_s
         for operation_id in operation_ids:
             entry = self._entries.get(operation_id)
             if entry is None or operation_id not in channel.undelivered:
@@ -251,12 +286,17 @@ class OperationTable:
             del channel.undelivered[operation_id]
             channel.unheard.discard(operation_id)
             entry.clients = tuple(each for each in entry.clients if each != client_id)
+            self._on_acknowledged(operation_id, client_id)
             if entry.clients or operation_id not in self._unclaimed:
                 continue
             del self._unclaimed[operation_id]
-            entry.expires_at, entry.done = expires_at, None
-            self._acked.append(operation_id)
-            self._acked_bytes += len(entry.outcome)
+            self._retain(operation_id, entry)
+
+    def _retain(self, operation_id: str, entry: _Entry) -> None:
+        """Keeps what everybody has acknowledged, for a while."""
+        entry.expires_at, entry.done = self._clock() + self._retention_s, None
+        self._acked.append(operation_id)
+        self._acked_bytes += len(entry.outcome)
 
     def _expire(self) -> None:
         """Drops what has been kept long enough; amortized constant work a call."""
@@ -277,10 +317,17 @@ class OperationTable:
             self._drop(operation_id)
 
     def _drop(self, operation_id: str) -> None:
+        self._on_dropped(operation_id)
         for client_id in self._entries.pop(operation_id).clients:
             channel = self._channel(client_id)
             channel.undelivered.pop(operation_id, None)
             channel.unheard.discard(operation_id)
+
+
+def cancelled() -> pb.Operation:
+    """The outcome of a queued operation that was dropped."""
+    error = common_pb2.Error(error_class="CancelledError", message="cancelled before it started", status=409)
+    return pb.Operation(state=pb.OPERATION_STATE_CANCELLED, error=error)
 
 
 async def _wait(event: asyncio.Event, wait_s: float) -> None:

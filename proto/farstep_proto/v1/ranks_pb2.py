@@ -26,7 +26,7 @@ from farstep_proto.v1 import operations_pb2 as farstep__proto_dot_v1_dot_operati
 from farstep_proto.v1 import training_pb2 as farstep__proto_dot_v1_dot_training__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x61rstep_proto/v1/ranks.proto\x12\nfarstep.v1\x1a!farstep_proto/v1/operations.proto\x1a\x1f\x66\x61rstep_proto/v1/training.proto\"\xbc\x01\n\x0bRankCommand\x12\x32\n\ncreate_run\x18\x01 \x01(\x0b\x32\x1c.farstep.v1.CreateRunRequestH\x00\x12,\n\x07\x65xecute\x18\x02 \x01(\x0b\x32\x19.farstep.v1.ExecuteOnRankH\x00\x12\x14\n\nforget_run\x18\x1e \x01(\tH\x00\x12\x13\n\tevict_run\x18\x1f \x01(\tH\x00\x12\x15\n\x0brestore_run\x18  \x01(\tH\x00\x42\t\n\x07\x63ommand\";\n\rExecuteOnRank\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\"H\n\nRankReport\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.farstep.v1.Operation\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x61rstep_proto/v1/ranks.proto\x12\nfarstep.v1\x1a!farstep_proto/v1/operations.proto\x1a\x1f\x66\x61rstep_proto/v1/training.proto\"\xe7\x01\n\x0bRankCommand\x12\x32\n\ncreate_run\x18\x01 \x01(\x0b\x32\x1c.farstep.v1.CreateRunRequestH\x00\x12,\n\x07\x65xecute\x18\x02 \x01(\x0b\x32\x19.farstep.v1.ExecuteOnRankH\x00\x12\x14\n\nforget_run\x18\x1e \x01(\tH\x00\x12\x13\n\tevict_run\x18\x1f \x01(\tH\x00\x12\x15\n\x0brestore_run\x18  \x01(\tH\x00\x12)\n\tadopt_run\x18\x64 \x01(\x0b\x32\x14.farstep.v1.AdoptRunH\x00\x42\t\n\x07\x63ommand\"H\n\x08\x41\x64optRun\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.farstep.v1.CreateRunRequest\x12\r\n\x05state\x18\x02 \x01(\x0c\";\n\rExecuteOnRank\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\"H\n\nRankReport\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.farstep.v1.Operation\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'farstep_proto.v1.ranks_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RANKCOMMAND']._serialized_start=113
-  _globals['_RANKCOMMAND']._serialized_end=301
-  _globals['_EXECUTEONRANK']._serialized_start=303
-  _globals['_EXECUTEONRANK']._serialized_end=362
-  _globals['_RANKREPORT']._serialized_start=364
-  _globals['_RANKREPORT']._serialized_end=436
+  _globals['_RANKCOMMAND']._serialized_end=344
+  _globals['_ADOPTRUN']._serialized_start=346
+  _globals['_ADOPTRUN']._serialized_end=418
+  _globals['_EXECUTEONRANK']._serialized_start=420
+  _globals['_EXECUTEONRANK']._serialized_end=479
+  _globals['_RANKREPORT']._serialized_start=481
+  _globals['_RANKREPORT']._serialized_end=553
 # @@protoc_insertion_point(module_scope)

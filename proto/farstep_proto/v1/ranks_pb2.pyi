@@ -7,18 +7,28 @@ from typing import ClassVar as _ClassVar, Mapping as _Mapping, Optional as _Opti
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RankCommand(_message.Message):
-    __slots__ = ("create_run", "execute", "forget_run", "evict_run", "restore_run")
+    __slots__ = ("create_run", "execute", "forget_run", "evict_run", "restore_run", "adopt_run")
     CREATE_RUN_FIELD_NUMBER: _ClassVar[int]
     EXECUTE_FIELD_NUMBER: _ClassVar[int]
     FORGET_RUN_FIELD_NUMBER: _ClassVar[int]
     EVICT_RUN_FIELD_NUMBER: _ClassVar[int]
     RESTORE_RUN_FIELD_NUMBER: _ClassVar[int]
+    ADOPT_RUN_FIELD_NUMBER: _ClassVar[int]
     create_run: _training_pb2.CreateRunRequest
     execute: ExecuteOnRank
     forget_run: str
     evict_run: str
     restore_run: str
-    def __init__(self, create_run: _Optional[_Union[_training_pb2.CreateRunRequest, _Mapping]] = ..., execute: _Optional[_Union[ExecuteOnRank, _Mapping]] = ..., forget_run: _Optional[str] = ..., evict_run: _Optional[str] = ..., restore_run: _Optional[str] = ...) -> None: ...
+    adopt_run: AdoptRun
+    def __init__(self, create_run: _Optional[_Union[_training_pb2.CreateRunRequest, _Mapping]] = ..., execute: _Optional[_Union[ExecuteOnRank, _Mapping]] = ..., forget_run: _Optional[str] = ..., evict_run: _Optional[str] = ..., restore_run: _Optional[str] = ..., adopt_run: _Optional[_Union[AdoptRun, _Mapping]] = ...) -> None: ...
+
+class AdoptRun(_message.Message):
+    __slots__ = ("request", "state")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    request: _training_pb2.CreateRunRequest
+    state: bytes
+    def __init__(self, request: _Optional[_Union[_training_pb2.CreateRunRequest, _Mapping]] = ..., state: _Optional[bytes] = ...) -> None: ...
 
 class ExecuteOnRank(_message.Message):
     __slots__ = ("run_id", "verb", "body")
