@@ -45,10 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(client: ControlClient, arguments: argparse.Namespace) -> None:
-    wanted = {"state": arguments.state, "project": arguments.project, "session_id": arguments.session}
-    found = client.list_runs()
-    found = [run for run in found if all(not value or getattr(run, name) == value for name, value in wanted.items())]
-    found = command.newest(found, arguments)
+    asked = {"state": arguments.state, "project": arguments.project, "session_id": arguments.session}
+    wanted = {name: value for name, value in asked.items() if value}
+    runs = [run for run in client.list_runs() if all(getattr(run, name) == wanted[name] for name in wanted)]
+    found = command.newest(runs, arguments)
     if arguments.quiet:
         print_lines([run.run_id for run in found])
     elif arguments.json:

@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(client: ControlClient, arguments: argparse.Namespace) -> None:
-    found = client.list_sessions()
-    found = [session for session in found if session.closed_at is None or not arguments.open]
-    found = command.newest(found, arguments)
+    sessions = client.list_sessions()
+    wanted = [session for session in sessions if session.closed_at is None or not arguments.open]
+    found = command.newest(wanted, arguments)
     if arguments.quiet:
         print_lines([session.session_id for session in found])
     elif arguments.json:

@@ -81,5 +81,5 @@ def _seconds(usage: Usage) -> float:
 def _total(found: Sequence[Usage], by: str) -> Usage:
     counted = [name for name, value in asdict(found[0]).items() if not isinstance(value, str)]
     sums = {name: sum(getattr(usage, name) for usage in found) for name in counted}
-    name = {"run_id": "total", "project": ""} if by == "run" else {"run_id": "", "project": "total"}
-    return Usage(**name, **sums)
+    is_run = by == "run"
+    return Usage(project="" if is_run else "total", run_id="total" if is_run else "", **sums)

@@ -105,6 +105,19 @@ def test_the_public_names() -> None:
     assert all(hasattr(farstep, name) for name in PUBLIC)
 
 
+def test_names_are_loaded_when_they_are_used() -> None:
+    assert sorted(farstep._HOME_OF) == PUBLIC
+    assert set(PUBLIC) <= set(dir(farstep))
+    code = (
+        "import sys, farstep; before = len([name for name in sys.modules if name.startswith('farstep.')])\n"
+        "print(before, farstep.errors.NotFoundError is farstep.NotFoundError, farstep.results.RunInfo is farstep.RunInfo)"
+    )
+    said = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert said.split() == ["0", "True", "True"]
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        farstep.Nothing  # noqa: B018
+
+
 @pytest.mark.parametrize("kind", CLIENTS)
 def test_every_long_running_call_has_its_twin(kind: type) -> None:
     methods = {
@@ -166,11 +179,11 @@ def test_type_hints_resolve() -> None:
 
 
 def test_importing_is_light() -> None:
-    """Best of three, because the machine may be busy."""
+    """All that is public. Best of three, because the machine may be busy."""
     code = """
 import json, sys, time
 began_at = time.perf_counter()
-import farstep
+from farstep import *
 took_s = time.perf_counter() - began_at
 heavy = [name for name in ("torch", "transformers", "wandb", "rich", "httpx", "starlette") if name in sys.modules]
 print(json.dumps([took_s, heavy]))
