@@ -41,8 +41,8 @@ async def test_what_a_run_used_is_in_the_ledger(pair, service, tmp_path):
     assert used.tokens_trained == 3 * 2 * length
     assert used.tokens_forward == length
     assert used.tokens_sampled == num_sampled
-    assert used.num_samples >= 1
-    assert used.tokens_prompted in (len(PROMPT), 2 * len(PROMPT))
-    assert used.num_operations >= 7
+    assert used.num_samples == 2
+    assert used.tokens_prompted == len(PROMPT)
+    assert used.num_operations == 3 + 3 + 1 + 1, "the last one published"
     assert used.trainer_seconds > 0
     assert used.sampler_seconds > 0
