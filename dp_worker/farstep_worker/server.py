@@ -78,6 +78,8 @@ class TrainerApi:
             instance_id=self.dispatcher.table.instance_id,
             feed=self.feed_address,
             version=version("farstep"),
+            idle_s=self.dispatcher.table.idle_s,
+            num_pending=self.dispatcher.table.num_pending,
         )
         return respond(request, message)
 

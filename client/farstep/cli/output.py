@@ -25,7 +25,6 @@ T = TypeVar("T")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _AGES = ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h"), (90 * 86400, 86400, "d"))
 _GAP = 2
-_PIPED_WIDTH = 100_000
 _COLOURS = {
     "ready": "green",
     "running": "green",
@@ -60,12 +59,15 @@ def print_table(rows: Sequence[T], columns: Sequence[Column[T]], *, nothing: str
         return
     cells = [[_clean(column.of(row)) for row in rows] for column in columns]
     widths = [max(map(cell_len, (column.title, *of))) for column, of in zip(columns, cells, strict=True)]
-    console = out()
-    told = [i for i, of in enumerate(cells) if any(of) or columns[i].drop == 0 or console.width == _PIPED_WIDTH]
+    if not _is_seen():
+        _print_plain(columns, cells, widths)
+        return
+    console = _Console()
+    told = [i for i, of in enumerate(cells) if any(of) or columns[i].drop == 0]
     shown = _fitting(told, [column.drop for column in columns], widths, console.width)
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
     for i in shown:
-        table.add_column(columns[i].title, justify=columns[i].justify, overflow="fold", no_wrap=columns[i].drop > 0)
+        table.add_column(columns[i].title, justify=columns[i].justify, overflow="fold")
     for row in zip(*(cells[i] for i in shown), strict=True):
         table.add_row(*(Text(text, style=_COLOURS.get(text, "")) for text in row))
     console.print(table)
@@ -73,13 +75,17 @@ def print_table(rows: Sequence[T], columns: Sequence[Column[T]], *, nothing: str
 
 def print_details(facts: Mapping[str, str]) -> None:
     """One thing, a fact a line."""
+    width = max(map(len, facts))
+    if not _is_seen():
+        print_lines([f"{name:{width}}  {_clean(value)}".rstrip() for name, value in facts.items()])
+        return
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
         cleaned = _clean(value, first_line=False)
         table.add_row(name, Text(cleaned, style=_COLOURS.get(cleaned, "")))
-    out().print(table)
+    _Console().print(table)
 
 
 def print_json(content: object) -> None:
@@ -103,8 +109,16 @@ def print_error(message: str) -> None:
     sys.stderr.write(visible("; ".join(lines)) + "\n")
 
 
-def out() -> Console:
-    return _Console() if sys.stdout.isatty() or os.environ.get("COLUMNS") else _Console(width=_PIPED_WIDTH)
+def _is_seen() -> bool:
+    """Whether somebody looks at it, or has said how wide it is to be."""
+    return sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))
+
+
+def _print_plain(columns: Sequence[Column[T]], cells: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
+    gap = " " * _GAP
+    for row in ([column.title for column in columns], *zip(*cells, strict=True)):
+        padded = [text + " " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True)]
+        sys.stdout.write(gap.join(padded).rstrip() + "\n")
 
 
 class _Console(Console):

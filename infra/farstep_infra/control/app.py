@@ -11,6 +11,7 @@ from farstep_infra.control import overview, runs, samplers, sessions
 from farstep_infra.control.control import control_of
 from farstep_infra.control.idempotency import once_of
 from farstep_infra.control.keys import IssuedKeys
+from farstep_infra.control.process_log import process_log
 from farstep_infra.control.project_routes import key_routes, project_routes
 from farstep_infra.control.projects import only_operators
 from farstep_infra.control.queries import one_of, page_of, project_of, text_of
@@ -41,6 +42,8 @@ def make_control_app(*, keys: IssuedKeys, lifespan: Lifespan) -> Starlette:
         Route(paths.RUNS, _list_runs, methods=["GET"]),
         Route(paths.RUN, _get_run, methods=["GET"]),
         Route(paths.RUN, _delete_run, methods=["DELETE"]),
+        Route(paths.RUN_DEACTIVATE, _deactivate_run, methods=["POST"]),
+        Route(paths.PROCESS_LOG, _process_log, methods=["GET"]),
         Route(paths.CAPABILITIES, _get_capabilities, methods=["GET"]),
         Route(paths.STATUS, _get_status, methods=["GET"]),
         *project_routes(),
@@ -150,6 +153,16 @@ async def _get_run(request: Request) -> Response:
 async def _delete_run(request: Request) -> Response:
     await control_of(request).runs.delete(request.path_params["run_id"], caller=caller_of(request))
     return respond(request, common_pb2.Empty())
+
+
+async def _deactivate_run(request: Request) -> Response:
+    run_id = request.path_params["run_id"]
+    return respond(request, await control_of(request).runs.deactivate(run_id, caller=caller_of(request)))
+
+
+async def _process_log(request: Request) -> Response:
+    control = control_of(request)
+    return await process_log(request, control.fleet, is_ending=control.is_ending)
 
 
 async def _get_capabilities(request: Request) -> Response:

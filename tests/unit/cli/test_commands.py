@@ -112,6 +112,17 @@ def test_a_run_is_deleted_when_that_is_meant(command, up):
     assert "checkpoints list" in command("runs", "show", run_id)[1]
 
 
+def test_a_run_that_rests_is_shown_and_not_woken(command, up):
+    run_id = up.run(up.session(project="lab"))["run_id"]
+    (changed,) = json.loads(command("runs", "deactivate", run_id, "--json")[1])
+    assert (changed["run_id"], changed["state"]) == (run_id, "inactive")
+    assert "resume_run" in command("runs", "show", run_id)[1]
+    assert command("runs", "list", "--state=inactive", "-q")[1].split() == [run_id]
+    command("runs", "delete", run_id, "--yes")
+    code, _, said = command("runs", "deactivate", run_id)
+    assert (code, "deleted" in said) == (1, True)
+
+
 def test_sessions_are_listed(command, up, run):
     closed = up.session(project="lab")
     up.call("DELETE", f"/v1/sessions/{closed}")
