@@ -357,3 +357,35 @@ def test_status_fits_a_narrow_terminal(command, up):
     out = command("status", columns=60)[1]
     assert [line for line in out.splitlines()[1:] if len(line.rstrip()) > 60] == []
     assert "trainer" in out
+
+
+def test_a_checkpoint_is_pushed_and_its_address_told(command, checkpoint, monkeypatch):
+    calls = []
+
+    class Hub:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, *, private, exist_ok):
+            calls.append((repo_id, private))
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            calls.append(sorted(file.name for file in Path(folder_path).iterdir()))
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    files = ["adapter_config.json", "adapter_model.safetensors"]
+    assert command("checkpoints", "push", checkpoint, "me/mine")[:2] == (0, "https://hub/me/mine\n")
+    assert calls == [("me/mine", True), files], "private, if nothing is said"
+    calls.clear()
+    out = command("checkpoints", "push", checkpoint, "me/mine", "--public", "--json")[1]
+    assert (json.loads(out), calls[0]) == ({"url": "https://hub/me/mine"}, ("me/mine", False))
+
+
+def test_what_is_no_adapter_is_refused_before_a_trainer_starts(command, up, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    before = len(up.processes())
+    code, out, said = command("checkpoints", "import", str(tmp_path / "adapter"))
+    assert (code, out, said.count("\n")) == (1, "", 1)
+    assert "adapter_config.json" in said
+    assert len(up.processes()) == before
