@@ -13,24 +13,20 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 from starlette.applications import Starlette
 
-from farstep_infra.control import requests
 from farstep_infra.control.app import make_control_app
 from farstep_infra.control.commands import Commands
 from farstep_infra.control.control import Control
-from farstep_infra.control.db import Database, url_of_file
+from farstep_infra.control.db import Database
 from farstep_infra.control.fleet import Fleet
 from farstep_infra.control.health import HealthWatch
 from farstep_infra.control.housekeeping import Housekeeping
 from farstep_infra.control.keys import IssuedKeys
-from farstep_infra.control.machine import Machine
 from farstep_infra.control.placements import Placements
 from farstep_infra.control.projects import Projects
 from farstep_infra.control.provisioning import Provisioning
@@ -47,9 +43,10 @@ from farstep_infra.control.usage import UsageLedger
 from farstep_infra.control.usage_collector import UsageCollector
 from farstep_infra.control.uses import Uses
 from farstep_infra.home import Home
-from farstep_infra.launchers.base import LaunchFailed, Launcher
+from farstep_infra.launchers.base import Launcher, LaunchFailed
 from farstep_infra.launchers.local import LocalLauncher, torch_environment
 from farstep_infra.launchers.ports import choose_port
+from farstep_infra.settings import Settings, settings_of
 from farstep_infra.store.archive import Checkpoints
 from farstep_infra.store.checkpoints import CheckpointStore, open_store
 from farstep_proto.errors import ApiError, InvalidInput, Unavailable
@@ -58,153 +55,8 @@ from farstep_serving.process import announce, bind, exit_with_parent, serve, set
 
 log = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "farstep/tiny"
-DEFAULT_PORT = 8787
 SWEEP_EVERY_S = 600.0
 TRIM_LOGS_EVERY_S = 30.0
-SESSION_SILENCE_S = 24 * 3600.0
-_WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - these are refused
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What `up` was told; `api_key` empty means the home's own."""
-
-    home: Path
-    store: str
-    model: str
-    host: str
-    port: int
-    replicas: int
-    device: str
-    api_key: str
-    database: str
-    session_silence_s: float
-    trainer_replicas: int
-    weight_sync_uri: str
-    front_flags: tuple[str, ...]
-    journals: Path
-    idle_timeout_s: float
-    max_stacks: int
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="base model to start with (default: %(default)s)")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address of this machine to listen on (default: %(default)s)"
-    )
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--replicas", type=int, default=1, help="sampler processes (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:0 (default: %(default)s)")
-    parser.add_argument("--home", type=Path, default=None, help="default: $FARSTEP_HOME or ~/.farstep")
-    parser.add_argument(
-        "--store",
-        default="",
-        metavar="PLACE",
-        help="of checkpoints: directory or s3://bucket/prefix (default: HOME/store)",
-    )
-    parser.add_argument(
-        "--database",
-        default=os.environ.get("FARSTEP_DATABASE_URL", ""),
-        metavar="URL",
-        help="postgresql://user:password@host/name (default: $FARSTEP_DATABASE_URL, or a SQLite file in HOME)",
-    )
-    parser.add_argument(
-        "--session-silence",
-        type=float,
-        default=SESSION_SILENCE_S,
-        metavar="SECONDS",
-        help="close sessions whose client was silent for that long (default: %(default).0f)",
-    )
-    servers = parser.add_argument_group("what trainers and samplers are told")
-    servers.add_argument(
-        "--trainer-replicas", type=int, default=1, metavar="N", help="processes that train the model (default: 1)"
-    )
-    servers.add_argument(
-        "--journal-dir", type=Path, metavar="DIR", help="of trainers' journals (default: HOME/journals)"
-    )
-    servers.add_argument(
-        "--weight-sync-uri",
-        default="",
-        metavar="URI",
-        help="where trainers write their policies for samplers elsewhere",
-    )
-    servers.add_argument(
-        "--served-model-name",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="another name of the base model, OpenAI's",
-    )
-    servers.add_argument("--tool-call-parser", default="", metavar="FORMAT", help="how the model writes tool calls")
-    fleet = parser.add_argument_group("when models are loaded")
-    fleet.add_argument(
-        "--idle-timeout",
-        type=float,
-        default=DEFAULT_IDLE_TIMEOUT_S,
-        metavar="SECONDS",
-        help="stop what nobody has used for that long, but for --model; 0: never (default: %(default).0f)",
-    )
-    fleet.add_argument(
-        "--max-stacks", type=int, default=0, metavar="N", help="load so many base models at once (default: no limit)"
-    )
-    parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
-    parser.add_argument("--log-level", default="INFO", help="(default: %(default)s)")
-
-
-def settings_of(arguments: argparse.Namespace) -> Settings:
-    """Raises:
-    SystemExit: an argument that cannot be.
-    """
-    try:
-        requests.check_base_model(arguments.model)
-    except InvalidInput as error:
-        raise SystemExit(f"--model: {error.message}") from error
-    if not 1 <= arguments.replicas <= requests.MAX_REPLICAS:
-        raise SystemExit(f"--replicas: {arguments.replicas} is not between 1 and {requests.MAX_REPLICAS}")
-    if arguments.host in _WILDCARDS:
-        raise SystemExit(f"--host: clients are given this address, so {arguments.host} will not do; name one")
-    if not arguments.session_silence > 0:
-        raise SystemExit(f"--session-silence: {arguments.session_silence} is not a number of seconds")
-    if not arguments.idle_timeout >= 0:
-        raise SystemExit(f"--idle-timeout: {arguments.idle_timeout} is not a number of seconds")
-    if arguments.max_stacks < 0:
-        raise SystemExit(f"--max-stacks: {arguments.max_stacks} is negative")
-    try:
-        Machine.here().check_trainer_replicas(arguments.trainer_replicas, device=arguments.device)
-    except InvalidInput as error:
-        raise SystemExit(f"--trainer-replicas: {error.message}") from error
-    home = (arguments.home or Path(os.environ.get("FARSTEP_HOME") or Path.home() / ".farstep")).expanduser().resolve()
-    return Settings(
-        home=home,
-        store=_store(arguments.store, home),
-        model=arguments.model,
-        host=arguments.host,
-        port=arguments.port,
-        replicas=arguments.replicas,
-        device=arguments.device,
-        api_key=os.environ.get("FARSTEP_API_KEY", ""),
-        database=arguments.database or url_of_file(Home(home).database),
-        session_silence_s=arguments.session_silence,
-        trainer_replicas=max(1, arguments.trainer_replicas),
-        weight_sync_uri=arguments.weight_sync_uri,
-        front_flags=_front_flags(arguments),
-        journals=(arguments.journal_dir or Home(home).journals).expanduser().resolve(),
-        idle_timeout_s=arguments.idle_timeout,
-        max_stacks=arguments.max_stacks,
-    )
-
-
-def _front_flags(arguments: argparse.Namespace) -> tuple[str, ...]:
-    names = tuple(f"--served-model-name={name}" for name in arguments.served_model_name)
-    return (*names, *((f"--tool-call-parser={arguments.tool_call_parser}",) if arguments.tool_call_parser else ()))
-
-
-def _store(place: str, home: Path) -> str:
-    """Where every process of this installation finds the checkpoints, whatever its working directory."""
-    if "://" in place:
-        return place
-    return str(Path(place).expanduser().resolve()) if place else str(Home(home).store)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -293,7 +145,7 @@ class _Up:
             db = self._db
             usage = UsageLedger(db)
             collector = UsageCollector(client, usage, lambda: fleet.workers())
-            site = self._site(environment, client, before_stop=lambda url: collector.collect([url]))
+            site = self._site(environment, client, before_stop=collector.collect)
             fleet = Fleet(site, Placements(db, host=self._settings.host))
             parts.push_async_callback(fleet.close)
             parts.push_async_callback(self._provisioning.close)
@@ -334,7 +186,7 @@ class _Up:
         environment: dict[str, str],
         client: httpx.AsyncClient,
         *,
-        before_stop: Callable[[str], Awaitable[None]],
+        before_stop: Callable[[Sequence[str]], Awaitable[None]],
     ) -> Site:
         settings = self._settings
         commands = Commands(
@@ -345,7 +197,9 @@ class _Up:
             weight_sync_uri=settings.weight_sync_uri,
             front_flags=settings.front_flags,
         )
-        return Site(LocalLauncher(self._home.logs, host=settings.host), commands, environment, client, before_stop)
+        return Site(
+            LocalLauncher(self._home.logs, host=settings.host), commands, environment, client, before_stop=before_stop
+        )
 
     async def _restore(self, control: Control, residency: Residency, uses: Uses, stacks: RunStacks) -> None:
         """What was there is there again: at once where somebody uses it, else as soon as somebody asks."""

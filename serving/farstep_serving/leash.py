@@ -34,7 +34,7 @@ def _main() -> None:
     if os.getppid() != parent_pid:  # it died before the leash was on
         sys.exit("the process that started this one is gone")
     try:
-        os.execvp(argv[0], argv)
+        os.execvp(argv[0], argv)  # noqa: S606 - that there is no shell is the point
     except OSError as error:
         sys.exit(f"cannot start {argv[0]}: {error.strerror}")
 

@@ -1,7 +1,7 @@
 """The fleet: which stacks there are, and how to come by one that is ready.
 
-One shared stack per base model, started when first asked for; stacks of somebody's own on demand. It knows processes and
-base models, nothing of sessions or runs.
+One shared stack per base model, started when first asked for; stacks of somebody's own on demand. It knows processes
+and base models, nothing of sessions or runs.
 
 Invariant: a stack, once it was ready, keeps its id and its addresses until it is removed, over every death, restart of
 the control plane and idle time. What is handed out was alive and answering when it was.
@@ -96,6 +96,10 @@ class Fleet:
         if stack.spec.num_trainers:
             await asyncio.to_thread(shutil.rmtree, self._site.commands.journal(stack_id), ignore_errors=True)
 
+    def workers(self) -> list[str]:
+        """Addresses of the trainers and samplers that run."""
+        return [url for stack in self.stacks for url in stack.workers()]
+
     def processes(self) -> list[ProcessFacts]:
         return [
             _facts(stack, server)
@@ -111,10 +115,6 @@ class Fleet:
                 if server.place.name == name:
                     return server.process.log
         raise NotFound(f"no process {name!r}", field="name", hint="farstep status lists them")
-
-    def workers(self) -> list[str]:
-        """Addresses of the trainers and samplers that run."""
-        return [server.url for stack in self.stacks for server in stack.servers if server.is_worker]
 
     async def close(self) -> None:
         await asyncio.gather(*(stack.go_down() for stack in self._stacks.values()))

@@ -43,12 +43,19 @@ class HealthWatch:
     """Args: `patience_s`: for how long a server may be silent while others answer."""
 
     def __init__(
-        self, fleet: Fleet, client: httpx.AsyncClient, *, patience_s: float = PATIENCE_S, every_s: float = _EVERY_S
+        self,
+        fleet: Fleet,
+        client: httpx.AsyncClient,
+        *,
+        patience_s: float = PATIENCE_S,
+        every_s: float = _EVERY_S,
+        answer_s: float = _ANSWER_S,
     ) -> None:
         self._fleet = fleet
         self._client = client
         self._patience_s = patience_s
         self._every_s = every_s
+        self._answer_s = answer_s
         self._silences: dict[str, Silence] = {}
 
     async def run(self) -> None:
@@ -57,7 +64,7 @@ class HealthWatch:
             await asyncio.sleep(self._every_s)
             now = time.monotonic()
             # A control plane that was stopped itself has not listened meanwhile.
-            listened_s, last = min(now - last, self._every_s + 2 * _ANSWER_S), now
+            listened_s, last = min(now - last, self._every_s + 2 * self._answer_s), now
             await self._look(listened_s)
 
     async def _look(self, listened_s: float) -> None:
@@ -81,7 +88,7 @@ class HealthWatch:
     async def _complaint(self, server: Server) -> str:
         """What is wrong with it; empty where nothing is."""
         try:
-            response = await self._client.get(server.url + paths.HEALTH, timeout=_ANSWER_S)
+            response = await self._client.get(server.url + paths.HEALTH, timeout=self._answer_s)
         except httpx.HTTPError as error:
             return f"it gave no answer ({type(error).__name__})"
         return "" if response.status_code in _WELL else f"it said that it is not well ({response.status_code})"

@@ -1,6 +1,7 @@
 """What is remembered of the fleet: which stacks there are, and where each of their servers is.
 
-Invariant: a server's place is on the disk before anything is started there, and as long as anybody may know its address.
+Invariant: a server's place is on the disk before anything is started there, and as long as anybody may know its
+address.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import cast
 
 from sqlalchemy import delete, select, update
 
@@ -93,8 +95,7 @@ class Placements:
 
 
 def _place(row: ServerRow) -> Place:
-    assert row.role in ("trainer", "sampler", "router")
-    return Place(f"{row.role}-{row.number}", row.role, row.port, row.feed_port)
+    return Place(f"{row.role}-{row.number}", cast(Role, row.role), row.port, row.feed_port)
 
 
 def _spec(row: StackRow) -> StackSpec:

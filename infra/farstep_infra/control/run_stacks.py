@@ -7,6 +7,7 @@ import logging
 import time
 
 from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from farstep_infra.control.db import Database
 from farstep_infra.control.fleet import Fleet
@@ -209,7 +210,11 @@ class RunStacks:
 
     async def _settle(self, run_id: str, state: str, message: str) -> None:
         this = update(RunRow).where(RunRow.run_id == run_id, RunRow.state != "deleted")
-        await self._db.insist(lambda db: db.execute(this.values(state=state, message=message, deactivated_at=None)))
+
+        async def write(db: AsyncSession) -> None:
+            await db.execute(this.values(state=state, message=message, deactivated_at=None))
+
+        await self._db.insist(write)
 
 
 def describe(run: control_pb2.ProvisionedRun, stack: Stack | None, *, with_sampler: bool) -> None:

@@ -15,9 +15,9 @@ from farstep_infra.control import quotas, requests
 from farstep_infra.control.db import Database
 from farstep_infra.control.fleet import Fleet
 from farstep_infra.control.idempotency import Once
+from farstep_infra.control.machine import Machine
 from farstep_infra.control.pages import PageRequest, read_page
 from farstep_infra.control.projects import hold
-from farstep_infra.control.machine import Machine
 from farstep_infra.control.provisioning import Provisioning
 from farstep_infra.control.run_stacks import RunStacks, describe
 from farstep_infra.control.scope import find, visible

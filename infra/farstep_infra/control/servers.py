@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import httpx
 
 from farstep_infra.control.commands import Commands, Role
-from farstep_infra.launchers.base import LaunchFailed, Launcher, ProcessSpec, Resources
+from farstep_infra.launchers.base import Launcher, LaunchFailed, ProcessSpec, Resources
 from farstep_infra.launchers.restarts import RestartPolicy
 from farstep_infra.launchers.supervision import READY_DEADLINE_S, Supervised
 from farstep_proto import paths
@@ -34,6 +34,10 @@ class Place:
     feed_port: int = 0
 
 
+async def _nobody(urls: Sequence[str]) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """Where servers are started, and with what: the same for the whole fleet.
@@ -41,15 +45,15 @@ class Site:
     Args:
         environment: of every server, complete; holds the key.
         client: carries the key.
-        before_stop: told the address of a trainer or sampler that is stopped as soon as it returns.
+        before_stop: told of the trainers and samplers, by address, that are stopped as soon as it returns.
     """
 
     launcher: Launcher
     commands: Commands
     environment: Mapping[str, str]
     client: httpx.AsyncClient
-    before_stop: Callable[[str], Awaitable[None]]
-    policy: RestartPolicy = RestartPolicy()
+    policy: RestartPolicy = field(default_factory=RestartPolicy)
+    before_stop: Callable[[Sequence[str]], Awaitable[None]] = _nobody
 
     def url(self, port: int) -> str:
         return f"http://{self.address(port)}"
@@ -81,17 +85,6 @@ class Server:
     @property
     def role(self) -> Role:
         return self.place.role
-
-    @property
-    def is_worker(self) -> bool:
-        """Whether it trains or samples now."""
-        return self.role != "router" and self.process.is_running
-
-    async def stop(self) -> None:
-        """In order."""
-        if self.is_worker:
-            await self._site.before_stop(self.url)
-        await self.process.stop()
 
     async def ask(self) -> training_pb2.ServerInfo:
         """What it tells of itself now; raises httpx.HTTPError where it does not answer."""

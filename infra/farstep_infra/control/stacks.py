@@ -116,6 +116,10 @@ class Stack:
         processes = [server.process for server in self.servers]
         return [process.last_words for process in processes if process.condition in conditions]
 
+    def workers(self) -> list[str]:
+        """Addresses of the trainer and the samplers that run."""
+        return [server.url for server in self.servers if server.role != "router" and server.process.is_running]
+
     def touch(self) -> None:
         """Somebody has a use for it: it is not to rest for a while."""
         self.touched_at = time.monotonic()
@@ -147,7 +151,8 @@ class Stack:
         async with self.lock:
             if only_if is not None and not await only_if():
                 return False
-            await asyncio.gather(*(server.stop() for server in self.servers))
+            await self._site.before_stop(self.workers())
+            await asyncio.gather(*(server.process.stop() for server in self.servers))
             return True
 
     async def _grow(self, num_samplers: int) -> list[Server]:
@@ -195,7 +200,7 @@ class Stack:
 
     async def _forget(self, servers: Sequence[Server]) -> None:
         """Stops them and gives up their places."""
-        await asyncio.gather(*(server.stop() for server in servers if server not in self.remains))
+        await asyncio.gather(*(server.process.stop() for server in servers if server not in self.remains))
         if self.trainer in servers:
             self.trainer = None
         if self.router in servers:

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
-from farstep_infra.launchers.base import STOP_GRACE_S, LaunchFailed, Launcher, Life, ProcessLog, ProcessSpec
+from farstep_infra.launchers.base import STOP_GRACE_S, Launcher, LaunchFailed, Life, ProcessLog, ProcessSpec
 from farstep_infra.launchers.restarts import GiveUp, RestartPolicy, Row, StartAgain
 
 log = logging.getLogger(__name__)

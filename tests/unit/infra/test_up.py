@@ -1,9 +1,11 @@
 """`python -m farstep_infra up`: what it says, what it leaves behind, and what it refuses."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import sqlite3
 import stat
 import time
 
@@ -180,3 +182,38 @@ def test_of_a_run_whose_client_has_gone_the_processes_come_back_when_somebody_as
     assert len(again.family()) == 2, "to look is not to need"
     assert again.call("GET", f"/v1/runs/{run['run_id']}?wait_s=30") == run
     assert len(again.family()) == 4
+
+
+def test_a_home_of_an_older_version_says_what_became_of_its_runs(start, tmp_path):
+    up = start()
+    run = up.run(up.session(), name="old")
+    up.stop()
+    with contextlib.closing(sqlite3.connect(tmp_path / "home" / "control.db")) as db:
+        db.execute("UPDATE runs SET stack_id = NULL")
+        db.commit()
+    told = start().call("GET", f"/v1/runs/{run['run_id']}?wait_s=5")
+    assert told["state"] == "failed"
+    assert "checkpoints are kept" in told["message"]
+    assert "trainer_url" not in told
+
+
+def test_a_free_port_that_was_chosen_is_kept_unless_another_has_taken_it(start):
+    first = start()
+    first.stop()
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", int(first.url.rpartition(":")[2])))
+        taken.listen()
+        second = start()
+        assert second.url != first.url
+        second.stop()
+    assert start().url == second.url
+
+
+def test_flags_are_passed_on_to_those_who_know_them(start, tmp_path):
+    uri = f"file://{tmp_path}/sync"
+    up = start(f"--weight-sync-uri={uri}", "--tool-call-parser=hermes", f"--journal-dir={tmp_path}/j")
+    trainer, sampler = (up.asked(up.announcement[f"{which}_url"]) for which in ("trainer", "sampler"))
+    assert trainer["weight_sync_uri"] == uri
+    assert trainer["journal"].startswith(f"{tmp_path}/j/stack-")
+    assert sampler["tool_call_parser"] == "hermes"

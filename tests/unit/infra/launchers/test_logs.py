@@ -7,6 +7,12 @@ import pytest
 from farstep_infra.launchers.logs import FileLog, last_lines
 
 
+def append(log, data):
+    """As a child does."""
+    with open(log.path, "ab") as file:
+        file.write(data)
+
+
 @pytest.mark.parametrize("num_lines", [1, 3, 9999, 20_000])
 async def test_the_tail_is_the_last_lines(tmp_path, num_lines):
     lines = [b"%06d %s\n" % (i, b"x" * (i % 90)) for i in range(10_000)]
@@ -31,12 +37,10 @@ def test_an_epitaph_begins_with_its_own_life(tmp_path):
 
 async def test_what_has_grown_is_set_aside_once_and_can_still_be_read(tmp_path):
     log = FileLog(tmp_path / "a.log", max_bytes=100)
-    with open(log.path, "ab", buffering=0) as child:
-        for i in range(1000):
-            child.write(b"line %d\n" % i)
-            log.trim()
-        tail = await log.tail(8)
-    assert tail == b"".join(b"line %d\n" % i for i in range(992, 1000))
+    for i in range(1000):
+        append(log, b"line %d\n" % i)
+        log.trim()
+    assert await log.tail(8) == b"".join(b"line %d\n" % i for i in range(992, 1000))
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 250
 
 
@@ -57,12 +61,10 @@ async def test_it_is_followed_also_when_it_begins_anew(tmp_path):
 
     task = asyncio.create_task(follow())
     await until(b"2\n3\n")
-    with open(log.path, "ab") as child:
-        child.write(b"four four four\n")
+    append(log, b"four four four\n")
     await until(b"2\n3\nfour four four\n")
     log.trim()
     await asyncio.sleep(0.5)  # it may see the file empty, or already with what follows
-    with open(log.path, "ab") as child:
-        child.write(b"5\n")
+    append(log, b"5\n")
     await until(b"2\n3\nfour four four\n5\n")
     task.cancel()

@@ -9,6 +9,7 @@ import pytest
 
 from farstep_infra.launchers.base import LaunchFailed, ProcessSpec
 from farstep_infra.launchers.local import LocalLauncher
+from farstep_infra.launchers.ports import choose_port
 from farstep_infra.launchers.restarts import RestartPolicy
 from farstep_infra.launchers.supervision import Supervised
 
@@ -19,14 +20,15 @@ QUICK = RestartPolicy(first_s=0.01, most_s=0.02, well_s=60.0, max_quick_deaths=4
 class Kept:
     """One supervised process whose program may change from life to life."""
 
-    def __init__(self, tmp_path, code, *, was_ready=False, policy=QUICK):
+    def __init__(self, tmp_path, code, *, was_ready=False, policy=QUICK, port=None):
         self.code = code
+        self.ports = {"http": port} if port else {}
         self.greetings = []
         launcher = LocalLauncher(tmp_path, host="127.0.0.1")
         self.it = Supervised(launcher, "it", self.spec, greet=self.greet, was_ready=was_ready, policy=policy)
 
     def spec(self):
-        return ProcessSpec("it", "trainer", (sys.executable, "-S", "-c", self.code), {})
+        return ProcessSpec("it", "trainer", (sys.executable, "-S", "-c", self.code), {}, ports=self.ports)
 
     async def greet(self, announcement):
         self.greetings.append(announcement["url"])
@@ -112,12 +114,9 @@ async def test_one_that_hangs_is_killed_without_grace_and_comes_back(tmp_path):
 
 
 async def test_a_port_that_is_taken_meanwhile_is_said_and_waited_for(tmp_path):
-    from farstep_infra.launchers.ports import choose_port
-
     port = choose_port("127.0.0.1")
-    kept = Kept(tmp_path, READY + "sys.stdin.read()", was_ready=True, policy=RestartPolicy(first_s=0.05, most_s=0.05))
-    spec = kept.spec
-    kept.it._spec = lambda: ProcessSpec("it", "trainer", spec().argv, {}, ports={"http": port})
+    policy = RestartPolicy(first_s=0.05, most_s=0.05, max_quick_deaths=1000)
+    kept = Kept(tmp_path, READY + "sys.stdin.read()", was_ready=True, policy=policy, port=port)
     server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", port)
     kept.it.start()
     await kept.until(lambda: kept.it.condition == "restarting")
