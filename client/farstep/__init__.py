@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ResultTimeout,
         ServerError,
         ServerShutdownError,
+        StorageFullError,
         TransportError,
         UnknownRequestError,
     )
@@ -119,6 +120,7 @@ __all__ = [
     "ServerShutdownError",
     "ServiceClient",
     "SessionInfo",
+    "StorageFullError",
     "SupportedModel",
     "TensorData",
     "TokenStream",
@@ -137,7 +139,7 @@ _NAMES_OF = {
         "AuthenticationError ClientClosedError ConflictError FarstepError InvalidInputError MissingExtraError "
         "NotFoundError PayloadTooLargeError PermissionDeniedError PolicyNotReadyError ProvisioningError "
         "PublishTimeoutError RateLimitError RemoteOpError ResultTimeout ServerError ServerShutdownError "
-        "TransportError UnknownRequestError"
+        "StorageFullError TransportError UnknownRequestError"
     ),
     "farstep.future": "Future",
     "farstep.records": "CreatedKey KeyInfo ProjectInfo Quotas SamplerInfo SessionInfo Usage",

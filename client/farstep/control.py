@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from farstep import _convert
+from farstep._address import Address
 from farstep._checkpoint_calls import CheckpointCalls
 from farstep._checkpoint_requests import CheckpointRequests
 from farstep._connection import Connection
@@ -27,7 +28,7 @@ class ControlClient(ControlCalls, CheckpointCalls):
     def __init__(self, *, api_key: str | None = None, base_url: str | None = None, timeout: float = 10.0) -> None:
         budget_s = _convert.number("timeout", timeout)
         settings = load_settings(api_key=api_key, base_url=base_url, reuse_from_session_id=None)
-        self._connection = Connection.take(settings.base_url, settings.key)
+        self._connection = Connection.take(Address(settings.base_url), settings.key)
         self._of_control = ControlRequests(self._connection, budget_s=budget_s)
         self._of_checkpoints = CheckpointRequests(self._connection, budget_s=budget_s)
 

@@ -15,23 +15,24 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from weakref import WeakValueDictionary
 
-from torch import Tensor
-
-from farstep_proto.errors import ApiError, Draining, ModelError
+from farstep_proto.errors import ApiError, Draining, ModelError, TooManyRequests
 from farstep_proto.paths import PROTOBUF, Verb
 from farstep_proto.v1 import operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
+from farstep_serving.keys import OPERATOR, Caller
 from farstep_serving.operations import OperationTable, cancelled
+from farstep_serving.usage import UsageCounters
 from farstep_worker.arrivals import Arrivals
 from farstep_worker.assembly import Address, Assembler, digest_of
 from farstep_worker.executor import Executor
 from farstep_worker.feed import PolicyFeed
 from farstep_worker.journal.journal import Journal
-from farstep_worker.journal.records import Ending, Part, RecordedRun, SnapshotRow
+from farstep_worker.journal.records import Ending, Part
+from farstep_worker.keeper import Keeper
 from farstep_worker.operations import (
     GAP_WAIT_S,
     OperationQueue,
@@ -40,22 +41,21 @@ from farstep_worker.operations import (
     operation_id,
     split_operation_id,
 )
-from farstep_worker.outcomes import Outcomes
 from farstep_worker.ranks import RankDied
-from farstep_worker.recovery import Recovered, Recovery
 from farstep_worker.registry import DEFAULT_MAX_RUNS, RunRegistry
 from farstep_worker.restoration import Restoration
 from farstep_worker.runs import Run
-from farstep_worker.snapshots import SnapshotLimits, Snapshots
+from farstep_worker.snapshots import SnapshotLimits
 from farstep_worker.submission import Call, Limits
 from farstep_worker.telemetry import SpanWriter, Telemetry
 from farstep_worker.torch_thread import Ended, TorchThread
+from farstep_worker.usage import trainer_usage
 
 log = logging.getLogger(__name__)
 
 DRAIN_S = 8.0
-LAST_SNAPSHOTS_S = 3.0
 FAILED = operations_pb2.OPERATION_STATE_FAILED
+LIST_PAGE = 1000
 INLINE_BYTES = 64 << 10  # what is decoded and encoded on the loop: another thread would cost more than it saves
 
 
@@ -71,29 +71,27 @@ class Dispatcher:
         gap_wait_s: float = GAP_WAIT_S,
         spans: SpanWriter | None = None,
         journal: Journal | None = None,
-        snapshot_limits: SnapshotLimits | None = None,
+        snapshots: SnapshotLimits | None = None,
     ) -> None:
         self._executor = executor
         self._feed = feed
         self.registry = RunRegistry(executor, max_runs=max_runs)
         self._queue = OperationQueue(limits=limits, gap_wait_s=gap_wait_s)
         self._assembler = Assembler()
-        self._journal = journal
-        self._outcomes = Outcomes(journal)
-        self._snapshots = self._make_snapshots(journal, snapshot_limits)
+        self._keeper = Keeper(executor, journal, to_loop=lambda do, row: self._torch.to_loop(do, row), limits=snapshots)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._torch = TorchThread(
-            executor, self._queue, num_threads=num_threads, on_start=self._on_start, after=self._after
+            executor, self._queue, num_threads=num_threads, on_start=self._on_start, after=self._keeper.executed
         )
         self._gap_timer: asyncio.TimerHandle | None = None
         self._left: list[Work] = []
-        self._kept_snapshots: dict[str, list[str]] = {}
         self._drained: asyncio.Task[None] | None = None
         self.table = OperationTable(
-            queue_place=self._queue.place, on_acknowledged=self._acknowledged, on_dropped=self._dropped
+            queue_place=self._queue.place, on_acknowledged=self._keeper.acknowledged, on_dropped=self._keeper.dropped
         )
         self.telemetry = Telemetry(gauges=self._gauges, spans=spans)
         self._arrivals = Arrivals(self.telemetry)
+        self.usage = UsageCounters()
 
     def start(self) -> None:
         self._torch.start()
@@ -116,12 +114,13 @@ class Dispatcher:
 
     def _finish(self, ended: Ended, operation: operations_pb2.Operation, *, encode_s: float) -> None:
         work = ended.work
+        self.usage.add(trainer_usage(self.registry.project_of(work.run_id) or "", ended, operation))
         if self.registry.is_deleted(work.run_id) or not self.table.is_pending(work.operation_id):
             return  # its end was told when the run was deleted, or the drain gave it up
-        if self._journal is not None and operation.error.error_class == RankDied.error_class:
+        if self._keeper.journal is not None and operation.error.error_class == RankDied.error_class:
             return  # the process ends; the next one does it again
         ending, data = self._ending(work.operation_id, operation, ran=True)
-        self._outcomes.ran(ending, lambda: self._tell(ended, operation, data, encode_s=encode_s))
+        self._keeper.ran(ending, lambda: self._tell(ended, operation, data, encode_s=encode_s))
         if self._queue.is_closed and not self._torch.has_more:
             self._fail_left()  # in the same breath, so that one poll brings all
 
@@ -166,8 +165,8 @@ class Dispatcher:
             delay_s = max(0.0, deadline - time.monotonic())
             self._gap_timer = asyncio.get_running_loop().call_later(delay_s, self._watch_gaps)
 
-    def _fail_overdue(self) -> None:
-        for work, missing in self._queue.give_up_gaps(now=time.monotonic()):
+    def _fail_overdue(self, *, crowded: bool = False) -> None:
+        for work, missing in self._queue.give_up_gaps(now=time.monotonic(), crowded=crowded):
             error = ModelError(
                 f"seq {missing} of run {work.run_id} never came, so that seq {work.seq} was not run",
                 error_class="MissingOperationError",
@@ -185,15 +184,19 @@ class Dispatcher:
             if self.table.is_pending(wanted):
                 self.table.finish_sealed(wanted, data, state=operation.state)
 
-        self._outcomes.decided(ending, tell)
+        self._keeper.decided(ending, tell)
 
     # Runs
 
     def describe(self, run: Run) -> pb.Run:
-        next_seq = self._queue.first_free_seq(run.config.run_id)
-        return run.to_proto(vocab_size=self._executor.base.vocab_size, next_seq=next_seq)
+        run_id = run.config.run_id
+        in_parts = self._assembler.open_seqs(run_id)
+        next_seq = max(self._queue.first_free_seq(run_id), *(seq + 1 for seq in in_parts), 1)
+        described = run.to_proto(vocab_size=self._executor.base.vocab_size, next_seq=next_seq)
+        described.missing_seqs.extend(self._queue.missing_seqs(run_id, below=next_seq))
+        return described
 
-    async def create_run(self, request: pb.CreateRunRequest) -> pb.Run:
+    async def create_run(self, request: pb.CreateRunRequest, caller: Caller = OPERATOR) -> pb.Run:
         """A run by its id, made if it is not there yet; waits for no operation.
 
         Raises:
@@ -203,14 +206,9 @@ class Dispatcher:
         """
         if self._queue.is_closed:
             raise Draining("the server is shutting down", retry_after_s=5.0)
-        run = await self.registry.create(request, keep=self._keep_run if self._journal is not None else None)
+        run = await self.registry.create(request, caller, keep=self._keeper.keep_run)
         self._torch.post(self._torch.make_room)
         return self.describe(run)
-
-    async def _keep_run(self, run: Run, request: pb.CreateRunRequest) -> None:
-        assert self._journal is not None
-        self._journal.check_room(request.ByteSize())
-        await self._journal.add_run(run.config.run_id, run.incarnation, request)
 
     async def delete_run(self, run_id: str) -> None:
         """Ends a run at once: what waits or runs of it fails; its checkpoints stay. Again does nothing.
@@ -221,8 +219,7 @@ class Dispatcher:
             NotFound: there was never such a run.
         """
         if not self.registry.hide(run_id):
-            if self._journal is not None:
-                await self._journal.until(self._journal.last_number)  # the first time may not be over
+            await self._keeper.settle()  # the first time may not be over
             return
         self._queue.forget(run_id)
         self._assembler.forget_run(run_id)
@@ -231,13 +228,12 @@ class Dispatcher:
             self._arrivals.dropped(wanted, "deleted")
             if self.table.is_pending(wanted):  # else some of its parts are missing
                 endings.append(self._ending(wanted, failure(_deleted(run_id)), ran=False)[0])
-        self._outcomes.forget_run(run_id)
-        if self._journal is not None:
-            await self._journal.delete_run(run_id, endings)
+        await self._keeper.delete_run(run_id, endings)
         for ending in endings:
             wanted = operation_id(run_id, ending.seq)
             if self.table.is_pending(wanted):  # else it was cancelled meanwhile
                 self.table.finish_sealed(wanted, ending.outcome, state=FAILED)
+        self.usage.end(self.registry.project_of(run_id) or "", run_id)
         self._feed.forget(run_id)
         self.telemetry.forget(run_id)
         self._torch.post(partial(self._forget_run, run_id))
@@ -245,8 +241,7 @@ class Dispatcher:
     def _forget_run(self, run_id: str) -> None:
         """On the torch thread."""
         self._executor.delete_run(run_id)
-        if self._snapshots is not None:
-            self._snapshots.forget(run_id)
+        self._keeper.forget_run(run_id)
 
     def limits(self, run: Run) -> Limits:
         return run.config.limits(self._executor.base.vocab_size)
@@ -257,9 +252,13 @@ class Dispatcher:
         """Refuses a body of this size before it is read; raises as the queue does."""
         own = self._assembler.size_of(address)
         held = self._assembler.num_bytes - own
-        self._queue.check_room(address.run_id, address.seq, num_bytes=own + num_bytes, held_bytes=held)
-        if self._journal is not None:
-            self._journal.check_room(num_bytes)
+        check = partial(self._queue.check_room, address.run_id, address.seq, num_bytes=own + num_bytes, held_bytes=held)
+        try:
+            check()
+        except TooManyRequests:
+            self._fail_overdue(crowded=True)
+            check()
+        self._keeper.check_room(num_bytes)
 
     async def submit(
         self,
@@ -298,11 +297,24 @@ class Dispatcher:
                 address.run_id, address.seq, address.part, address.num_parts, verb, content_type, digest, len(body),
                 client_id, body,
             )  # fmt: skip
-            await self._write_down(part)
+            await self._keeper.add_part(part)
             await self._enter(part, address, call, now=entered)
             self._arrivals.note(address.operation_id, verb, entered=entered, decode_s=entered - started)
-        place = self._queue.place(address.operation_id) + self.is_computing
-        return operations_pb2.Accepted(operation_id=address.operation_id, queue_place=place)
+        return operations_pb2.Accepted(
+            operation_id=address.operation_id,
+            queue_place=self._queue.place(address.operation_id) + self.is_computing,
+            awaits_parts=self._assembler.is_open(address.operation_id),
+        )
+
+    def list_operations(self, run_id: str, *, unfetched: bool, after: int) -> operations_pb2.ListOperationsResponse:
+        """A page of a run's operations by seq, from the one after `after` on, without outcomes."""
+        operations = self.table.list_of(f"{run_id}:", unfetched=unfetched)
+        named = [(split_operation_id(operation.operation_id), operation) for operation in operations]
+        by_seq = {seq: operation for (whose, seq), operation in named if whose == run_id}  # ids may hold colons
+        seqs = sorted(seq for seq in by_seq if seq > after)
+        page = [by_seq[seq] for seq in seqs[:LIST_PAGE]]
+        next_page = str(seqs[LIST_PAGE - 1]) if len(seqs) > LIST_PAGE else ""
+        return operations_pb2.ListOperationsResponse(operations=page, next_page=next_page)
 
     async def cancel(self, operation_id: str) -> bool:
         """Drops an operation that has not started; says whether it did, once that is on the disk."""
@@ -310,9 +322,8 @@ class Dispatcher:
         if dropped:
             self._arrivals.dropped(operation_id, "cancelled")
             self._watch_gaps()
-            if self._journal is not None:
-                ending, _ = self._ending(operation_id, cancelled(), ran=False)
-                await self._journal.until(self._journal.add_ending(ending, lazy=False))
+            ending, _ = self._ending(operation_id, cancelled(), ran=False)
+            await self._keeper.cancelled(ending)
         return dropped
 
     async def _is_known(self, address: Address, verb: str, digest: bytes, client_id: str) -> bool:
@@ -323,15 +334,14 @@ class Dispatcher:
         had = self.table.clients(address.operation_id)
         if not self.table.repeats(address.operation_id, digest, client_id=client_id):
             return False
-        if self._journal is not None and client_id not in had:
-            await self._journal.add_client(address.run_id, address.seq, client_id)
+        if client_id not in had:
+            await self._keeper.add_client(address.operation_id, client_id)
         return True
 
     def _forget_parts(self, operation_id: str) -> None:
         if self._assembler.forget(operation_id):
             self._arrivals.forget(operation_id)
-            if self._journal is not None:
-                self._journal.withdraw_all(*split_operation_id(operation_id))
+            self._keeper.withdraw_all(operation_id)
 
     def _check(self, address: Address, call: Call, *, num_bytes: int) -> None:
         """Whatever can refuse, before anything is written down."""
@@ -340,17 +350,12 @@ class Dispatcher:
         self.check_room(address, num_bytes=num_bytes)
         self._assembler.check(address, call)
 
-    async def _write_down(self, part: Part) -> None:
-        if self._journal is not None:
-            await self._journal.add_part(part)
-
     async def _enter(self, part: Part, address: Address, call: Call, *, now: float) -> None:
         """All or nothing: what has come to refuse it while it was written down takes it back."""
         try:
             self._enter_now(part, address, call, now=now)
         except ApiError:
-            if self._journal is not None:
-                await self._journal.withdraw(part)
+            await self._keeper.withdraw(part)
             raise
 
     def _enter_now(self, part: Part, address: Address, call: Call, *, now: float) -> None:
@@ -366,102 +371,30 @@ class Dispatcher:
             self.table.open(address.operation_id, client_id=part.client_id, verb=part.verb, digest=assembled.digest)
         self._watch_gaps()
 
-    # What was, and what will be
-
     async def recover(self) -> None:
         """Brings back what the journal has, before anybody is served; `start` comes first."""
-        if self._journal is None:
+        if self._keeper.journal is None:
             return
-        started = time.monotonic()
-        recovery = Recovery(self._executor, self._journal)
-        restoration = Restoration(self.table, self._queue, self._assembler, self._arrivals)
-        recorded, num_replayed = await asyncio.to_thread(self._journal.recorded), 0
-        self._tidy(recorded)
-        self._executor.on_leave = self._left
-        for run in recorded:
-            if run.is_deleted:
-                self.registry.restore_deleted(run.run_id)
-                for operation in run.operations.values():
-                    restoration.ending(run.run_id, operation)
-                continue
-            recovered = await self._torch.call(partial(self._bring_back, recovery, run))
-            num_replayed += recovered.num_replayed
-            self._outcomes.begin(run.run_id, recovered.run.seq)
-            restoration.run(run, recovered)
-            await self._offer_newest(recovered.run)
-        self._journal.start()
-        self._torch.wake()
+        try:
+            await self._restoration().run(self._keeper.journal)
+        except BaseException:  # nobody will be served: the thread that computes must not hold the process
+            self._queue.close()
+            self._torch.wake()
+            raise
         self._watch_gaps()
-        log.info(
-            "the journal has %d runs; %d operations were computed again and %d wait, in %.1f s",
-            len(self.registry.runs), num_replayed, self._queue.num_operations, time.monotonic() - started,
-        )  # fmt: skip
 
-    def _tidy(self, recorded: Sequence[RecordedRun]) -> None:
-        """Has files of snapshots removed that do not count, of an earlier process."""
-        assert self._snapshots is not None
-        for run in recorded:
-            names = [] if run.is_deleted else [row.name for row in reversed(run.snapshots)]
-            self._kept_snapshots[run.run_id] = names
-            self._snapshots.keep_only(run.run_id, set(names))
-
-    def _bring_back(self, recovery: Recovery, recorded: RecordedRun) -> Recovered:
-        """On the torch thread."""
-        recovered = recovery.bring_back(recorded)
-        assert self._snapshots is not None
-        self._snapshots.replayed(recorded.run_id, recovered.seconds, recovered.num_replayed)
-        self._torch.make_room()
-        return recovered
-
-    async def _offer_newest(self, run: Run) -> None:
-        if run.policy_version:
-            policy = await asyncio.to_thread(self._executor.publisher.newest, run.config.run_id, run.policy_version)
-            if policy is not None:
-                self._feed.offer(policy)
-
-    def _make_snapshots(self, journal: Journal | None, limits: SnapshotLimits | None) -> Snapshots | None:
-        if journal is None:
-            return None
-        publisher = self._executor.publisher
-        publisher.is_over = self._is_over
-        return Snapshots(
-            journal.snapshots,
-            publisher,
-            deliver=lambda row: self._torch.to_loop(self._take_snapshot_in, row),
-            limits=limits,
-            is_crowded=lambda: journal.is_crowded,
+    def _restoration(self) -> Restoration:
+        return Restoration(
+            self._executor,
+            self._keeper,
+            self._torch,
+            self.registry,
+            self._feed,
+            self.table,
+            self._queue,
+            self._assembler,
+            self._arrivals,
         )
-
-    def _is_over(self, operation: str) -> bool:
-        """Whether what `Run.operation` names cannot come again; on the torch thread."""
-        incarnation, seq = split_operation_id(operation)
-        run_id = next((id for id, run in self._executor.runs.items() if run.incarnation == incarnation), None)
-        return run_id is None or self._outcomes.is_over(run_id, seq)
-
-    def _after(self, group: Sequence[Work], seconds: float) -> None:
-        """On the torch thread, after operations have run."""
-        if self._snapshots is not None:
-            self._snapshots.ran(self._executor.runs, group, seconds)
-
-    def _left(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
-        """On the torch thread, when a run leaves memory."""
-        if self._snapshots is not None:
-            self._snapshots.left(run, tensors)
-
-    def _take_snapshot_in(self, row: SnapshotRow) -> None:
-        assert self._snapshots is not None
-        if not self.registry.is_deleted(row.run_id):
-            kept = [*self._kept_snapshots.get(row.run_id, ()), row.name][-2:]
-            self._kept_snapshots[row.run_id] = kept
-            self._outcomes.snapshot(row, partial(self._snapshots.keep_only, row.run_id, set(kept)))
-
-    def _acknowledged(self, operation_id: str, client_id: str) -> None:
-        if self._journal is not None:
-            self._journal.acknowledge(*split_operation_id(operation_id), client_id)
-
-    def _dropped(self, operation_id: str) -> None:
-        if self._journal is not None:
-            self._journal.forget(*split_operation_id(operation_id))
 
     # The end
 
@@ -489,25 +422,11 @@ class Dispatcher:
         self._fail_left()
         self.table.drain()
         self.registry.close()
-        if self._snapshots is not None:
-            await self._last_snapshots(self._snapshots)
-
-    async def _last_snapshots(self, snapshots: Snapshots) -> None:
-        """So that the next start has little to do again; as many as there is time for."""
-        if not self._torch.running:
-            deadline = time.monotonic() + LAST_SNAPSHOTS_S
-
-            def take() -> None:
-                for run in self._executor.runs.values():
-                    if time.monotonic() < deadline:
-                        snapshots.take(run)
-
-            await asyncio.to_thread(take)
-        await asyncio.to_thread(snapshots.close)
+        await self._keeper.close(take_snapshots=not self._torch.running)
 
     def _fail_left(self) -> None:
         left, self._left = self._left, []
-        if self._journal is not None:
+        if self._keeper.journal is not None:
             return  # it is for whoever comes next
         for work in left:
             error = Draining(f"the server stopped before {work.operation_id} was done")

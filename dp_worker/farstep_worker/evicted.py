@@ -51,6 +51,8 @@ class EvictedRuns:
         self._store: CheckpointStore | None = None
         self._own_lock: BufferedWriter | None = None
         self._unwritten: dict[str, Mapping[str, Tensor]] = {}
+        self._num_puts = 0
+        self._put_numbers: dict[str, int] = {}
         self._lock = threading.Lock()
         self._retry_at = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="evict")
@@ -64,6 +66,8 @@ class EvictedRuns:
         """Keeps tensors, which nobody changes any more; they leave memory when they are on the disk."""
         with self._lock:
             self._unwritten[run_id] = tensors
+            self._num_puts += 1
+            self._put_numbers[run_id] = self._num_puts
         self._thread.submit(self._write_all)
 
     def take(self, run_id: str) -> Mapping[str, Tensor]:
@@ -93,7 +97,8 @@ class EvictedRuns:
         """Removes what was put, if there is any."""
         with self._lock:
             self._unwritten.pop(run_id, None)
-        self._thread.submit(self._remove, run_id)
+            number = self._put_numbers.pop(run_id, 0)
+        self._thread.submit(self._remove, run_id, number)
 
     def settle(self) -> None:
         """Returns when all is written that can be."""
@@ -127,8 +132,11 @@ class EvictedRuns:
                 if self._unwritten.get(run_id) is tensors:
                     del self._unwritten[run_id]
 
-    def _remove(self, run_id: str) -> None:
-        if self._store is None:
+    def _remove(self, run_id: str, number: int) -> None:
+        """What was put under that number; it may have been put again since, and be written already."""
+        with self._lock:
+            is_put_again = self._put_numbers.get(run_id, number) != number
+        if self._store is None or is_put_again:
             return
         try:
             shutil.rmtree(self._folder / self._name / run_id)

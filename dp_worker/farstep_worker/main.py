@@ -24,8 +24,9 @@ from farstep_infra.store.checkpoints import CheckpointStore, open_store
 from farstep_infra.store.policies import PolicyShelves
 from farstep_model.embedded import MODEL_NAME
 from farstep_proto.errors import ApiError
-from farstep_serving.keys import KeyRing
+from farstep_serving.keys import KeyRing, Keys
 from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
+from farstep_serving.remote_keys import ControlAddress, all_keys
 from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.dispatch import Dispatcher
 from farstep_worker.evicted import EvictedRuns, remove_stale
@@ -73,7 +74,8 @@ class WorkerConfig:
     spans: SpanWriter | None
     ends_with_parent: bool
     log_level: str
-    keys: KeyRing
+    keys: KeyRing  # its own
+    control: ControlAddress | None  # who knows of others
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -123,6 +125,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         ends_with_parent=flags.exit_with_parent,
         log_level=flags.log_level,
         keys=keys,
+        control=ControlAddress.of(os.environ),
     )
 
 
@@ -275,10 +278,15 @@ async def run_worker(
     config: WorkerConfig, executor: Executor, sock: socket.socket, folder: JournalFolder | None = None
 ) -> None:
     """Serves until a signal; then lets the running operation finish within the time there is."""
+    async with all_keys(config.keys, config.control) as keys:
+        await _run_with_keys(config, executor, sock, folder, keys)
+
+
+async def _run_with_keys(
+    config: WorkerConfig, executor: Executor, sock: socket.socket, folder: JournalFolder | None, keys: Keys
+) -> None:
     publisher = executor.publisher
-    feed = PolicyFeed(
-        config.keys, read=lambda run_id, version, history: publisher.read(run_id, version, history=history)
-    )
+    feed = PolicyFeed(keys, read=lambda run_id, version, history: publisher.read(run_id, version, history=history))
     journal = None if folder is None else begin_journal(config, folder, executor)
     dispatcher = Dispatcher(
         executor,
@@ -290,9 +298,13 @@ async def run_worker(
     )
     checkpoints = Checkpoints(executor.store, secret=config.keys.secret())
     api = TrainerApi(executor.base, dispatcher, checkpoints, max_request_bytes=config.max_request_bytes)
-    app = make_server(api, keys=config.keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
+    app = make_server(api, keys=keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
+
+    is_ready = False
 
     def on_ready() -> None:
+        nonlocal is_ready
+        is_ready = True
         announce(url=url_of(sock), feed=api.feed_address, pid=os.getpid())
 
     def on_stop() -> None:
@@ -301,6 +313,8 @@ async def run_worker(
     await asyncio.to_thread(publisher.sweep)
     try:
         await serve(app, sock, on_ready=on_ready, on_stop=on_stop)
+        if not is_ready:
+            raise SystemExit("the trainer could not begin; the reason is above")
         if not await asyncio.to_thread(publisher.flush, FLUSH_S):
             log.warning("published policies are still on their way to %s", config.weight_sync_uri or "the store")
     finally:

@@ -51,12 +51,14 @@ class Outcomes:
         for row, then in self._early.pop(ending.run_id, []):
             self.snapshot(row, then)
 
-    def decided(self, ending: Ending, tell: Callable[[], None]) -> None:
-        """An operation will not run."""
+    def decided(self, ending: Ending, tell: Callable[[], None]) -> int:
+        """An operation will not run; the number of its record."""
         if self._journal is None:
             tell()
-        else:
-            self._hold(ending, self._journal.add_ending(ending, lazy=False), tell)
+            return 0
+        number = self._journal.add_ending(ending, lazy=False)
+        self._hold(ending, number, tell)
+        return number
 
     def snapshot(self, row: SnapshotRow, then: Callable[[], None]) -> None:
         """Takes a snapshot in once all that it covers is written down; `then` is called when it counts."""

@@ -137,7 +137,9 @@ class _Up:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         headers = {"Authorization": f"Bearer {self.api_key}", "Accept": "application/x-protobuf"}
-        environment = {**os.environ, **torch_environment(), "FARSTEP_API_KEY": self.api_key}
+        keys = {"FARSTEP_API_KEY": self.api_key, "FARSTEP_CONTROL_URL": url_of(self._sock)}
+        environment = {**os.environ, **torch_environment(), **keys}
+        environment.pop("FARSTEP_DATABASE_URL", None)  # with its password, and nobody's but ours
         store = self._store
         async with AsyncExitStack() as parts:
             # Children are on this machine: a proxy in the environment is not for them.

@@ -53,14 +53,10 @@ class Submissions:
         """Enters a sample under the key that its client chose, and starts it unless it is there already.
 
         Raises:
-            InvalidInput: a key that is none.
             Conflict: the key was used for another request.
             TooManyRequests: too much is in flight.
             Draining: the server is shutting down.
         """
-        key = key or uuid.uuid4().hex
-        if not _KEY.match(key):
-            raise InvalidInput("1 to 128 letters, digits, '.', '_', ':' or '-'", field="key")
         if key not in self._tasks:
             self.check_room()
         if self.table.open(key, client_id=client_id, verb="sample", digest=digest):
@@ -120,3 +116,15 @@ class Submissions:
     def _place(self, operation_id: str) -> int:
         """How many samples in flight were there before it."""
         return next((place for place, key in enumerate(self._tasks) if key == operation_id), 0)
+
+
+def checked_key(key: str) -> str:
+    """The key that a client chose, or else one of ours.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    key = key or uuid.uuid4().hex
+    if not _KEY.match(key):
+        raise InvalidInput("1 to 128 letters, digits, '.', '_', ':' or '-'", field="key")
+    return key

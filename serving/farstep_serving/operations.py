@@ -39,6 +39,7 @@ class _Entry:
     outcome: bytes = b""  # a serialized Operation, once there is one
     expires_at: float = float("inf")
     done: asyncio.Event | None = None  # once somebody waits for this one alone
+    is_fetched: bool = False  # some client has acknowledged it
 
 
 @dataclass(slots=True)
@@ -134,10 +135,16 @@ class OperationTable:
             return False
         if known.digest != digest:
             raise Conflict(f"{operation_id} was submitted before with different content", field="seq")
-        if client_id not in known.clients:
-            known.clients += (client_id,)
-            self._tell(client_id, operation_id, known)
+        self._tell_also(client_id, operation_id, known)
         return True
+
+    def list_of(self, prefix: str, *, unfetched: bool) -> list[pb.Operation]:
+        """Operations whose ids begin so, without outcomes; `unfetched`: only those that no client has acknowledged."""
+        return [
+            pb.Operation(operation_id=operation_id, state=entry.state, verb=entry.verb)
+            for operation_id, entry in self._entries.items()
+            if operation_id.startswith(prefix) and not (unfetched and entry.is_fetched)
+        ]
 
     def restore(
         self, operation_id: str, *, clients: Sequence[str], verb: str, digest: bytes, outcome: bytes = b""
@@ -145,6 +152,7 @@ class OperationTable:
         """Enters what an earlier process had: pending, or with its serialized outcome, which `clients` still want."""
         state = pb.Operation.FromString(outcome).state if outcome else pb.OPERATION_STATE_QUEUED
         entry = self._entries[operation_id] = _Entry(tuple(clients), sys.intern(verb), digest, state, outcome)
+        entry.is_fetched = bool(outcome) and not clients
         for client_id in clients:
             self._tell(client_id, operation_id, entry)
         if not outcome:
@@ -221,7 +229,7 @@ class OperationTable:
         """Answers as soon as anything of this client's is finished, with all that is (up to MAX_POLL_BYTES)."""
         self._acknowledge(request.client_id, request.ack)
         self._expire()
-        unknown = [operation_id for operation_id in request.check if operation_id not in self._entries]
+        unknown = self._claim(request.client_id, request.check)
         channel = self._channel(request.client_id)
         channel.num_polls += 1
         try:
@@ -279,6 +287,22 @@ class OperationTable:
         else:
             channel.num_pending += 1
 
+    def _tell_also(self, client_id: str, operation_id: str, entry: _Entry) -> None:
+        if client_id not in entry.clients:
+            entry.clients += (client_id,)
+            self._tell(client_id, operation_id, entry)
+
+    def _claim(self, client_id: str, operation_ids: Iterable[str]) -> list[str]:
+        """Has a client hear of operations that it waits for, whoever submitted them; returns those unknown."""
+        unknown = []
+        for operation_id in operation_ids:
+            entry = self._entries.get(operation_id)
+            if entry is None:
+                unknown.append(operation_id)
+            else:
+                self._tell_also(client_id, operation_id, entry)
+        return unknown
+
     def _forget_if_idle(self, client_id: str, channel: _Channel) -> None:
         if not (channel.num_pending or channel.undelivered or channel.num_polls):
             del self._channels[client_id]
@@ -301,6 +325,7 @@ class OperationTable:
                 continue
             del channel.undelivered[operation_id]
             channel.unheard.discard(operation_id)
+            entry.is_fetched = True
             entry.clients = tuple(each for each in entry.clients if each != client_id)
             self._on_acknowledged(operation_id, client_id)
             if entry.clients or operation_id not in self._unclaimed:

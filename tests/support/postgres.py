@@ -29,9 +29,8 @@ def binary(name: str) -> str | None:
 class Cluster:
     """Started at once; `stop`, `kill` and `start` are for tests of what happens then."""
 
-    def __init__(self, directory: Path, *, fsync: bool) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._fsync = fsync
         self._names = itertools.count()
         self._account = {"user": _ACCOUNT, "group": _ACCOUNT, "extra_groups": []} if os.geteuid() == 0 else {}
         if self._account:
@@ -46,7 +45,7 @@ class Cluster:
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.directory),
-            "fsync": "on" if self._fsync else "off",
+            "fsync": "off",  # processes are killed here, never the machine
             "max_connections": "60",
             "shared_buffers": "16MB",
         }
@@ -100,13 +99,13 @@ class Cluster:
 
 
 @contextmanager
-def cluster(*, fsync: bool = False) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     if binary("initdb") is None or binary("postgres") is None:
         if os.environ.get("FARSTEP_TEST_POSTGRES") == "required":
             raise FileNotFoundError("PostgreSQL is not installed")
         pytest.skip("PostgreSQL is not installed")
     with tempfile.TemporaryDirectory(prefix="farstep-pg-", ignore_cleanup_errors=True) as directory:
-        running = Cluster(Path(directory), fsync=fsync)
+        running = Cluster(Path(directory))
         try:
             yield running
         finally:

@@ -84,6 +84,7 @@ def _stack(arguments: argparse.Namespace, *, on_wait: Callable[[float], None]) -
         home=arguments.home,
         store=arguments.store,
         more=_passed_on(arguments),
+        database=arguments.database,
         on_wait=on_wait,
     )
 
@@ -134,6 +135,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="PLACE",
         help="of checkpoints: directory or s3://bucket/prefix (default: HOME/store)",
+    )
+    parser.add_argument(
+        "--database",
+        default="",
+        metavar="URL",
+        help="postgresql://user@host/name (default: $FARSTEP_DATABASE_URL, or a SQLite file in HOME)",
     )
     parser.add_argument(
         "--home", type=Path, metavar="FOLDER", help="state, logs and checkpoints (default: $FARSTEP_HOME or ~/.farstep)"

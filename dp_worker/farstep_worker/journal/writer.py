@@ -52,7 +52,10 @@ class Report:
 
 
 class Writer:
-    """Args: `report` is called on the thread; `on_failure` hears of a mistake of ours, after which nothing is written."""
+    """Args:
+    report: is called on the thread.
+    on_failure: hears of a mistake of ours, after which nothing is written.
+    """
 
     def __init__(
         self,

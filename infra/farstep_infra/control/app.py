@@ -14,11 +14,14 @@ from farstep_infra.control.keys import IssuedKeys
 from farstep_infra.control.process_log import process_log
 from farstep_infra.control.project_routes import key_routes, project_routes
 from farstep_infra.control.projects import only_operators
-from farstep_infra.control.queries import one_of, page_of, project_of, text_of
+from farstep_infra.control.queries import LISTS, ONCE, one_of, page_of, project_of, state_in, text_of
+from farstep_infra.launchers.logs import MAX_TAIL_LINES
 from farstep_infra.store.routes import OPEN_PATHS, checkpoint_routes
 from farstep_proto import paths
+from farstep_proto.errors import Conflict, Forbidden, NotFound, QuotaExceeded, TooManyRequests
 from farstep_proto.v1 import common_pb2, control_pb2
 from farstep_serving.app import Lifespan, make_app
+from farstep_serving.descriptions import WAIT_S, Media, describe, query
 from farstep_serving.keys import caller_of
 from farstep_serving.messages import read_message, respond, wait_s_of
 
@@ -53,13 +56,22 @@ def make_control_app(*, keys: IssuedKeys, lifespan: Lifespan) -> Starlette:
             has_run=lambda request, run_id: control_of(request).runs.exists(run_id, caller=caller_of(request)),
         ),
     ]
-    return make_app(routes, keys=keys, lifespan=lifespan, open_paths=OPEN_PATHS)
+    return make_app(routes, keys=keys, lifespan=lifespan, open_paths=OPEN_PATHS, title="Farstep control plane")
 
 
+@describe("Tell that the server lives")
 async def _health(request: Request) -> Response:
     return respond(request, common_pb2.Empty())
 
 
+@describe(
+    "Open a session",
+    takes=control_pb2.CreateSessionRequest,
+    gives=control_pb2.Session,
+    status=201,
+    parameters=[ONCE],
+    errors=[NotFound, QuotaExceeded, Conflict],
+)
 async def _create_session(request: Request) -> Response:
     message = await read_message(request, control_pb2.CreateSessionRequest)
     once = once_of(request, message)
@@ -67,6 +79,12 @@ async def _create_session(request: Request) -> Response:
     return respond(request, session, status=201)
 
 
+@describe(
+    "List sessions",
+    gives=control_pb2.ListSessionsResponse,
+    parameters=[*LISTS, state_in(sessions.STATES)],
+    errors=[NotFound],
+)
 async def _list_sessions(request: Request) -> Response:
     listed = await control_of(request).sessions.list(
         page_of(request),
@@ -77,11 +95,13 @@ async def _list_sessions(request: Request) -> Response:
     return respond(request, listed)
 
 
+@describe("Look at a session", gives=control_pb2.Session)
 async def _get_session(request: Request) -> Response:
     session_id = request.path_params["session_id"]
     return respond(request, await control_of(request).sessions.get(session_id, caller=caller_of(request)))
 
 
+@describe("Close a session")
 async def _delete_session(request: Request) -> Response:
     session_id = request.path_params["session_id"]
     await control_of(request).sessions.close(session_id, caller=caller_of(request))
@@ -89,11 +109,20 @@ async def _delete_session(request: Request) -> Response:
     return respond(request, common_pb2.Empty())
 
 
+@describe("Say that a session's client lives", gives=control_pb2.Session)
 async def _heartbeat(request: Request) -> Response:
     session_id = request.path_params["session_id"]
     return respond(request, await control_of(request).sessions.heartbeat(session_id, caller=caller_of(request)))
 
 
+@describe(
+    "Provision a run",
+    takes=control_pb2.ProvisionRunRequest,
+    gives=control_pb2.ProvisionedRun,
+    status=202,
+    parameters=[ONCE],
+    errors=[TooManyRequests, QuotaExceeded, Conflict],
+)
 async def _create_run(request: Request) -> Response:
     message = await read_message(request, control_pb2.ProvisionRunRequest)
     once = once_of(request, message)
@@ -102,6 +131,14 @@ async def _create_run(request: Request) -> Response:
     return respond(request, run, status=202)
 
 
+@describe(
+    "Provision a sampler",
+    takes=control_pb2.ProvisionSamplerRequest,
+    gives=control_pb2.ProvisionedSampler,
+    status=202,
+    parameters=[ONCE],
+    errors=[TooManyRequests, QuotaExceeded, Conflict],
+)
 async def _create_sampler(request: Request) -> Response:
     message = await read_message(request, control_pb2.ProvisionSamplerRequest)
     once = once_of(request, message)
@@ -110,6 +147,12 @@ async def _create_sampler(request: Request) -> Response:
     return respond(request, sampler, status=202)
 
 
+@describe(
+    "List fresh samplers",
+    gives=control_pb2.ListProvisionedSamplersResponse,
+    parameters=[*LISTS, state_in(samplers.STATES)],
+    errors=[NotFound],
+)
 async def _list_samplers(request: Request) -> Response:
     listed = await control_of(request).samplers.list(
         page_of(request),
@@ -120,6 +163,7 @@ async def _list_samplers(request: Request) -> Response:
     return respond(request, listed)
 
 
+@describe("Look at a sampler", gives=control_pb2.ProvisionedSampler, parameters=[WAIT_S], errors=[TooManyRequests])
 async def _get_sampler(request: Request) -> Response:
     wait_s = wait_s_of(request, most=MAX_WAIT_S)
     sampler_id = request.path_params["sampler_id"]
@@ -128,11 +172,18 @@ async def _get_sampler(request: Request) -> Response:
     )
 
 
+@describe("Stop a sampler, whoever uses it", gives=common_pb2.Empty, errors=[NotFound])
 async def _stop_sampler(request: Request) -> Response:
     await control_of(request).samplers.stop(request.path_params["sampler_id"], caller=caller_of(request))
     return respond(request, common_pb2.Empty())
 
 
+@describe(
+    "List runs",
+    gives=control_pb2.ListProvisionedRunsResponse,
+    parameters=[*LISTS, state_in(runs.STATES), query("session_id", "of this session alone")],
+    errors=[NotFound],
+)
 async def _list_runs(request: Request) -> Response:
     listed = await control_of(request).runs.list(
         page_of(request),
@@ -144,31 +195,45 @@ async def _list_runs(request: Request) -> Response:
     return respond(request, listed)
 
 
+@describe("Look at a run", gives=control_pb2.ProvisionedRun, parameters=[WAIT_S], errors=[TooManyRequests])
 async def _get_run(request: Request) -> Response:
     wait_s = wait_s_of(request, most=MAX_WAIT_S)
     run_id = request.path_params["run_id"]
     return respond(request, await control_of(request).runs.get(run_id, caller=caller_of(request), wait_s=wait_s))
 
 
+@describe("Delete a run", errors=[Conflict])
 async def _delete_run(request: Request) -> Response:
     await control_of(request).runs.delete(request.path_params["run_id"], caller=caller_of(request))
     return respond(request, common_pb2.Empty())
 
 
+@describe("Let a run rest until somebody waits for it", gives=control_pb2.ProvisionedRun, errors=[Conflict])
 async def _deactivate_run(request: Request) -> Response:
     run_id = request.path_params["run_id"]
     return respond(request, await control_of(request).runs.deactivate(run_id, caller=caller_of(request)))
 
 
+@describe(
+    "Read what a process has written",
+    gives=Media({"text/plain": {"type": "string"}}),
+    parameters=[
+        query("tail", "how many of its last lines", type="integer", minimum=0, maximum=MAX_TAIL_LINES),
+        query("follow", "go on with what it writes", type="boolean"),
+    ],
+    errors=[Forbidden],
+)
 async def _process_log(request: Request) -> Response:
     control = control_of(request)
     return await process_log(request, control.fleet, is_ending=control.is_ending)
 
 
+@describe("Tell what can be provisioned", gives=control_pb2.Capabilities)
 async def _get_capabilities(request: Request) -> Response:
     return respond(request, overview.capabilities(control_of(request).fleet))
 
 
+@describe("Tell what runs", gives=control_pb2.Status, errors=[Forbidden])
 async def _get_status(request: Request) -> Response:
     only_operators(caller_of(request), "see what runs")
     control = control_of(request)

@@ -13,11 +13,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -28,10 +28,11 @@ from farstep_proto.errors import ApiError, InvalidInput, StorageFull, Unavailabl
 
 log = logging.getLogger(__name__)
 
-TRANSACTION_S = 15.0  # at most, with the wait for a connection
+T = TypeVar("T")
+
+PATIENCE_S = 10.0  # with a database that does not answer
 START_S = 30.0  # a database that starts beside us may take that long
-_LOCK_S = 5.0
-_MIGRATION_LOCK_S = 60.0
+_MIGRATION_S = 120.0
 _RETRY_AFTER_S = 2.0
 _POSTGRESQL = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
 _READS = "farstep_reads"
@@ -46,14 +47,16 @@ def url_of_file(path: Path) -> str:
 class Database:
     """Args:
         url: `postgresql://user:password@host/name`, or what `url_of_file` says.
+        patience_s: how long a transaction may last, with the wait for its connection and for what others hold.
 
     Raises:
         InvalidInput: it is neither.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, patience_s: float = PATIENCE_S) -> None:
         self._url = _parse(url)
-        self._engine = _engine(self._url)
+        self._patience_s = patience_s
+        self._engine = _engine(self._url, patience_s=patience_s)
         self._reader = self._engine.execution_options(**{_READS: True})
 
     def __str__(self) -> str:
@@ -81,25 +84,30 @@ class Database:
             Unavailable: the database is away, or busy for too long.
             StorageFull: its disk is full.
         """
-        async with _translated(), AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
+        async with self._session(self._engine) as session:
             yield session
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
         """The same for who only looks: on SQLite it waits for no writer."""
-        async with _translated(), AsyncSession(self._reader, expire_on_commit=False) as session, session.begin():
+        async with self._session(self._reader) as session:
             yield session
 
-    async def insist(self, write: Callable[[AsyncSession], Awaitable[None]]) -> None:
+    @asynccontextmanager
+    async def _session(self, engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
+        bound = _translated(within_s=self._patience_s)
+        async with bound, AsyncSession(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    async def insist(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """A transaction that is tried until the database is there: for what has happened and must be known."""
         pause_s = 0.1
         while True:
             try:
                 async with self.transaction() as session:
-                    await write(session)
-                return
+                    return await work(session)
             except (Unavailable, StorageFull) as error:
-                log.warning("not written yet: %s", error)
+                log.warning("tried again: %s", error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, 5.0)
 
@@ -115,9 +123,9 @@ class Database:
                 await asyncio.sleep(1.0)
 
     async def _migrate(self) -> None:
-        engine = _engine(self._url, migrates=True)
+        engine = _engine(self._url, patience_s=_MIGRATION_S, migrates=True)
         try:
-            async with _translated(within_s=2 * _MIGRATION_LOCK_S), engine.begin() as connection:
+            async with _translated(within_s=_MIGRATION_S), engine.begin() as connection:
                 await connection.run_sync(bring_up_to_date)
         finally:
             await engine.dispose()
@@ -149,13 +157,14 @@ def _parse(url: str) -> URL:
     return parsed.set(drivername="postgresql+asyncpg", query=query)
 
 
-def _engine(url: URL, *, migrates: bool = False) -> AsyncEngine:
-    lock_s = _MIGRATION_LOCK_S if migrates else _LOCK_S
-    options: dict[str, Any] = {"poolclass": NullPool} if migrates else {"pool_timeout": TRANSACTION_S}
+def _engine(url: URL, *, patience_s: float, migrates: bool = False) -> AsyncEngine:
+    """Waits for locks and for answers end a little before the patience does, and so tell what it was."""
+    options: dict[str, Any] = {"poolclass": NullPool} if migrates else {"pool_timeout": patience_s}
+    lock_ms = round(patience_s / 2 * 1000)
     if url.drivername == "sqlite+aiosqlite":
         engine = create_async_engine(url, **options)
         pragmas = [
-            f"busy_timeout={lock_s * 1000:.0f}",
+            f"busy_timeout={lock_ms}",
             "journal_mode=WAL",
             "synchronous=FULL",  # what was answered survives the power
             f"foreign_keys={'OFF' if migrates else 'ON'}",
@@ -163,12 +172,11 @@ def _engine(url: URL, *, migrates: bool = False) -> AsyncEngine:
         event.listen(engine.sync_engine, "connect", lambda connection, _: _configure(connection, pragmas))
         event.listen(engine.sync_engine, "begin", _begin)
         return engine
-    # Settings of the server end what it does for us; the timeouts are for a server that does not answer at all.
-    settings = {"application_name": "farstep", "lock_timeout": f"{lock_s * 1000:.0f}", "synchronous_commit": "on"}
+    settings = {"application_name": "farstep", "lock_timeout": f"{lock_ms}", "synchronous_commit": "on"}
     if not migrates:
         options["pool_pre_ping"] = True
-        settings["idle_in_transaction_session_timeout"] = f"{2 * TRANSACTION_S * 1000:.0f}"
-    waits = {"timeout": 5.0, "command_timeout": _MIGRATION_LOCK_S if migrates else 2 * _LOCK_S}
+        settings["idle_in_transaction_session_timeout"] = f"{2 * patience_s * 1000:.0f}"  # of a client that vanished
+    waits = {"timeout": patience_s / 2, "command_timeout": patience_s * 0.8}
     return create_async_engine(url, connect_args={**waits, "server_settings": settings}, **options)
 
 
@@ -187,13 +195,13 @@ def _begin(connection: Connection) -> None:
 
 
 @asynccontextmanager
-async def _translated(*, within_s: float = TRANSACTION_S) -> AsyncIterator[None]:
+async def _translated(*, within_s: float) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(within_s):
             yield
     except (ApiError, SchemaRefused):
         raise
-    except (TimeoutError, OSError, PoolTimeout) as error:
+    except (TimeoutError, OSError, PoolTimeout, PendingRollbackError) as error:
         raise _away(str(error) or "no answer") from error
     except DBAPIError as error:
         raise (_ours(error) or error) from error

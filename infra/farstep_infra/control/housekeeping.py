@@ -46,7 +46,7 @@ class Housekeeping:
     async def sweep(self) -> None:
         for session_id in await self._sessions.close_silent(silent_s=self._silent_s):
             log.info("%s is closed: its client was silent for %.0f s", session_id, self._silent_s)
-            await self._samplers.stop_all_of(session_id)
+        await self._samplers.stop_all_of_closed()
         async with self._db.transaction() as db:
             await forget_old_answers(db)
         await self._usage.forget_ended()

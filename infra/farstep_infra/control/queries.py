@@ -1,4 +1,4 @@
-"""The query parameters of lists, checked."""
+"""The parameters that lists and creations have in common: described, and checked."""
 
 from __future__ import annotations
 
@@ -6,10 +6,28 @@ from collections.abc import Sequence
 
 from starlette.requests import Request
 
-from farstep_infra.control.pages import PageRequest, page_request
+from farstep_infra.control.pages import DEFAULT_LIMIT, MAX_LIMIT, PageRequest, page_request
 from farstep_infra.control.scope import is_storable
+from farstep_proto import paths
 from farstep_proto.errors import InvalidInput, NotFound
+from farstep_serving.descriptions import PAGE, Parameter, header, query
 from farstep_serving.keys import caller_of
+
+LIMIT = query("limit", "things a page", type="integer", minimum=1, maximum=MAX_LIMIT, default=DEFAULT_LIMIT)
+PROJECT = query("project", "of this project alone; absent: of every project that the key may see")
+PAGES = (PAGE, LIMIT)
+LISTS = (*PAGES, PROJECT)
+ONCE = header(
+    paths.IDEMPOTENCY_KEY,
+    "the same key with the same request within 24 hours has the same answer; with another it is refused",
+    type="string",
+    minLength=1,
+    maxLength=200,
+)
+
+
+def state_in(states: Sequence[str]) -> Parameter:
+    return query("state", "in this state alone", type="string", enum=list(states))
 
 
 def page_of(request: Request) -> PageRequest:

@@ -76,10 +76,17 @@ def check_base_model(name: str) -> None:
     """A Hugging Face id or a directory with a model in it; whether the hub has it shows when it is loaded."""
     if not name:
         raise InvalidInput("missing", field="base_model", hint="a Hugging Face model id or a local directory")
-    if not _HUB_ID.match(name) and not Path(name, "config.json").is_file():
+    if not _HUB_ID.match(name) and not _is_model(name):
         raise InvalidInput(
             f"{name!r} is neither a Hugging Face model id nor a directory with a config.json", field="base_model"
         )
+
+
+def _is_model(directory: str) -> bool:
+    try:
+        return Path(directory, "config.json").is_file()
+    except (OSError, ValueError):  # longer than any path, or with a zero byte in it
+        return False
 
 
 def _check_replicas(count: int, *, field: str) -> None:

@@ -23,7 +23,7 @@ from farstep_infra.control.run_stacks import RunStacks, describe
 from farstep_infra.control.scope import find, visible
 from farstep_infra.control.sessions import find_open
 from farstep_infra.control.tables import RunRow
-from farstep_proto.errors import Conflict, NotFound
+from farstep_proto.errors import Conflict, NotFound, Unavailable
 from farstep_proto.v1 import control_pb2
 from farstep_proto.validation import resolve_lora
 from farstep_serving.keys import Caller
@@ -77,18 +77,22 @@ class Runs:
             request=request.SerializeToString(),
             created_at=time.time(),
         )
-        async with self._db.transaction() as db:
-            if earlier := await once.answered(db, control_pb2.ProvisionedRun):
-                return earlier
-            session = await find_open(db, session_id, caller, lock=True)
-            project = await hold(db, session.project)
-            await quotas.refuse_another(db, project, "max_runs")
-            quotas.refuse_replicas(project, "max_trainer_replicas", max(1, request.replicas))
-            quotas.refuse_replicas(project, "max_sampler_replicas", request.sampler_replicas)
-            row.project, session.last_seen_at = session.project, row.created_at
-            db.add(row)
-            answer = self._to_proto(row)
-            await once.keep(db, answer)
+        try:
+            async with self._db.transaction() as db:
+                if earlier := await once.answered(db, control_pb2.ProvisionedRun):
+                    return earlier
+                session = await find_open(db, session_id, caller, lock=True)
+                project = await hold(db, session.project)
+                await quotas.refuse_another(db, project, "max_runs")
+                quotas.refuse_replicas(project, "max_trainer_replicas", max(1, request.replicas))
+                quotas.refuse_replicas(project, "max_sampler_replicas", request.sampler_replicas)
+                row.project, session.last_seen_at = session.project, row.created_at
+                db.add(row)
+                answer = self._to_proto(row)
+                await once.keep(db, answer)
+        except Unavailable:  # whether it was entered nobody knows before the database is back
+            self._provisioning.start(row.run_id, self._provision_if_entered(row))
+            raise
         self._provisioning.start(row.run_id, self._stacks.provision(row))
         return answer
 
@@ -162,6 +166,10 @@ class Runs:
         """Whether there is such a run that the caller may see."""
         async with self._db.reading() as db:
             return await find(db, RunRow, run_id, caller) is not None
+
+    async def _provision_if_entered(self, row: RunRow) -> None:
+        if await self._db.insist(lambda db: db.get(RunRow, row.run_id)) is not None:
+            await self._stacks.provision(row)
 
     async def _row(self, run_id: str, caller: Caller) -> RunRow:
         async with self._db.reading() as db:

@@ -21,10 +21,10 @@ from farstep_infra.control.residency import Residency
 from farstep_infra.control.scope import find, visible
 from farstep_infra.control.sessions import find_open
 from farstep_infra.control.stacks import Stack
-from farstep_infra.control.tables import RunRow, SamplerRow
+from farstep_infra.control.tables import RunRow, SamplerRow, SessionRow
 from farstep_infra.launchers.base import LaunchFailed
 from farstep_infra.store.checkpoints import CheckpointStore
-from farstep_proto.errors import ApiError, InvalidInput, NotFound
+from farstep_proto.errors import ApiError, InvalidInput, NotFound, Unavailable
 from farstep_proto.v1 import control_pb2
 from farstep_serving.keys import Caller
 
@@ -83,17 +83,21 @@ class FreshSamplers:
         )
         await self._residency.check_room()
         async with self._entering:
-            async with self._db.transaction() as db:
-                if earlier := await once.answered(db, control_pb2.ProvisionedSampler):
-                    return earlier
-                session = await find_open(db, session_id, caller, lock=True)
-                project = await hold(db, session.project)
-                await quotas.refuse_another(db, project, "max_samplers")
-                quotas.refuse_replicas(project, "max_sampler_replicas", row.replicas)
-                row.project, session.last_seen_at = session.project, row.created_at
-                db.add(row)
-                answer = self._to_proto(row)
-                await once.keep(db, answer)
+            try:
+                async with self._db.transaction() as db:
+                    if earlier := await once.answered(db, control_pb2.ProvisionedSampler):
+                        return earlier
+                    session = await find_open(db, session_id, caller, lock=True)
+                    project = await hold(db, session.project)
+                    await quotas.refuse_another(db, project, "max_samplers")
+                    quotas.refuse_replicas(project, "max_sampler_replicas", row.replicas)
+                    row.project, session.last_seen_at = session.project, row.created_at
+                    db.add(row)
+                    answer = self._to_proto(row)
+                    await once.keep(db, answer)
+            except Unavailable:  # whether it was entered nobody knows before the database is back
+                self._provisioning.start(row.sampler_id, self._provision_if_entered(row))
+                raise
             self._provisioning.start(row.sampler_id, self._provision(row))
         return answer
 
@@ -140,6 +144,14 @@ class FreshSamplers:
             rows = (await db.execute(select(SamplerRow).where(SamplerRow.session_id == session_id))).scalars().all()
         await asyncio.gather(*(self._stop(row) for row in rows))
 
+    async def stop_all_of_closed(self) -> None:
+        """The same for every session that is closed, where somebody was hindered from doing it."""
+        query = select(SamplerRow.session_id).join(SessionRow, SessionRow.session_id == SamplerRow.session_id)
+        async with self._db.reading() as db:
+            found = (await db.execute(query.where(SessionRow.closed_at.is_not(None)).distinct())).scalars().all()
+        for session_id in found:
+            await self.stop_all_of(session_id)
+
     async def _stop(self, row: SamplerRow) -> None:
         await self._provisioning.cancel(row.sampler_id)
         async with self._db.reading() as db:
@@ -183,20 +195,28 @@ class FreshSamplers:
         await self._residency.check_room(stack)
         self._provisioning.start(row.sampler_id, self._residency.wake_quietly(stack))
 
+    async def _provision_if_entered(self, row: SamplerRow) -> None:
+        if await self._db.insist(lambda db: db.get(SamplerRow, row.sampler_id)) is not None:
+            await self._provision(row)
+
     async def _provision(self, row: SamplerRow) -> None:
         try:
             stack = await self._stack_of(row)
             await self._residency.wake(stack, num_samplers=row.replicas)
         except LaunchFailed as error:
-            await self._settle(row.sampler_id, "failed", str(error))
+            await self._fail(row, str(error))
         except ApiError as error:
-            await self._settle(row.sampler_id, "failed", error.message)
+            await self._fail(row, error.message)
         except Exception as error:
             log.exception("provisioning %s", row.sampler_id)
-            message = f"the control plane made a mistake ({error!r}); its log has the details"
-            await self._settle(row.sampler_id, "failed", message)
+            await self._fail(row, f"the control plane made a mistake ({error!r}); its log has the details")
         else:
             await self._settle(row.sampler_id, "ready", "")
+
+    async def _fail(self, row: SamplerRow, message: str) -> None:
+        await self._settle(row.sampler_id, "failed", message)
+        if (stack := self._fleet.find(row.stack_id or "")) is not None:
+            await self._fleet.remove(stack)
 
     async def _stack_of(self, row: SamplerRow) -> Stack:
         if (stack := self._fleet.find(row.stack_id or "")) is not None:
@@ -204,8 +224,7 @@ class FreshSamplers:
         stack = await self._fleet.own(row.base_model, num_trainers=0, model_path=row.model_path)
         row.stack_id = stack.spec.stack_id
         this = update(SamplerRow).where(SamplerRow.sampler_id == row.sampler_id)
-        async with self._db.transaction() as db:
-            await db.execute(this.values(stack_id=row.stack_id))
+        await self._db.insist(lambda db: db.execute(this.values(stack_id=row.stack_id)))
         return stack
 
     async def _settle(self, sampler_id: str, state: str, message: str) -> None:

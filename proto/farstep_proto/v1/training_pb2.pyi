@@ -23,7 +23,7 @@ class CreateRunRequest(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., project: _Optional[str] = ...) -> None: ...
 
 class Run(_message.Message):
-    __slots__ = ("run_id", "base_model", "lora", "seed", "max_seq_len", "vocab_size", "policy_version", "step", "next_seq", "project")
+    __slots__ = ("run_id", "base_model", "lora", "seed", "max_seq_len", "vocab_size", "policy_version", "step", "next_seq", "project", "missing_seqs")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     LORA_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,7 @@ class Run(_message.Message):
     STEP_FIELD_NUMBER: _ClassVar[int]
     NEXT_SEQ_FIELD_NUMBER: _ClassVar[int]
     PROJECT_FIELD_NUMBER: _ClassVar[int]
+    MISSING_SEQS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     base_model: str
     lora: _common_pb2.LoraConfig
@@ -44,7 +45,8 @@ class Run(_message.Message):
     step: int
     next_seq: int
     project: str
-    def __init__(self, run_id: _Optional[str] = ..., base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., policy_version: _Optional[int] = ..., step: _Optional[int] = ..., next_seq: _Optional[int] = ..., project: _Optional[str] = ...) -> None: ...
+    missing_seqs: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, run_id: _Optional[str] = ..., base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., policy_version: _Optional[int] = ..., step: _Optional[int] = ..., next_seq: _Optional[int] = ..., project: _Optional[str] = ..., missing_seqs: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ListRunsResponse(_message.Message):
     __slots__ = ("runs",)

@@ -34,10 +34,12 @@ async def run_sync(database, look):
         return await (await db.connection()).run_sync(look)
 
 
-async def test_migrations_end_at_the_tables(db):
-    differences = await run_sync(
-        db, lambda connection: compare_metadata(MigrationContext.configure(connection), Base.metadata)
-    )
+async def test_migrations_end_at_the_tables(database_url):
+    db = Database(database_url)
+    async with db.opened():
+        differences = await run_sync(
+            db, lambda connection: compare_metadata(MigrationContext.configure(connection), Base.metadata)
+        )
     assert differences == []
 
 
