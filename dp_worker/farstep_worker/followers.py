@@ -1,7 +1,8 @@
 """The other processes of a data-parallel trainer: started by rank 0, watched, and gone when it is.
 
 Each has a pipe of ours as standard input and ends when that closes, and is on a leash, so that none outlives this
-process, however it dies. One that dies is reported once, and never restarted: a replica cannot be made while its runs train.
+process, however it dies. One that dies is reported once, and never restarted: a replica cannot be made while its runs
+train.
 """
 
 from __future__ import annotations

@@ -109,10 +109,12 @@ async def _delete_session(request: Request) -> Response:
     return respond(request, common_pb2.Empty())
 
 
-@describe("Say that a session's client lives", gives=control_pb2.Session)
+@describe("Say that a session's client lives", takes=control_pb2.HeartbeatRequest, gives=control_pb2.Session)
 async def _heartbeat(request: Request) -> Response:
+    message = await read_message(request, control_pb2.HeartbeatRequest)
     session_id = request.path_params["session_id"]
-    return respond(request, await control_of(request).sessions.heartbeat(session_id, caller=caller_of(request)))
+    seen = await control_of(request).sessions.heartbeat(session_id, message, caller=caller_of(request))
+    return respond(request, seen)
 
 
 @describe(

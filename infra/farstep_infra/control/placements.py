@@ -7,11 +7,14 @@ address.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import cast
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from farstep_infra.control.commands import Role
 from farstep_infra.control.db import Database
@@ -43,50 +46,48 @@ class Placements:
         return [(_spec(row), places[row.stack_id]) for row in stacks]
 
     async def add_stack(self, spec: StackSpec) -> None:
-        async with self._db.transaction() as db:
-            db.add(
-                StackRow(
-                    stack_id=spec.stack_id,
-                    base_model=spec.base_model,
-                    model_path=spec.model_path,
-                    num_trainers=spec.num_trainers,
-                    is_shared=spec.is_shared,
-                )
-            )
+        facts = asdict(spec)
+        await self._db.insist(lambda db: db.execute(insert(StackRow).values(**facts, created_at=time.time())))
 
     async def change_stack(self, spec: StackSpec) -> None:
         this = update(StackRow).where(StackRow.stack_id == spec.stack_id)
-        async with self._db.transaction() as db:
-            await db.execute(this.values(num_trainers=spec.num_trainers))
+        await self._db.insist(lambda db: db.execute(this.values(num_trainers=spec.num_trainers)))
 
     async def remove_stack(self, stack_id: str) -> None:
-        async with self._db.transaction() as db:
+        async def write(db: AsyncSession) -> None:
             await db.execute(delete(ServerRow).where(ServerRow.stack_id == stack_id))
             await db.execute(delete(StackRow).where(StackRow.stack_id == stack_id))
 
+        await self._db.insist(write)
+
     async def add(self, stack_id: str, roles: Sequence[Role]) -> list[Place]:
         """New places: the next names, and ports that nobody has now and no other place of ours ever."""
-        async with self._choosing, self._db.transaction() as db:
+
+        async def write(db: AsyncSession) -> list[Place]:
             known = (await db.execute(select(ServerRow))).scalars().all()
             for row in known:
                 self._last_numbers[row.role] = max(self._last_numbers[row.role], row.number)
             taken = {port for row in known for port in (row.port, row.feed_port)}
-            rows = []
-            for role in roles:
-                self._last_numbers[role] += 1
-                number = self._last_numbers[role]
-                row = ServerRow(role=role, number=number, stack_id=stack_id, port=self._port(taken), feed_port=0)
-                if role == "trainer":
-                    row.feed_port = self._port(taken)
-                rows.append(row)
+            rows = [self._row(stack_id, role, taken) for role in roles]
             db.add_all(rows)
-        return [_place(row) for row in rows]
+            return [_place(row) for row in rows]
+
+        async with self._choosing:
+            return await self._db.insist(write)
 
     async def remove(self, names: Sequence[str]) -> None:
-        async with self._db.transaction() as db:
+        async def write(db: AsyncSession) -> None:
             for name in names:
                 role, _, number = name.rpartition("-")
                 await db.execute(delete(ServerRow).where(ServerRow.role == role, ServerRow.number == int(number)))
+
+        await self._db.insist(write)
+
+    def _row(self, stack_id: str, role: Role, taken: set[int]) -> ServerRow:
+        self._last_numbers[role] += 1
+        feed_port = self._port(taken) if role == "trainer" else 0
+        number = self._last_numbers[role]
+        return ServerRow(role=role, number=number, stack_id=stack_id, port=self._port(taken), feed_port=feed_port)
 
     def _port(self, taken: set[int]) -> int:
         port = choose_port(self._host, taken=taken)

@@ -7,7 +7,6 @@ import logging
 import time
 
 from sqlalchemy import select, update
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from farstep_infra.control.db import Database
 from farstep_infra.control.fleet import Fleet
@@ -188,8 +187,7 @@ class RunStacks:
     async def _bind(self, row: RunRow, stack: Stack) -> None:
         row.stack_id = stack.spec.stack_id
         this = update(RunRow).where(RunRow.run_id == row.run_id)
-        async with self._db.transaction() as db:
-            await db.execute(this.values(stack_id=row.stack_id))
+        await self._db.insist(lambda db: db.execute(this.values(stack_id=row.stack_id)))
 
     async def _others_on(self, stack: Stack, *, but: str) -> bool:
         others = (RunRow.stack_id == stack.spec.stack_id, RunRow.run_id != but, RunRow.state != "deleted")
@@ -210,11 +208,7 @@ class RunStacks:
 
     async def _settle(self, run_id: str, state: str, message: str) -> None:
         this = update(RunRow).where(RunRow.run_id == run_id, RunRow.state != "deleted")
-
-        async def write(db: AsyncSession) -> None:
-            await db.execute(this.values(state=state, message=message, deactivated_at=None))
-
-        await self._db.insist(write)
+        await self._db.insist(lambda db: db.execute(this.values(state=state, message=message, deactivated_at=None)))
 
 
 def describe(run: control_pb2.ProvisionedRun, stack: Stack | None, *, with_sampler: bool) -> None:
