@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import httpx
 import jsonschema
@@ -30,8 +31,7 @@ def control():
 
 
 def trainer():
-    dispatcher = SimpleNamespace(table=None, cancel=None)
-    return make_server(TrainerApi(None, dispatcher, None), keys=KEYS, feed=None, host="", feed_port=0)
+    return make_server(TrainerApi(None, Mock(), None), keys=KEYS, feed=None, host="", feed_port=0)
 
 
 def sampler():
