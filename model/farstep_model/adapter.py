@@ -223,7 +223,7 @@ class Adapter:
 def _tensors_of(data: bytes, *, num_layers: int) -> dict[str, Tensor]:
     peft_format.check_header(data, num_layers=num_layers)
     try:
-        tensors = load(data)
+        tensors: dict[str, Tensor] = load(data)
     except SafetensorError as error:
         raise InvalidInput(f"not a safetensors file: {error}", field=peft_format.TENSORS_FILE) from error
     for name, tensor in tensors.items():

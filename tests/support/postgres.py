@@ -104,12 +104,12 @@ def cluster() -> Iterator[Cluster]:
         if os.environ.get("FARSTEP_TEST_POSTGRES") == "required":
             raise FileNotFoundError("PostgreSQL is not installed")
         pytest.skip("PostgreSQL is not installed")
-    with tempfile.TemporaryDirectory(prefix="farstep-pg-", ignore_cleanup_errors=True) as directory:
+    with tempfile.TemporaryDirectory(prefix="farstep-pg-") as directory:
         running = Cluster(Path(directory))
         try:
             yield running
         finally:
-            running.kill()
+            running.stop()  # with all its processes, so that nobody writes here any more
 
 
 def _found(name: str) -> str:

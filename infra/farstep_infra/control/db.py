@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import NullPool
 
 from farstep_infra.control.schema import SchemaRefused, bring_up_to_date
+from farstep_infra.control.sole_use import SoleUse
 from farstep_infra.control.tables import Base
 from farstep_proto.errors import ApiError, InvalidInput, StorageFull, Unavailable
 
@@ -32,8 +33,10 @@ T = TypeVar("T")
 
 PATIENCE_S = 10.0  # with a database that does not answer
 START_S = 30.0  # a database that starts beside us may take that long
+_ASK_AGAIN_S = 0.25
 _MIGRATION_S = 120.0
 _RETRY_AFTER_S = 2.0
+_SQLITE = "sqlite+aiosqlite"
 _POSTGRESQL = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
 _READS = "farstep_reads"
 _AWAY = ("08", "53", "57", "40001", "40P01", "55P03")  # SQLSTATEs that pass: connections, resources, shutdown, locks
@@ -41,7 +44,7 @@ _DISK_FULL = "53100"
 
 
 def url_of_file(path: Path) -> str:
-    return URL.create("sqlite+aiosqlite", database=str(path)).render_as_string()
+    return URL.create(_SQLITE, database=str(path)).render_as_string()
 
 
 class Database:
@@ -68,11 +71,12 @@ class Database:
 
         Raises:
             SchemaRefused: this version cannot use it.
-            Unavailable: it did not answer within `START_S`.
+            Unavailable: it did not answer within `START_S`, or another control plane uses it.
         """
         try:
-            await self._wait_for(self._migrate)
-            yield
+            async with self._sole_use():
+                await self._wait_for(self._migrate)
+                yield
         finally:
             await self._engine.dispose()
 
@@ -111,19 +115,46 @@ class Database:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, 5.0)
 
+    @asynccontextmanager
+    async def _sole_use(self) -> AsyncIterator[None]:
+        if self._url.drivername == _SQLITE:
+            yield
+            return
+        engine = _engine(self._url, patience_s=self._patience_s, is_pooled=False)
+        sole = SoleUse(engine)
+
+        async def take() -> None:
+            async with _translated(within_s=self._patience_s):
+                if not await sole.take():
+                    raise Unavailable("another control plane uses it")
+
+        try:
+            await self._wait_for(take)
+            keeping = asyncio.create_task(sole.keep(), name="sole-use")
+            try:
+                yield
+            finally:
+                keeping.cancel()
+                await asyncio.wait([keeping])
+        finally:
+            await sole.release()
+            await engine.dispose()
+
     async def _wait_for(self, work: Callable[[], Awaitable[None]]) -> None:
         deadline = time.monotonic() + START_S
+        say = log.warning
         while True:
             try:
                 return await work()
             except Unavailable as error:
                 if time.monotonic() > deadline:
                     raise
-                log.warning("%s: %s; trying again", self, error)
-                await asyncio.sleep(1.0)
+                say("%s: %s; trying for %.0f s", self, error, START_S)
+                say = log.debug
+                await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _migrate(self) -> None:
-        engine = _engine(self._url, patience_s=_MIGRATION_S, migrates=True)
+        engine = _engine(self._url, patience_s=_MIGRATION_S, is_pooled=False)
         try:
             async with _translated(within_s=_MIGRATION_S), engine.begin() as connection:
                 await connection.run_sync(bring_up_to_date)
@@ -143,7 +174,7 @@ def _parse(url: str) -> URL:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as error:
         raise InvalidInput("not a database URL", field="--database", hint="postgresql://user@host/name") from error
-    if parsed.drivername == "sqlite+aiosqlite":
+    if parsed.drivername == _SQLITE:
         return parsed
     if parsed.drivername not in _POSTGRESQL:
         raise InvalidInput(
@@ -157,23 +188,26 @@ def _parse(url: str) -> URL:
     return parsed.set(drivername="postgresql+asyncpg", query=query)
 
 
-def _engine(url: URL, *, patience_s: float, migrates: bool = False) -> AsyncEngine:
-    """Waits for locks and for answers end a little before the patience does, and so tell what it was."""
-    options: dict[str, Any] = {"poolclass": NullPool} if migrates else {"pool_timeout": patience_s}
+def _engine(url: URL, *, patience_s: float, is_pooled: bool = True) -> AsyncEngine:
+    """Waits for locks and for answers end a little before the patience does, and so tell what it was.
+
+    Without a pool it is for migrations, which must be free to break a reference for a moment.
+    """
+    options: dict[str, Any] = {"pool_timeout": patience_s} if is_pooled else {"poolclass": NullPool}
     lock_ms = round(patience_s / 2 * 1000)
-    if url.drivername == "sqlite+aiosqlite":
+    if url.drivername == _SQLITE:
         engine = create_async_engine(url, **options)
         pragmas = [
             f"busy_timeout={lock_ms}",
             "journal_mode=WAL",
             "synchronous=FULL",  # what was answered survives the power
-            f"foreign_keys={'OFF' if migrates else 'ON'}",
+            f"foreign_keys={'ON' if is_pooled else 'OFF'}",
         ]
         event.listen(engine.sync_engine, "connect", lambda connection, _: _configure(connection, pragmas))
         event.listen(engine.sync_engine, "begin", _begin)
         return engine
     settings = {"application_name": "farstep", "lock_timeout": f"{lock_ms}", "synchronous_commit": "on"}
-    if not migrates:
+    if is_pooled:
         options["pool_pre_ping"] = True
         settings["idle_in_transaction_session_timeout"] = f"{2 * patience_s * 1000:.0f}"  # of a client that vanished
     waits = {"timeout": patience_s / 2, "command_timeout": patience_s * 0.8}

@@ -1,24 +1,27 @@
 """The database's schema, brought up to date when a control plane starts: one set of migrations for every database.
 
-All that is due happens in one transaction under one lock, so that control planes that start at once do not meet, and
-one that is killed half-way leaves nothing behind.
+All that is due happens in one transaction, so that a control plane that is killed half-way leaves nothing behind. Who
+calls keeps others out meanwhile.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, inspect
 
 import farstep_infra.migrations
 
+log = logging.getLogger(__name__)
+logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of itself at every start
+
 BASELINE = "0001"  # what there was before the schema had versions
 _BASELINE_TABLES = frozenset({"sessions", "runs", "samplers"})
-_ADVISORY_LOCK = 0x6661727374657000  # of PostgreSQL: "farstep", as a number
 
 
 class SchemaRefused(Exception):
@@ -28,13 +31,9 @@ class SchemaRefused(Exception):
 def bring_up_to_date(connection: Connection) -> None:
     """Migrates to the newest schema, in the transaction that the connection is in.
 
-    On SQLite that transaction must have the write lock already.
-
     Raises:
         SchemaRefused: it is of a newer version, or somebody else's.
     """
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
     config = Config()
     config.set_main_option("script_location", str(Path(farstep_infra.migrations.__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
@@ -47,6 +46,9 @@ def bring_up_to_date(connection: Connection) -> None:
             f"its schema is {current}, and this version of Farstep knows those up to {known.get_current_head()}: "
             "a newer version has used it; upgrade Farstep, or choose another database"
         )
+    head = known.get_current_head()
+    if current != head:
+        log.info("the database's schema is brought from %s to %s", current or "nothing", head)
     command.upgrade(config, "head")
 
 

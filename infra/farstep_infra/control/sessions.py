@@ -20,7 +20,7 @@ from farstep_infra.control.idempotency import Once
 from farstep_infra.control.pages import PageRequest, read_page
 from farstep_infra.control.projects import enter
 from farstep_infra.control.scope import find, visible
-from farstep_infra.control.tables import SessionRow
+from farstep_infra.control.tables import RunRow, SessionRow
 from farstep_proto.errors import NotFound
 from farstep_proto.v1 import control_pb2
 from farstep_serving.keys import Caller
@@ -88,19 +88,25 @@ class Sessions:
             rows, following = await read_page(db, query, order, page)
         return control_pb2.ListSessionsResponse(sessions=[_to_proto(row) for row in rows], next_page=following)
 
-    async def heartbeat(self, session_id: str, *, caller: Caller) -> control_pb2.Session:
-        """Notes that its client lives, every half a minute at most.
+    async def heartbeat(
+        self, session_id: str, request: control_pb2.HeartbeatRequest, *, caller: Caller
+    ) -> control_pb2.Session:
+        """Notes that its client lives, every half a minute at most, and with it the sessions of runs that it uses.
 
         Raises:
+            InvalidInput: naming the field.
             NotFound: there is no open one that the caller may see.
         """
+        requests.check_heartbeat(request)
         async with self._db.reading() as db:
             row = await find_open(db, session_id, caller)
         now = time.time()
         if row.last_seen_at < now - _SEEN_NOTED_EVERY_S:
-            still_open = (SessionRow.session_id == session_id, SessionRow.closed_at.is_(None))
+            of_runs = visible(select(RunRow.session_id), caller, RunRow.project)
+            of_runs = of_runs.where(RunRow.run_id.in_(request.run_ids))
             async with self._db.transaction() as db:
-                await db.execute(update(SessionRow).where(*still_open).values(last_seen_at=now))
+                for used in (SessionRow.session_id == session_id, SessionRow.session_id.in_(of_runs)):
+                    await db.execute(update(SessionRow).where(used).values(last_seen_at=now))
             row.last_seen_at = now
         return _to_proto(row)
 

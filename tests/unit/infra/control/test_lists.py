@@ -127,6 +127,28 @@ async def test_a_heartbeat_is_noted_now_and_then(here):
     await here.call("POST", "/v1/sessions/session-none/heartbeat", status=404)
 
 
+async def test_a_heartbeat_is_also_for_the_sessions_of_runs_that_are_used(here):
+    resumed_id, mine_id, other_id = await make_sessions(here, 3)
+    resumed = await here.call("POST", f"/v1/sessions/{resumed_id}/runs", RUN)
+    beta = await here.as_project("beta")
+    hidden_id = (await beta.call("POST", "/v1/sessions", {}))["session_id"]
+    for session_id in (resumed_id, mine_id, other_id, hidden_id):
+        await silent(here, session_id, 120)
+    body = {"run_ids": [resumed["run_id"], "run-none"]}
+    await beta.call("POST", f"/v1/sessions/{hidden_id}/heartbeat", body)
+    assert await seen_lately(here) == {hidden_id}, "another project's runs are no matter of its"
+    await here.call("POST", f"/v1/sessions/{mine_id}/heartbeat", body)
+    assert await seen_lately(here) == {hidden_id, resumed_id, mine_id}
+    for wrong in (["a/b"], [""], ["r"] * 10_001):
+        error = await here.call("POST", f"/v1/sessions/{mine_id}/heartbeat", {"run_ids": wrong}, status=400)
+        assert error["field"] == "run_ids"
+
+
+async def seen_lately(here):
+    listed = (await here.call("GET", "/v1/sessions"))["sessions"]
+    return {session["session_id"] for session in listed if session["last_seen_at"] > time.time() - 60}
+
+
 async def test_a_session_whose_client_is_silent_is_closed_with_its_samplers(here):
     silent_id, lively_id, working_id = await make_sessions(here, 3)
     for session_id in (silent_id, lively_id):

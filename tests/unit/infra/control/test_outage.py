@@ -78,7 +78,7 @@ async def test_what_happened_meanwhile_is_written_when_it_is_back(here, mortal):
     session = await here.call("POST", "/v1/sessions", {})
     run = await here.call("POST", f"/v1/sessions/{session['session_id']}/runs", RUN)
     await asyncio.to_thread(mortal.stop)
-    here.control.runs._fleet.ended.set()
+    here.launcher.ended.set()
     await refused(here)
     await asyncio.to_thread(mortal.start)
     settled = await here.call("GET", f"/v1/runs/{run['run_id']}?wait_s=30")
@@ -118,12 +118,35 @@ async def test_a_creation_whose_end_nobody_heard_is_gone_on_with(here, monkeypat
     path = f"/v1/sessions/{session['session_id']}/{what}"
     monkeypatch.setattr(here.db, "transaction", cut_off)
     await here.call("POST", path, body, status=503, **once)
-    here.control.runs._fleet.ended.set()
+    here.launcher.ended.set()
     again = await here.call("POST", path, body, **once)
     (ident,) = [value for name, value in again.items() if name in ("run_id", "sampler_id")]
     settled = await here.call("GET", f"/v1/{what}/{ident}?wait_s=30")
     assert (settled["state"], settled["message"]) == ("failed", "there is no machine"), "somebody provisions it"
     assert len((await here.call("GET", f"/v1/{what}"))[what]) == 1
+
+
+async def test_a_second_control_plane_is_kept_off_also_after_a_restart_of_the_database(mortal, monkeypatch):
+    monkeypatch.setattr("farstep_infra.control.db.START_S", 0.5)
+    monkeypatch.setattr("farstep_infra.control.sole_use._LOOK_EVERY_S", 0.05)
+    url = await asyncio.to_thread(mortal.database)
+
+    async def open_second():
+        async with Database(url).opened():
+            pass
+
+    async with Database(url).opened():
+        with pytest.raises(Unavailable, match="another control plane"):
+            await open_second()
+        await asyncio.to_thread(mortal.kill)
+        await asyncio.to_thread(mortal.start)
+        async with asyncio.timeout(30):
+            while True:  # until the first has it again
+                try:
+                    await open_second()
+                except Unavailable:
+                    break
+    await open_second()
 
 
 @contextlib.contextmanager
