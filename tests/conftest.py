@@ -2,13 +2,21 @@
 
 import pytest
 
+from tests.support.key_checks import answering_key_checks
 from tests.support.processes import KEY, trainer_and_sampler
 
 
 @pytest.fixture(scope="session")
-def pair(tmp_path_factory):
+def key_checks():
+    """Whom the servers of `pair` ask about keys that are not theirs."""
+    with answering_key_checks(KEY) as checks:
+        yield checks
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory, key_checks):
     """One dp_worker and one sampler on the embedded model, for all contract tests; each test makes its own runs."""
-    with trainer_and_sampler(tmp_path_factory.mktemp("pair") / "store") as servers:
+    with trainer_and_sampler(tmp_path_factory.mktemp("pair") / "store", env=key_checks.env) as servers:
         yield servers
 
 

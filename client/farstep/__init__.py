@@ -29,6 +29,7 @@ from farstep.errors import (
     ResultTimeout,
     ServerError,
     ServerShutdownError,
+    StorageFullError,
     TransportError,
     UnknownRequestError,
 )
@@ -105,6 +106,7 @@ __all__ = [
     "ServerError",
     "ServerShutdownError",
     "ServiceClient",
+    "StorageFullError",
     "SupportedModel",
     "TensorData",
     "TokenStream",

@@ -5,10 +5,13 @@ Lives on the background loop. It knows nothing of training or sampling.
 
 from __future__ import annotations
 
-import time
+import asyncio
+import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from farstep import _retry
+from farstep._awake import clock
 from farstep._connection import MAX_PARKED_S, Connection, path_of
 from farstep._convert import lora_from_proto
 from farstep.errors import ProvisioningError, ResultTimeout
@@ -17,6 +20,8 @@ from farstep_proto import paths
 from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import control_pb2 as pb
 
+PAUSE_S = 0.5
+
 
 class ControlPlane:
     def __init__(self, connection: Connection) -> None:
@@ -24,7 +29,7 @@ class ControlPlane:
 
     def shared(self) -> ControlPlane:
         """For one more user, who releases its connection in turn."""
-        return ControlPlane(Connection.take(self.connection.url, self.connection.key))
+        return ControlPlane(Connection.take(self.connection.address, self.connection.key))
 
     async def create_session(self, request: pb.CreateSessionRequest) -> str:
         session = await self.connection.call(
@@ -33,7 +38,7 @@ class ControlPlane:
             pb.Session,
             message=request,
             budget_s=_retry.CONNECT_BUDGET_S,
-            repeatable=False,
+            headers=_once(),
         )
         return session.session_id
 
@@ -47,12 +52,26 @@ class ControlPlane:
             pb.ProvisionedRun,
             message=request,
             budget_s=timeout_s,
-            repeatable=False,
+            headers=_once(),
         )
-        deadline = time.monotonic() + ready_timeout_s
-        while run.state == "provisioning":
+        return await self.until_ready(run, timeout_s=timeout_s, ready_timeout_s=ready_timeout_s)
+
+    async def until_ready(
+        self, run: pb.ProvisionedRun, *, timeout_s: float | None = None, ready_timeout_s: float
+    ) -> pb.ProvisionedRun:
+        """Waits for a run that is being provisioned, and wakes one that was put to sleep.
+
+        Raises:
+            ProvisioningError: it will not be ready.
+            ResultTimeout: it is not yet.
+        """
+        deadline = clock() + ready_timeout_s
+        while run.state in ("provisioning", "inactive"):
             wait_s = _left_s(deadline, f"run {run.run_id}", ready_timeout_s)
+            was_inactive = run.state == "inactive"
             run = await self.get_run(run.run_id, wait_s=wait_s, budget_s=timeout_s)
+            if was_inactive and run.state == "inactive":
+                await asyncio.sleep(PAUSE_S)  # looking wakes it; no need to look all the time
         if run.state != "ready":
             raise ProvisioningError(f"run {run.run_id} is {run.state}: {run.message}")
         return run
@@ -65,9 +84,9 @@ class ControlPlane:
             path_of(paths.SESSION_SAMPLERS, session_id=session_id),
             pb.ProvisionedSampler,
             message=request,
-            repeatable=False,
+            headers=_once(),
         )
-        deadline = time.monotonic() + ready_timeout_s
+        deadline = clock() + ready_timeout_s
         path = path_of(paths.SAMPLER, sampler_id=sampler.sampler_id)
         while sampler.state == "provisioning":
             wait_s = _left_s(deadline, f"sampler {sampler.sampler_id}", ready_timeout_s)
@@ -129,9 +148,14 @@ def _capabilities(message: pb.Capabilities) -> ServerCapabilities:
 
 
 def _left_s(deadline: float, what: str, ready_timeout_s: float) -> float:
-    left_s = deadline - time.monotonic()
+    left_s = deadline - clock()
     if left_s <= 0:
         raise ResultTimeout(
             f"{what} was not ready after {ready_timeout_s:g} s", hint="it goes on starting; ask for it again later"
         )
     return min(left_s, MAX_PARKED_S)
+
+
+def _once() -> Mapping[str, str]:
+    """The header by which a repeated creation is known as the same one."""
+    return {paths.IDEMPOTENCY_KEY: uuid.uuid4().hex}

@@ -18,6 +18,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from farstep._awake import clock
+
 S = TypeVar("S")
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -106,6 +108,7 @@ def _background_loop() -> asyncio.AbstractEventLoop:
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
+    clock.keep_looking(loop)
     loop.run_forever()
     loop.close()
 

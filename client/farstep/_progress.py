@@ -1,4 +1,4 @@
-"""The status line of a long wait: what runs, where it stands in the queue, how fast the run goes.
+"""The status line of a long wait: what runs, where it stands in the queue, how fast the run goes, what is amiss.
 
 Shown in a terminal or a notebook after a second, one line at a time; never elsewhere, never in CI, and not
 where FARSTEP_PROGRESS is 0. It decides nothing: without it every wait ends the same way.
@@ -11,8 +11,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 from farstep import _loop
@@ -32,12 +33,14 @@ def wait(
     *,
     look: Callable[[], Coroutine[Any, Any, str]],
     label: Callable[[], str],
+    trouble: Callable[[], str] = lambda: "",
 ) -> bool:
     """As `pending.wait`, with a status line where one may be shown.
 
     Args:
         look: asks the server where the operation stands.
         label: what is waited for.
+        trouble: what does not answer, if anything.
     """
     quiet_s = QUIET_S if timeout_s is None else min(QUIET_S, timeout_s)
     if not is_shown():
@@ -45,12 +48,32 @@ def wait(
     if pending.wait(quiet_s):
         return True
     rest_s = None if timeout_s is None else timeout_s - quiet_s
+    with line(label()) as update:
+        if update is None:
+            return pending.wait(rest_s)
+        return _wait_with_line(pending, rest_s, look, label, trouble, update)
+
+
+@contextmanager
+def line(text: str) -> Iterator[Callable[[str], None] | None]:
+    """The one status line: gives what changes its text, or None where somebody else has it."""
     if not _line_is_taken.acquire(blocking=False):
-        return pending.wait(rest_s)
+        yield None
+        return
     try:
-        return _wait_with_line(pending, rest_s, look, label)
+        from rich.console import Console
+
+        with Console(stderr=True).status(text) as status:
+            yield status.update
     finally:
         _line_is_taken.release()
+
+
+def say(text: str) -> None:
+    """A line that stays."""
+    from rich.console import Console
+
+    Console(stderr=True).print(text)
 
 
 def _wait_with_line(
@@ -58,24 +81,23 @@ def _wait_with_line(
     timeout_s: float | None,
     look: Callable[[], Coroutine[Any, Any, str]],
     label: Callable[[], str],
+    trouble: Callable[[], str],
+    update: Callable[[str], None],
 ) -> bool:
-    from rich.console import Console
-
     began_at = time.monotonic()
     looked_at, looking, state = -LOOK_EVERY_S, None, ""
-    with Console(stderr=True).status(label()) as status:
-        while True:
-            waited_s = time.monotonic() - began_at
-            left_s = TICK_S if timeout_s is None else min(TICK_S, timeout_s - waited_s)
-            if pending.wait(max(left_s, 0)):
-                return True
-            if timeout_s is not None and waited_s >= timeout_s:
-                return False
-            state = _answer(looking) or state
-            if waited_s - looked_at >= LOOK_EVERY_S and (looking is None or looking.done()):
-                looked_at, looking = waited_s, _loop.start(look())
-            parts = (label(), state, f"{QUIET_S + waited_s:.0f} s")
-            status.update(" · ".join(part for part in parts if part))
+    while True:
+        waited_s = time.monotonic() - began_at
+        left_s = TICK_S if timeout_s is None else min(TICK_S, timeout_s - waited_s)
+        if pending.wait(max(left_s, 0)):
+            return True
+        if timeout_s is not None and waited_s >= timeout_s:
+            return False
+        state = _answer(looking) or state
+        if waited_s - looked_at >= LOOK_EVERY_S and (looking is None or looking.done()):
+            looked_at, looking = waited_s, _loop.start(look())
+        parts = (label(), trouble() or state, f"{QUIET_S + waited_s:.0f} s")
+        update(" · ".join(part for part in parts if part))
 
 
 def _answer(looking: Future[str] | None) -> str:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import logging
 import uuid
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
+from farstep import _retry
+from farstep._address import Address, Origin
 from farstep._checkpoint_requests import CheckpointRequests
 from farstep._connection import Connection, path_of
 from farstep._control import ControlPlane
 from farstep._convert import lora_to_proto
+from farstep._keep_alive import KeepAlive
 from farstep._settings import ApiKey
 from farstep._wanted import WantedRun, WantedSampler
 from farstep.errors import FarstepError, InvalidInputError, NotFoundError
@@ -22,16 +26,21 @@ from farstep.results import ServerCapabilities, SupportedModel
 from farstep_proto import paths
 from farstep_proto.v1 import common_pb2, control_pb2
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("farstep")
+
+T = TypeVar("T")
+
+READY_S = 3600.0  # for a run that was put to sleep to be there again
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run lives; `sampler_url` is empty where it has none."""
+    """Where a run lives; `sampler` is None where it has none."""
 
     run_id: str
-    trainer_url: str
-    sampler_url: str
+    trainer: Address
+    sampler: Address | None
+    project: str = ""
 
 
 class Provisioner(Protocol):
@@ -42,11 +51,14 @@ class Provisioner(Protocol):
     def control(self) -> ControlPlane | None: ...
 
     @property
+    def session_id(self) -> str | None: ...
+
+    @property
     def checkpoints(self) -> CheckpointRequests: ...
 
     async def provision_run(self, wanted: WantedRun) -> Place: ...
 
-    async def provision_sampler(self, wanted: WantedSampler) -> str:
+    async def provision_sampler(self, wanted: WantedSampler) -> Address:
         """The sampler's address."""
         ...
 
@@ -60,12 +72,18 @@ class Provisioner(Protocol):
 
 
 class ManagedServers:
-    """Provisioned by a control plane, within one session."""
+    """Provisioned by a control plane, within one session, which is opened again where it was closed over there.
 
-    def __init__(self, control: ControlPlane, *, session_id: str) -> None:
+    Args:
+        opened_by: what the session was asked for with.
+    """
+
+    def __init__(self, control: ControlPlane, session_id: str, *, opened_by: control_pb2.CreateSessionRequest) -> None:
         self.control = control
-        self.session_id = session_id
+        self.session_id: str | None = session_id
+        self._opened_by = opened_by
         self.checkpoints = CheckpointRequests(control.connection)
+        KeepAlive.hold(self._origin, self.key)
 
     @property
     def key(self) -> ApiKey:
@@ -83,23 +101,30 @@ class ManagedServers:
             name=wanted.name or "",
             user_metadata=wanted.user_metadata,
         )
-        run = await self.control.provision_run(
-            self.session_id, request, timeout_s=wanted.timeout_s, ready_timeout_s=wanted.ready_timeout_s
-        )
-        return Place(run.run_id, run.trainer_url, run.sampler_url)
 
-    async def provision_sampler(self, wanted: WantedSampler) -> str:
+        def provision(session_id: str) -> Awaitable[control_pb2.ProvisionedRun]:
+            return self.control.provision_run(
+                session_id, request, timeout_s=wanted.timeout_s, ready_timeout_s=wanted.ready_timeout_s
+            )
+
+        return self._place(await self._in_session(provision))
+
+    async def provision_sampler(self, wanted: WantedSampler) -> Address:
         request = control_pb2.ProvisionSamplerRequest(
             base_model=wanted.base_model, model_path=wanted.model_path, replicas=wanted.replicas
         )
-        sampler = await self.control.provision_sampler(self.session_id, request, ready_timeout_s=wanted.ready_timeout_s)
-        return sampler.sampler_url
+
+        def provision(session_id: str) -> Awaitable[control_pb2.ProvisionedSampler]:
+            return self.control.provision_sampler(session_id, request, ready_timeout_s=wanted.ready_timeout_s)
+
+        sampler = await self._in_session(provision)
+        return Address(sampler.sampler_url, replace(self._origin, sampler_id=sampler.sampler_id))
 
     async def find_run(self, run_id: str) -> Place:
         run = await self.control.get_run(run_id)
-        if not run.trainer_url:
-            raise NotFoundError(f"run {run_id} has no trainer; it is {run.state}")
-        return Place(run.run_id, run.trainer_url, run.sampler_url)
+        if run.state in ("failed", "deleted"):
+            raise NotFoundError(f"run {run_id} has no trainer; it is {run.state}: {run.message}")
+        return self._place(await self.control.until_ready(run, ready_timeout_s=READY_S))
 
     async def delete_run(self, run_id: str) -> None:
         await self.control.delete_run(run_id)
@@ -108,21 +133,53 @@ class ManagedServers:
         return await self.control.get_capabilities()
 
     async def release(self) -> None:
+        KeepAlive.end(self._origin, self.key)
+        KeepAlive.release(self._origin, self.key)
         try:
-            await self.control.close_session(self.session_id)
+            await self.control.close_session(self._origin.session_id)
         except FarstepError as error:  # the control plane is gone, and with it all that it started
             log.debug("session %s was not closed: %s", self.session_id, error)
         await self.control.connection.release()
+
+    @property
+    def _origin(self) -> Origin:
+        assert self.session_id is not None
+        return Origin(self.control.connection.url, self.session_id)
+
+    async def _in_session(self, call: Callable[[str], Awaitable[T]]) -> T:
+        """What is asked for within the session; a laptop may have slept until the control plane took it for dead."""
+        closed = self._origin
+        try:
+            return await call(closed.session_id)
+        except NotFoundError as error:
+            if error.field != "session_id":
+                raise
+        request = control_pb2.CreateSessionRequest()
+        request.CopyFrom(self._opened_by)
+        request.reuse_from_session_id = closed.session_id
+        session_id = await self.control.create_session(request)
+        log.warning("session %s was closed at the control plane: going on as %s", closed.session_id, session_id)
+        KeepAlive.end(closed, self.key)
+        KeepAlive.release(closed, self.key)
+        self.session_id = session_id
+        KeepAlive.hold(self._origin, self.key)
+        return await call(session_id)
+
+    def _place(self, run: control_pb2.ProvisionedRun) -> Place:
+        origin = replace(self._origin, run_id=run.run_id)
+        sampler = Address(run.sampler_url, replace(origin, is_sampler=True)) if run.sampler_url else None
+        return Place(run.run_id, Address(run.trainer_url, origin), sampler, run.project)
 
 
 class LocalPair:
     """A trainer and a sampler that are running already. Run ids are made here."""
 
     control = None
+    session_id = None
 
     def __init__(self, *, trainer_url: str, sampler_url: str, key: ApiKey) -> None:
-        self._trainer = Connection.take(trainer_url, key)
-        self._sampler = Connection.take(sampler_url, key)
+        self._trainer = Connection.take(Address(trainer_url), key)
+        self._sampler = Connection.take(Address(sampler_url), key)
         self.checkpoints = CheckpointRequests(self._trainer)
 
     @property
@@ -132,14 +189,14 @@ class LocalPair:
     async def provision_run(self, wanted: WantedRun) -> Place:
         return self._place(f"run_{uuid.uuid4().hex[:12]}")
 
-    async def provision_sampler(self, wanted: WantedSampler) -> str:
-        info = await self._sampler.load_info()
+    async def provision_sampler(self, wanted: WantedSampler) -> Address:
+        info = await self._sampler.load_info(budget_s=_retry.CONNECT_BUDGET_S)
         if wanted.base_model and wanted.base_model != info.base_model:
             raise InvalidInputError(
                 f"the sampler at {self._sampler.url} serves {info.base_model!r}, not {wanted.base_model!r}",
                 field="base_model",
             )
-        return self._sampler.url
+        return self._sampler.address
 
     async def find_run(self, run_id: str) -> Place:
         return self._place(run_id)
@@ -166,4 +223,4 @@ class LocalPair:
         await self._trainer.release()
 
     def _place(self, run_id: str) -> Place:
-        return Place(run_id, self._trainer.url, self._sampler.url)
+        return Place(run_id, self._trainer.address, self._sampler.address)

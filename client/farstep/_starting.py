@@ -35,14 +35,15 @@ async def start_run(provisioner: Provisioner, wanted: WantedRun, wandb_config: W
         lora=_convert.lora_to_proto(wanted.lora),
         seed=wanted.seed,
         max_seq_len=wanted.max_seq_len or 0,
+        project=place.project,
     )
     if not wanted.with_sampler:
-        place = Place(place.run_id, place.trainer_url, "")
+        place = replace(place, sampler=None)
     return await _bind(provisioner, place, request, wandb_config)
 
 
 async def resume_run(provisioner: Provisioner, run_id: str) -> TrainingClient:
-    """A run that a running trainer has."""
+    """A run that a trainer has, wherever that is by now."""
     return await _bind(provisioner, await provisioner.find_run(run_id), None, None)
 
 
@@ -53,7 +54,7 @@ async def _bind(
     wandb_config: WandbConfig | None,
 ) -> TrainingClient:
     """A client of a run on its trainer: created there by `request`, or there already."""
-    trainer = Connection.take(place.trainer_url, provisioner.key)
+    trainer = Connection.take(place.trainer, provisioner.key)
     try:
         info = await trainer.load_info(budget_s=_retry.CONNECT_BUDGET_S)
         if request is not None:
@@ -70,7 +71,7 @@ async def _bind(
     return TrainingClient(
         trainer,
         created,
-        sampler_url=place.sampler_url,
+        sampler=place.sampler,
         control=control.shared() if control is not None else None,
         wandb=wandb,
         max_request_bytes=info.max_request_bytes,

@@ -101,20 +101,21 @@ class Reading:
             self.inbox.end()
 
     async def _read(self) -> None:
-        backoff = _retry.Backoff(_retry.REQUEST_RETRY, what=f"a stream from {self._connection.url}")
-        while True:
-            try:
-                await self._attempt(on_progress=backoff.reset)
-            except _GONE as error:
-                if not self._delivered.is_anything:
-                    raise
-                raise TransportError(f"the stream broke off, and its policy is gone: {error}", hint=_HINT) from error
-            except _PASSES as error:
-                retry_after_s = error.retry_after_s if isinstance(error, RateLimitError) else None
-                delay_s = backoff.delay_s(error, at_least_s=retry_after_s or 0.0)
-            else:
-                return
-            await asyncio.sleep(delay_s)
+        with _retry.Backoff(_retry.REQUEST_RETRY, what=f"a stream from {self._connection.url}") as backoff:
+            while True:
+                try:
+                    await self._attempt(on_progress=backoff.succeed)
+                except _GONE as error:
+                    if not self._delivered.is_anything:
+                        raise
+                    message = f"the stream broke off, and its policy is gone: {error}"
+                    raise TransportError(message, hint=_HINT) from error
+                except _PASSES as error:
+                    fault = error
+                else:
+                    return
+                retry_after_s = fault.retry_after_s if isinstance(fault, RateLimitError) else None
+                await self._connection.rest(backoff, fault, at_least_s=retry_after_s or 0.0)
 
     async def _attempt(self, *, on_progress: Callable[[], None]) -> None:
         self._delivered.start_again()

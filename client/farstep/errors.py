@@ -10,6 +10,7 @@ FarstepError
 ├── RateLimitError                         come back after `retry_after_s`
 ├── ServerShutdownError                    the server is draining
 ├── TransportError                         the server cannot be reached; whether a submission arrived is unknown
+├── StorageFullError                       the server's disk is full: nothing was harmed, and nothing was taken
 ├── ServerError                            the server made a mistake, or it is no Farstep server
 ├── ProvisioningError                      a trainer or sampler could not be started
 ├── PublishTimeoutError    (RuntimeError)  published, but no sampler serves the policy yet
@@ -86,6 +87,10 @@ class TransportError(FarstepError):
     pass
 
 
+class StorageFullError(FarstepError):
+    pass
+
+
 class ServerError(FarstepError):
     pass
 
@@ -151,6 +156,7 @@ _REFUSALS: dict[int, type[FarstepError]] = {
     409: ConflictError,
     413: PayloadTooLargeError,
     503: ServerShutdownError,
+    507: StorageFullError,
 }
 
 

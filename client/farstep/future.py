@@ -14,6 +14,7 @@ from farstep import _progress
 from farstep._convert import Decode, outcome_error
 from farstep._loop import awaiting, blocking
 from farstep._pending import Pending
+from farstep._troubles import troubles
 from farstep.errors import ResultTimeout
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ class Future(Generic[T]):
     def operation_id(self) -> str:
         """The server's name for the operation."""
         return self._operation_id
+
+    @property
+    def seq(self) -> int | None:
+        """Its place in its run; None for what belongs to no run, such as a sample."""
+        _, _, seq = self._operation_id.rpartition(":")
+        return int(seq) if seq.isdecimal() and seq != self._operation_id else None
 
     @property
     def verb(self) -> str:
@@ -103,7 +110,9 @@ class Future(Generic[T]):
     def _wait(self, timeout: float | None) -> None:
         if timeout is not None and timeout < 0:
             timeout = 0.0
-        if self.done() or _progress.wait(self._pending, timeout, look=self._look, label=self._label):
+        if self.done() or _progress.wait(
+            self._pending, timeout, look=self._look, label=self._label, trouble=self._trouble
+        ):
             return
         raise ResultTimeout(
             f"{self._verb} {self._operation_id} has no result after {timeout:g} s",
@@ -127,8 +136,11 @@ class Future(Generic[T]):
 
     async def _look(self) -> str:
         """Where the operation stands, in words."""
-        operation = await self._connection.look(self._operation_id)
+        operation = await self._connection.look(self._operation_id, budget_s=0.0)
         return _progress.describe_state(operation)
+
+    def _trouble(self) -> str:
+        return troubles.describe(self._connection.url)
 
     def _label(self) -> str:
         return " · ".join(part for part in (self._verb, self._describe()) if part)

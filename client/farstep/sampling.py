@@ -14,6 +14,9 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from farstep import _retry
+from farstep._address import Address
+from farstep._awake import clock
 from farstep._closing import Closing
 from farstep._connection import Connection, path_of
 from farstep._convert import (
@@ -263,6 +266,7 @@ class SamplingClient(Closing):
             [request.SerializeToString()],
             params={"key": uuid.uuid4().hex},
             headers=self._target.headers(),
+            again=True,
         )
         return Future(pending, decode, operation_id=operation_id, verb=verb, connection=self._sampler)
 
@@ -270,7 +274,7 @@ class SamplingClient(Closing):
         info = training_pb2.ServerInfo(
             base_model=self._base_model, vocab_size=self._vocab_size, max_seq_len=self._max_seq_len
         )
-        return _unpickled, (self._sampler.url, self._sampler.key, self._target, info.SerializeToString())
+        return _unpickled, (self._sampler.address, self._sampler.key, self._target, info.SerializeToString())
 
     def __repr__(self) -> str:
         target = self._target.run_id or self._target.model_path or self._base_model
@@ -278,8 +282,8 @@ class SamplingClient(Closing):
         return f"<SamplingClient {target}{pin} on {self._sampler.url}>"
 
 
-def _unpickled(url: str, key: ApiKey, target: Target, info: bytes) -> SamplingClient:
-    return SamplingClient(Connection.take(url, key), target, info=training_pb2.ServerInfo.FromString(info))
+def _unpickled(address: Address, key: ApiKey, target: Target, info: bytes) -> SamplingClient:
+    return SamplingClient(Connection.take(address, key), target, info=training_pb2.ServerInfo.FromString(info))
 
 
 def sampler_path(model_path: str) -> str:
@@ -293,11 +297,11 @@ def sampler_path(model_path: str) -> str:
     return str(path)
 
 
-async def open_sampling_client(url: str, key: ApiKey, target: Target) -> SamplingClient:
+async def open_sampling_client(address: Address, key: ApiKey, target: Target) -> SamplingClient:
     """A client of a running sampler, which has loaded `target.model_path` where there is one."""
-    sampler = Connection.take(url, key)
+    sampler = Connection.take(address, key)
     try:
-        info = await sampler.load_info()
+        info = await sampler.load_info(budget_s=None if address.origin else _retry.CONNECT_BUDGET_S)
         if target.model_path:
             message = sampling_pb2.LoadPolicyRequest(model_path=target.model_path)
             state = await sampler.call("POST", paths.LOAD_POLICY, sampling_pb2.PolicyState, message=message)
@@ -314,10 +318,10 @@ async def wait_until_served(sampler: Connection, run_id: str, version: int, *, t
     Raises:
         PublishTimeoutError: it does not within the time.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = clock() + timeout_s
     path = path_of(paths.POLICY, run_id=run_id)
     newest = "none"
-    while (left_s := deadline - time.monotonic()) > 0:
+    while (left_s := deadline - clock()) > 0:
         try:
             state = await sampler.call(
                 "GET",

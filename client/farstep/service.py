@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self, Unpack
 
 from farstep import _convert
+from farstep._address import Address
 from farstep._checkpoint_calls import CheckpointCalls
 from farstep._checkpoint_requests import CheckpointRequests
 from farstep._connection import Connection
@@ -48,7 +49,6 @@ class ServiceClient(CheckpointCalls):
     """
 
     _provisioner: Provisioner
-    _session_id: str | None
 
     def __init__(
         self,
@@ -66,21 +66,20 @@ class ServiceClient(CheckpointCalls):
             user_metadata=_convert.text_map("user_metadata", user_metadata),
             sdk_version=version("farstep"),
         )
-        connection = Connection.take(settings.base_url, settings.key)
+        connection = Connection.take(Address(settings.base_url), settings.key)
         control = ControlPlane(connection)
         try:
-            self._session_id = run(control.create_session(request))
+            session_id = run(control.create_session(request))
         except BaseException:
             run(connection.release())
             raise
-        self._provisioner = ManagedServers(control, session_id=self._session_id)
+        self._provisioner = ManagedServers(control, session_id, opened_by=request)
 
     @classmethod
     def local(cls, *, trainer_url: str, sampler_url: str, api_key: str | None = None) -> Self:
         """Binds to a running trainer and sampler without a control plane; speaks to neither yet."""
         trainer_url = check_url(trainer_url, field="trainer_url")
         client = cls.__new__(cls)
-        client._session_id = None
         client._provisioner = LocalPair(
             trainer_url=trainer_url,
             sampler_url=check_url(sampler_url, field="sampler_url"),
@@ -91,7 +90,7 @@ class ServiceClient(CheckpointCalls):
     @property
     def session_id(self) -> str | None:
         """None without a control plane."""
-        return self._session_id
+        return self._provisioner.session_id
 
     def _create_lora_training_client(
         self,
@@ -239,10 +238,15 @@ class ServiceClient(CheckpointCalls):
     get_run_async = awaiting(_get_run)
 
     def _resume_run(self, run_id: str) -> Coroutine[Any, Any, TrainingClient]:
-        """A client of a run that exists on a running trainer, to go on where it stands.
+        """A client of a run that exists, to go on where it stands: the next call is the next operation.
+
+        A run that was put to sleep is woken. What another process submitted and never heard of goes on, and is had
+        by `unfetched()`; what it did not submit whole is given up with the first call. If that process still lives,
+        whichever of the two submits second gets a ConflictError.
 
         Raises:
             NotFoundError: there is no such run, or its trainer is gone.
+            ProvisioningError, ResultTimeout: it does not wake.
         """
         run_id = _checked_run_id(run_id)
         self._refuse_closed()
@@ -333,8 +337,8 @@ class ServiceClient(CheckpointCalls):
         )
 
     async def _start_sampler(self, wanted: WantedSampler) -> SamplingClient:
-        url = await self._provisioner.provision_sampler(wanted)
-        return await open_sampling_client(url, self._provisioner.key, Target(model_path=wanted.model_path))
+        sampler = await self._provisioner.provision_sampler(wanted)
+        return await open_sampling_client(sampler, self._provisioner.key, Target(model_path=wanted.model_path))
 
     def _control_plane(self) -> ControlPlane:
         self._refuse_closed()
@@ -344,7 +348,7 @@ class ServiceClient(CheckpointCalls):
         return control
 
     def __repr__(self) -> str:
-        return f"<ServiceClient {self._session_id or 'local'}>"
+        return f"<ServiceClient {self.session_id or 'local'}>"
 
 
 def _checked_run_id(run_id: str) -> str:

@@ -14,14 +14,15 @@ from google.protobuf.message import Message
 
 from farstep import _convert
 from farstep._adapter_files import AdapterFiles
+from farstep._address import Address
 from farstep._checkpoint_requests import CheckpointRequests, checked_path
-from farstep._closing import Closing
-from farstep._connection import Connection, path_of
+from farstep._connection import Connection
 from farstep._control import ControlPlane
 from farstep._convert import Decode
 from farstep._custom_loss import CustomLoss
 from farstep._loop import awaiting, blocking, run
 from farstep._meter import RunMeter, succeeded
+from farstep._operation_calls import OperationCalls
 from farstep._passes import AdapterChoice, Passes
 from farstep._submission import OnArrival, RunSubmitter
 from farstep._tokenizer import tokenizer_of
@@ -32,15 +33,12 @@ from farstep.future import Future
 from farstep.results import (
     ForwardBackwardOutput,
     LoadWeightsResponse,
-    OperationTrace,
     OptimStepResponse,
-    QueuedOperation,
     SaveWeightsResponse,
     TrainingInfo,
 )
 from farstep.sampling import Pin, SamplingClient, Target, open_sampling_client, sampler_path
 from farstep.types import AdamParams, Datum
-from farstep_proto import paths
 from farstep_proto.names import CheckpointPath, check_name
 from farstep_proto.paths import Verb
 from farstep_proto.v1 import operations_pb2, training_pb2
@@ -54,7 +52,7 @@ SERVED_WITHIN_S = 600.0
 _DEFAULT_ADAM = AdamParams()
 
 
-class TrainingClient(Closing):
+class TrainingClient(OperationCalls):
     """Made by a ServiceClient.
 
     Every `result()` raises RemoteOpError where the operation failed, UnknownRequestError where the server no
@@ -66,7 +64,7 @@ class TrainingClient(Closing):
         trainer: Connection,
         created: training_pb2.Run,
         *,
-        sampler_url: str,
+        sampler: Address | None,
         control: ControlPlane | None,
         wandb: WandbStream | None,
         max_request_bytes: int,
@@ -74,14 +72,18 @@ class TrainingClient(Closing):
         """Takes over the caller's hold on `trainer`."""
         self._trainer = trainer
         self._run = created
-        self._sampler_url = sampler_url
+        self._sampler = sampler
         self._control = control
         self._checkpoints = CheckpointRequests(control.connection if control is not None else trainer)
         self._wandb = wandb
         self._max_request_bytes = max_request_bytes
         self._meter = RunMeter(step=created.step, policy_version=created.policy_version)
         self._submitter = RunSubmitter(
-            trainer, created.run_id, next_seq=created.next_seq, describe=self._meter.describe
+            trainer,
+            created.run_id,
+            next_seq=created.next_seq,
+            missing_seqs=created.missing_seqs,
+            describe=self._meter.describe,
         )
         self._passes = Passes(created, self._submitter, self._meter, max_request_bytes=max_request_bytes)
 
@@ -98,6 +100,14 @@ class TrainingClient(Closing):
     def step(self) -> int:
         """Optimizer steps whose results have arrived."""
         return self._meter.step
+
+    @property
+    def next_seq(self) -> int:
+        """The place in its run that the next call's operation will have; the first call's has 1.
+
+        A loop that makes the same calls for each step knows by it, after `resume_run`, which one comes next.
+        """
+        return self._submitter.next_seq
 
     def _forward_backward(
         self,
@@ -149,7 +159,7 @@ class TrainingClient(Closing):
 
         Two passes: one forward for the log-probabilities, one with the gradient that the function's result has by
         them. This call returns when the function has run and the second is submitted; nothing comes between the two,
-        so that operations submitted meanwhile wait (the server gives them up after two minutes).
+        so that operations submitted meanwhile wait.
 
         Args:
             data: with `target_tokens`; what else the loss inputs hold is for the function alone and is not sent.
@@ -237,8 +247,8 @@ class TrainingClient(Closing):
         if name is not None:
             with checked():
                 check_name(name)
-        sampler_url = self._paired_sampler()
-        return self._published(self._publish(name or "", None), sampler_url, pin)
+        sampler = self._paired_sampler()
+        return self._published(self._publish(name or "", None), sampler, pin)
 
     save_weights_and_get_sampling_client = blocking(_save_weights_and_get_sampling_client)
     save_weights_and_get_sampling_client_async = awaiting(_save_weights_and_get_sampling_client)
@@ -294,26 +304,6 @@ class TrainingClient(Closing):
     get_checkpoint_archive_url = blocking(_get_checkpoint_archive_url)
     get_checkpoint_archive_url_async = awaiting(_get_checkpoint_archive_url)
 
-    async def _queue(self) -> list[QueuedOperation]:
-        """This client's operations whose results have not arrived, in order of submission."""
-        prefix = f"{self.run_id}:"
-        ids = [operation_id for operation_id in self._trainer.outstanding() if operation_id.startswith(prefix)]
-        operations = await asyncio.gather(*(self._trainer.look(operation_id) for operation_id in ids))
-        return [_convert.queued_operation(operation) for operation in operations]
-
-    queue = blocking(_queue)
-    queue_async = awaiting(_queue)
-
-    async def _trace(self, last: int = 100) -> list[OperationTrace]:
-        """Where the time of this run's last operations went, oldest first; the server keeps a thousand."""
-        count = _convert.whole_number("last", last, at_least=1)
-        path = path_of(paths.TRACE, run_id=self.run_id)
-        traced = await self._trainer.call("GET", path, training_pb2.TraceResponse, params={"last": str(count)})
-        return [_convert.operation_trace(trace) for trace in traced.operations]
-
-    trace = blocking(_trace)
-    trace_async = awaiting(_trace)
-
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """The base model's tokenizer; needs the extra `farstep[tokenizers]`. Loaded once."""
         return tokenizer_of(self._trainer)
@@ -338,6 +328,7 @@ class TrainingClient(Closing):
             await asyncio.to_thread(self._wandb.finish)
         if self._control is not None:
             await self._control.connection.release()
+        await self._submitter.aclose()
         await self._trainer.release()
 
     def _submit(
@@ -356,12 +347,12 @@ class TrainingClient(Closing):
         return self._submit(Verb.PUBLISH, message, _convert.save_weights_response, self._on_publication)
 
     async def _published(
-        self, submission: Coroutine[Any, Any, Future[SaveWeightsResponse]], sampler_url: str, pin: Pin
+        self, submission: Coroutine[Any, Any, Future[SaveWeightsResponse]], sampler: Address, pin: Pin
     ) -> SamplingClient:
         version = (await (await submission)).policy_version
         assert version is not None
         target = Target(run_id=self.run_id, policy_version=version, pin=pin)
-        client = await open_sampling_client(sampler_url, self._trainer.key, target)
+        client = await open_sampling_client(sampler, self._trainer.key, target)
         try:
             await client._wait_until_served(SERVED_WITHIN_S)
         except BaseException:
@@ -390,10 +381,19 @@ class TrainingClient(Closing):
         if succeeded(operation):
             self._meter.count_publication(operation.save_weights)
 
-    def _paired_sampler(self) -> str:
-        if not self._sampler_url:
+    def _on_arrival_of(self, verb: str) -> OnArrival | None:
+        match verb:
+            case Verb.OPTIM_STEP:
+                return self._on_step
+            case Verb.PUBLISH | Verb.SAVE_STATE:
+                return self._on_publication
+            case _:
+                return None
+
+    def _paired_sampler(self) -> Address:
+        if self._sampler is None:
             raise NotFoundError(f"{self.run_id} has no paired sampler", hint="create the run with with_sampler=True")
-        return self._sampler_url
+        return self._sampler
 
     def __repr__(self) -> str:
         return f"<TrainingClient {self.run_id} of {self._run.base_model} on {self._trainer.url}, step {self.step}>"

@@ -90,6 +90,14 @@ class Assembler:
         assembly = self._open.get(address.operation_id)
         return 0 if assembly is None else assembly.num_bytes
 
+    def open_seqs(self, run_id: str) -> list[int]:
+        """Of a run's operations of which some parts are here."""
+        return [seq for run, seq in map(split_operation_id, self._open) if run == run_id]
+
+    def is_open(self, wanted: str) -> bool:
+        """Whether some parts are here, and others are not."""
+        return wanted in self._open
+
     def check(self, address: Address, call: Call) -> None:
         """Raises as `add` would."""
         assembly = self._open.get(address.operation_id)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from farstep_infra.store.checkpoints import JSON, CheckpointStore, Manifest
+from farstep_infra.store.checkpoints import JSON, CheckpointStore, Manifest, no_checkpoint
 from farstep_model.adapter import Adapter
 from farstep_model.peft_format import CONFIG_FILE, TENSORS_FILE
 from farstep_model.spec import LoraSpec
@@ -103,10 +103,13 @@ def load_state(store: CheckpointStore, run: Run, call: LoadState) -> None:
     value head that the run has and the checkpoint lacks is a fresh one, and one that the run lacks is left out.
 
     Raises:
-        NotFound: no such checkpoint.
+        NotFound: no such checkpoint, or it is another project's.
         InvalidInput: it is of another base model or of an adapter of another form, or lacks optimizer state or, for
             going on with the optimizer, has a value head that the run lacks or lacks one that it has.
     """
+    project = run.config.project
+    if project and store.project_of(call.path) != project:  # it loads what its project may see, an operators' run all
+        raise no_checkpoint(call.path)
     manifest, files = store.read(call.path)
     _check_base_model(manifest, run)
     adapter = Adapter.from_files(run.adapter.layers, files)
@@ -169,6 +172,7 @@ def _meta(
         "lora": {**dataclasses.asdict(spec), "target_modules": list(spec.target_modules)},
         "step": run.step,
         "policy_version": policy_version,
+        "project": run.config.project,
         "target": _TARGETS[path.kind],
         "seed": run.random.seed,
         "draws": run.random.draws,

@@ -19,11 +19,13 @@ from collections.abc import Callable
 from functools import partial
 from weakref import WeakValueDictionary
 
-from farstep_proto.errors import ApiError, Draining, ModelError
+from farstep_proto.errors import ApiError, Draining, ModelError, TooManyRequests
 from farstep_proto.paths import PROTOBUF, Verb
 from farstep_proto.v1 import operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
+from farstep_serving.keys import OPERATOR, Caller
 from farstep_serving.operations import OperationTable, cancelled
+from farstep_serving.usage import UsageCounters
 from farstep_worker.arrivals import Arrivals
 from farstep_worker.assembly import Address, Assembler, digest_of
 from farstep_worker.executor import Executor
@@ -47,11 +49,13 @@ from farstep_worker.snapshots import SnapshotLimits
 from farstep_worker.submission import Call, Limits
 from farstep_worker.telemetry import SpanWriter, Telemetry
 from farstep_worker.torch_thread import Ended, TorchThread
+from farstep_worker.usage import trainer_usage
 
 log = logging.getLogger(__name__)
 
 DRAIN_S = 8.0
 FAILED = operations_pb2.OPERATION_STATE_FAILED
+LIST_PAGE = 1000
 INLINE_BYTES = 64 << 10  # what is decoded and encoded on the loop: another thread would cost more than it saves
 
 
@@ -87,6 +91,7 @@ class Dispatcher:
         )
         self.telemetry = Telemetry(gauges=self._gauges, spans=spans)
         self._arrivals = Arrivals(self.telemetry)
+        self.usage = UsageCounters()
 
     def start(self) -> None:
         self._torch.start()
@@ -109,6 +114,7 @@ class Dispatcher:
 
     def _finish(self, ended: Ended, operation: operations_pb2.Operation, *, encode_s: float) -> None:
         work = ended.work
+        self.usage.add(trainer_usage(self.registry.project_of(work.run_id) or "", ended, operation))
         if self.registry.is_deleted(work.run_id) or not self.table.is_pending(work.operation_id):
             return  # its end was told when the run was deleted, or the drain gave it up
         if self._keeper.journal is not None and operation.error.error_class == RankDied.error_class:
@@ -159,8 +165,8 @@ class Dispatcher:
             delay_s = max(0.0, deadline - time.monotonic())
             self._gap_timer = asyncio.get_running_loop().call_later(delay_s, self._watch_gaps)
 
-    def _fail_overdue(self) -> None:
-        for work, missing in self._queue.give_up_gaps(now=time.monotonic()):
+    def _fail_overdue(self, *, crowded: bool = False) -> None:
+        for work, missing in self._queue.give_up_gaps(now=time.monotonic(), crowded=crowded):
             error = ModelError(
                 f"seq {missing} of run {work.run_id} never came, so that seq {work.seq} was not run",
                 error_class="MissingOperationError",
@@ -183,10 +189,14 @@ class Dispatcher:
     # Runs
 
     def describe(self, run: Run) -> pb.Run:
-        next_seq = self._queue.first_free_seq(run.config.run_id)
-        return run.to_proto(vocab_size=self._executor.base.vocab_size, next_seq=next_seq)
+        run_id = run.config.run_id
+        in_parts = self._assembler.open_seqs(run_id)
+        next_seq = max(self._queue.first_free_seq(run_id), *(seq + 1 for seq in in_parts), 1)
+        described = run.to_proto(vocab_size=self._executor.base.vocab_size, next_seq=next_seq)
+        described.missing_seqs.extend(self._queue.missing_seqs(run_id, below=next_seq))
+        return described
 
-    async def create_run(self, request: pb.CreateRunRequest) -> pb.Run:
+    async def create_run(self, request: pb.CreateRunRequest, caller: Caller = OPERATOR) -> pb.Run:
         """A run by its id, made if it is not there yet; waits for no operation.
 
         Raises:
@@ -196,7 +206,7 @@ class Dispatcher:
         """
         if self._queue.is_closed:
             raise Draining("the server is shutting down", retry_after_s=5.0)
-        run = await self.registry.create(request, keep=self._keeper.keep_run)
+        run = await self.registry.create(request, caller, keep=self._keeper.keep_run)
         self._torch.post(self._torch.make_room)
         return self.describe(run)
 
@@ -223,6 +233,7 @@ class Dispatcher:
             wanted = operation_id(run_id, ending.seq)
             if self.table.is_pending(wanted):  # else it was cancelled meanwhile
                 self.table.finish_sealed(wanted, ending.outcome, state=FAILED)
+        self.usage.end(self.registry.project_of(run_id) or "", run_id)
         self._feed.forget(run_id)
         self.telemetry.forget(run_id)
         self._torch.post(partial(self._forget_run, run_id))
@@ -241,7 +252,12 @@ class Dispatcher:
         """Refuses a body of this size before it is read; raises as the queue does."""
         own = self._assembler.size_of(address)
         held = self._assembler.num_bytes - own
-        self._queue.check_room(address.run_id, address.seq, num_bytes=own + num_bytes, held_bytes=held)
+        check = partial(self._queue.check_room, address.run_id, address.seq, num_bytes=own + num_bytes, held_bytes=held)
+        try:
+            check()
+        except TooManyRequests:
+            self._fail_overdue(crowded=True)
+            check()
         self._keeper.check_room(num_bytes)
 
     async def submit(
@@ -284,8 +300,21 @@ class Dispatcher:
             await self._keeper.add_part(part)
             await self._enter(part, address, call, now=entered)
             self._arrivals.note(address.operation_id, verb, entered=entered, decode_s=entered - started)
-        place = self._queue.place(address.operation_id) + self.is_computing
-        return operations_pb2.Accepted(operation_id=address.operation_id, queue_place=place)
+        return operations_pb2.Accepted(
+            operation_id=address.operation_id,
+            queue_place=self._queue.place(address.operation_id) + self.is_computing,
+            awaits_parts=self._assembler.is_open(address.operation_id),
+        )
+
+    def list_operations(self, run_id: str, *, unfetched: bool, after: int) -> operations_pb2.ListOperationsResponse:
+        """A page of a run's operations by seq, from the one after `after` on, without outcomes."""
+        operations = self.table.list_of(f"{run_id}:", unfetched=unfetched)
+        named = [(split_operation_id(operation.operation_id), operation) for operation in operations]
+        by_seq = {seq: operation for (whose, seq), operation in named if whose == run_id}  # ids may hold colons
+        seqs = sorted(seq for seq in by_seq if seq > after)
+        page = [by_seq[seq] for seq in seqs[:LIST_PAGE]]
+        next_page = str(seqs[LIST_PAGE - 1]) if len(seqs) > LIST_PAGE else ""
+        return operations_pb2.ListOperationsResponse(operations=page, next_page=next_page)
 
     async def cancel(self, operation_id: str) -> bool:
         """Drops an operation that has not started; says whether it did, once that is on the disk."""

@@ -342,7 +342,7 @@ class Executor:
         return self._published(run, number, path=str(path))
 
     def _published(self, run: Run, number: Numbered, *, path: str) -> Outcome:
-        policy = self.publisher.publish(run.config.run_id, number, run.adapter)
+        policy = self.publisher.publish(run.config.run_id, number, run.adapter, project=run.config.project)
         run.policy_version = number.version
         response = pb.SaveWeightsResponse(path=path, policy_version=number.version)
         return _succeeded(save_weights=response, policy=policy)

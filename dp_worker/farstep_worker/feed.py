@@ -13,21 +13,23 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from farstep_proto.errors import ApiError, InvalidInput, NotFound, Unauthenticated
+from farstep_proto.errors import ApiError, InvalidInput, NotFound, Unauthenticated, Unavailable
 from farstep_proto.names import check_run_id
 from farstep_proto.v1 import feed_pb2 as pb
 from farstep_proto.v1 import feed_pb2_grpc
-from farstep_serving.keys import KeyRing
+from farstep_serving.keys import Caller, Keys
 
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 << 10  # one or two of them are held for each subscriber that does not read
+CHECK_AGAIN_S = 10.0
 _MOST_READS = 4
 _SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),  # a port that is taken is an error
@@ -48,34 +50,55 @@ class Policy:
     published_at: float  # seconds since the epoch
     history: str = ""  # of the run's numbering
     config: bytes = b""  # PEFT's, where `data` does not have it in itself
+    project: str = ""  # whose the run is; empty: the operators'
 
     @classmethod
     def of(
-        cls, run_id: str, *, version: int, data: bytes, published_at: float, history: str = "", config: bytes = b""
+        cls,
+        run_id: str,
+        *,
+        version: int,
+        data: bytes,
+        published_at: float,
+        history: str = "",
+        config: bytes = b"",
+        project: str = "",
     ) -> Policy:
-        return cls(run_id, version, data, hashlib.sha256(data).hexdigest(), published_at, history, config)
+        return cls(run_id, version, data, hashlib.sha256(data).hexdigest(), published_at, history, config, project)
 
 
 @dataclass(slots=True, eq=False)
 class _Subscriber:
+    caller: Caller
     waiting: dict[str, Policy] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def give(self, policy: Policy) -> None:
+        """Has it sent a policy, if it may see it."""
+        if not self.caller.may_see(policy.project):
+            return
         self.waiting[policy.run_id] = policy
         self.changed.set()
 
 
 class PolicyFeed(feed_pb2_grpc.PolicyFeedServicer):
-    """The service; all of it lives on the event loop.
+    """The service; all of it lives on the event loop. A project's key brings that project's policies.
 
     Args:
+        check_again_s: how often the key of a subscriber that stays is looked at again: it may have been revoked.
         read: gives an old policy by run, version and history, or raises NotFound; it blocks, and is called on
             another thread.
     """
 
-    def __init__(self, keys: KeyRing, *, read: Callable[[str, int, str], Policy] | None = None) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        *,
+        read: Callable[[str, int, str], Policy] | None = None,
+        check_again_s: float = CHECK_AGAIN_S,
+    ) -> None:
         self._keys = keys
+        self._check_again_s = check_again_s
         self._read = read
         self._reading = asyncio.Semaphore(_MOST_READS)
         self._newest: dict[str, Policy] = {}
@@ -96,8 +119,7 @@ class PolicyFeed(feed_pb2_grpc.PolicyFeedServicer):
     async def Subscribe(  # noqa: N802
         self, request: pb.SubscribeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.PolicyEvent]:
-        await self._check_key(context)
-        subscriber = _Subscriber()
+        subscriber = _Subscriber(await self._identify(context))
         for policy in self._newest.values():
             if _is_missing(policy, request):
                 subscriber.give(policy)
@@ -105,7 +127,10 @@ class PolicyFeed(feed_pb2_grpc.PolicyFeedServicer):
         log.info("%s subscribed to the policy feed", request.subscriber or context.peer())
         try:
             while True:
-                await subscriber.changed.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._check_again_s):
+                        await subscriber.changed.wait()
+                await self._check_still_good(context)
                 subscriber.changed.clear()
                 while subscriber.waiting:
                     policy = subscriber.waiting.pop(next(iter(subscriber.waiting)))
@@ -117,16 +142,29 @@ class PolicyFeed(feed_pb2_grpc.PolicyFeedServicer):
     async def Fetch(  # noqa: N802
         self, request: pb.FetchRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.PolicyEvent]:
-        await self._check_key(context)
+        caller = await self._identify(context)
         async with self._reading:  # so many at most are held in memory at a time
             try:
-                policy = await self._find(request)
+                policy = await self._find_for(caller, request)
             except (NotFound, InvalidInput) as error:
                 await context.abort(grpc.StatusCode.NOT_FOUND, error.message)
             except ApiError as error:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
             for event in _events_of(policy):
                 yield event
+
+    async def _find_for(self, caller: Caller, request: pb.FetchRequest) -> Policy:
+        """Raises as `_find`; who has a project's key learns nothing of what others have."""
+        unknown = NotFound(f"version {request.version} of {request.run_id} is not kept")
+        try:
+            policy = await self._find(request)
+        except (NotFound, InvalidInput):
+            if caller.is_operator:
+                raise
+            raise unknown from None
+        if not caller.may_see(policy.project):
+            raise unknown
+        return policy
 
     async def _find(self, request: pb.FetchRequest) -> Policy:
         check_run_id(request.run_id)
@@ -137,12 +175,27 @@ class PolicyFeed(feed_pb2_grpc.PolicyFeedServicer):
             raise NotFound(f"version {request.version} of {request.run_id} is not kept")
         return await asyncio.to_thread(self._read, request.run_id, request.version, request.history)
 
-    async def _check_key(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    async def _identify(self, context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
         try:
-            self._keys.check(metadata.get("authorization", ""))
+            return await self._keys.identify(_authorization(context))
         except Unauthenticated as error:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"{error.message}: {error.hint}")
+        except ApiError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"{error.message}: {error.hint}")
+
+    async def _check_still_good(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Ends a subscription whose key was revoked; while nobody can tell, it goes on."""
+        try:
+            await self._keys.identify(_authorization(context))
+        except Unauthenticated as error:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"{error.message}: {error.hint}")
+        except Unavailable:
+            pass
+
+
+def _authorization(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    return metadata.get("authorization", "")
 
 
 class FeedServer:
@@ -191,6 +244,7 @@ def _events_of(policy: Policy) -> Iterator[pb.PolicyEvent]:
         published_at=policy.published_at,
         history=policy.history,
         adapter_config=policy.config,
+        project=policy.project,
     )
     yield pb.PolicyEvent(header=header)
     for start in range(0, len(policy.data), CHUNK_BYTES):

@@ -24,8 +24,9 @@ from farstep_infra.store.checkpoints import CheckpointStore, open_store
 from farstep_infra.store.policies import PolicyShelves
 from farstep_model.embedded import MODEL_NAME
 from farstep_proto.errors import ApiError
-from farstep_serving.keys import KeyRing
+from farstep_serving.keys import KeyRing, Keys
 from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
+from farstep_serving.remote_keys import ControlAddress, all_keys
 from farstep_worker.compute import ComputeSettings, prepare
 from farstep_worker.dispatch import Dispatcher
 from farstep_worker.evicted import EvictedRuns, remove_stale
@@ -39,6 +40,7 @@ from farstep_worker.publisher import DEFAULT_KEEP, Publisher, WeightSync
 from farstep_worker.ranks import device_of
 from farstep_worker.registry import DEFAULT_MAX_RUNS
 from farstep_worker.server import DEFAULT_MAX_REQUEST_BYTES, TrainerApi, make_server
+from farstep_worker.snapshots import SnapshotLimits
 from farstep_worker.telemetry import SpanWriter
 
 log = logging.getLogger(__name__)
@@ -70,10 +72,12 @@ class WorkerConfig:
     num_threads: int
     journal: Path | None
     journal_bytes: int
+    snapshots: SnapshotLimits
     spans: SpanWriter | None
     ends_with_parent: bool
     log_level: str
-    keys: KeyRing
+    keys: KeyRing  # its own
+    control: ControlAddress | None  # who knows of others
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -119,10 +123,12 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         num_threads=max(1, _num_threads(os.environ.get("OMP_NUM_THREADS")) // flags.nproc),
         journal=_journal(flags),
         journal_bytes=flags.journal_mib << 20,
+        snapshots=_snapshots(flags),
         spans=_spans(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
         ends_with_parent=flags.exit_with_parent,
         log_level=flags.log_level,
         keys=keys,
+        control=ControlAddress.of(os.environ),
     )
 
 
@@ -173,6 +179,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=DEFAULT_MAX_BYTES >> 20,
         help="of operations and outcomes in it; two snapshots of each run come on top",
+    )
+    parser.add_argument(
+        "--snapshot-operations",
+        type=_positive,
+        default=os.environ.get("FARSTEP_SNAPSHOT_OPERATIONS"),
+        metavar="N",
+        help="a snapshot of a run after every N operations, whatever it costs: the fewer, the sooner a killed trainer "
+        "is back (default: $FARSTEP_SNAPSHOT_OPERATIONS, or as its cost and that of a replay say)",
     )
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
@@ -275,10 +289,15 @@ async def run_worker(
     config: WorkerConfig, executor: Executor, sock: socket.socket, folder: JournalFolder | None = None
 ) -> None:
     """Serves until a signal; then lets the running operation finish within the time there is."""
+    async with all_keys(config.keys, config.control) as keys:
+        await _run_with_keys(config, executor, sock, folder, keys)
+
+
+async def _run_with_keys(
+    config: WorkerConfig, executor: Executor, sock: socket.socket, folder: JournalFolder | None, keys: Keys
+) -> None:
     publisher = executor.publisher
-    feed = PolicyFeed(
-        config.keys, read=lambda run_id, version, history: publisher.read(run_id, version, history=history)
-    )
+    feed = PolicyFeed(keys, read=lambda run_id, version, history: publisher.read(run_id, version, history=history))
     journal = None if folder is None else begin_journal(config, folder, executor)
     dispatcher = Dispatcher(
         executor,
@@ -287,10 +306,11 @@ async def run_worker(
         max_runs=config.max_runs,
         spans=config.spans,
         journal=journal,
+        snapshots=config.snapshots,
     )
     checkpoints = Checkpoints(executor.store, secret=config.keys.secret())
     api = TrainerApi(executor.base, dispatcher, checkpoints, max_request_bytes=config.max_request_bytes)
-    app = make_server(api, keys=config.keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
+    app = make_server(api, keys=keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
 
     is_ready = False
 
@@ -327,6 +347,12 @@ def _scratch(store: str) -> Path:
     if "://" not in store:
         return Path(store)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "farstep"
+
+
+def _snapshots(flags: argparse.Namespace) -> SnapshotLimits:
+    if flags.snapshot_operations is None:
+        return SnapshotLimits()
+    return SnapshotLimits(operations=flags.snapshot_operations, worth=0.0)
 
 
 def _journal(flags: argparse.Namespace) -> Path | None:

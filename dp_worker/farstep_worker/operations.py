@@ -20,7 +20,9 @@ from typing import Concatenate, ParamSpec, TypeVar
 from farstep_proto.errors import Conflict, Draining, PayloadTooLarge, TooManyRequests
 from farstep_worker.submission import Call
 
-GAP_WAIT_S = 120.0
+GAP_WAIT_S = 86_400.0  # a laptop may sleep in the middle of its submissions
+CROWDED_GAP_WAIT_S = 120.0  # where what waits behind a gap takes the room of others
+MAX_MISSING = 1000
 RETRY_AFTER_S = 1.0
 
 P = ParamSpec("P")
@@ -215,11 +217,16 @@ class OperationQueue:
         return min(since) + self._gap_wait_s if since else None
 
     @_one_step
-    def give_up_gaps(self, *, now: float) -> list[tuple[Work, int]]:
-        """Removes operations that waited too long for an earlier one: each with the seq that is missing."""
+    def give_up_gaps(self, *, now: float, crowded: bool = False) -> list[tuple[Work, int]]:
+        """Removes operations that waited too long for an earlier one: each with the seq that is missing.
+
+        Args:
+            crowded: there is no room for others; then it is soon too long.
+        """
         overdue: list[tuple[Work, int]] = []
+        wait_s = min(self._gap_wait_s, CROWDED_GAP_WAIT_S) if crowded else self._gap_wait_s
         for line in self._lines.values():
-            if line.gap_since is None or now < line.gap_since + self._gap_wait_s:
+            if line.gap_since is None or now < line.gap_since + wait_s:
                 continue
             for work in line.live():
                 overdue.append((work, line.next_seq))
@@ -234,6 +241,17 @@ class OperationQueue:
         """The first seq after every one that was received."""
         line = self._lines.get(run_id)
         return 1 if line is None else max(line.next_seq, line.last_seq + 1)
+
+    @_one_step
+    def missing_seqs(self, run_id: str, *, below: int) -> list[int]:
+        """Those that have not come, the first MAX_MISSING of them."""
+        line = self._lines.get(run_id) or _Line()
+        missing: list[int] = []
+        expected = line.next_seq
+        for seq in sorted([*(seq for seq in line.waiting if seq < below), below]):
+            missing += range(expected, min(seq, expected + MAX_MISSING - len(missing)))
+            expected = seq + 1
+        return missing
 
     @_one_step
     def is_waiting(self, run_id: str) -> bool:

@@ -74,18 +74,22 @@ class Publisher:
     def give_back(self, run_id: str, number: Numbered) -> None:
         self._numbers.give_back(run_id, number)
 
-    def publish(self, run_id: str, number: Numbered, adapter: Adapter) -> Policy:
+    def publish(self, run_id: str, number: Numbered, adapter: Adapter, *, project: str = "") -> Policy:
         """The policy for the feed, with its copies on their way."""
         data = adapter.to_bytes()
         config = encode_config(adapter.peft_config(adapter.layers.base.name))
-        shelved = ShelvedPolicy(
-            run_id, number.version, number.history, time.time(), {TENSORS_FILE: data, CONFIG_FILE: config}
-        )
+        files = {TENSORS_FILE: data, CONFIG_FILE: config}
+        shelved = ShelvedPolicy(run_id, number.version, number.history, time.time(), files, project)
         self._to_store.put(shelved)
         if self._to_uri is not None:
             self._to_uri.put(shelved)
         return Policy.of(
-            run_id, version=number.version, data=data, published_at=shelved.published_at, history=number.history
+            run_id,
+            version=number.version,
+            data=data,
+            published_at=shelved.published_at,
+            history=number.history,
+            project=project,
         )
 
     def read(self, run_id: str, version: int, *, history: str) -> Policy:
@@ -105,9 +109,10 @@ class Publisher:
             published_at=found.published_at,
             history=found.history,
             config=found.files[CONFIG_FILE],
+            project=found.project,
         )
 
-    def ensure(self, run_id: str, version: int, adapter: Adapter) -> None:
+    def ensure(self, run_id: str, version: int, adapter: Adapter, *, project: str = "") -> None:
         """Publishes a version again whose copies were lost on their way; `adapter` is as it was then. Blocks.
 
         Raises:
@@ -119,7 +124,7 @@ class Publisher:
         try:
             self.read(run_id, version, history=number.history)
         except (NotFound, InvalidInput):
-            self.publish(run_id, Numbered(number.history, version), adapter)
+            self.publish(run_id, Numbered(number.history, version), adapter, project=project)
 
     def newest(self, run_id: str, version: int) -> Policy | None:
         """What the feed offers of a run that was here before, also once more to the URI where that lacks it; blocks."""
@@ -129,7 +134,8 @@ class Publisher:
             return None
         if self._to_uri is not None and not self._is_at_uri(run_id, version, policy.history):
             files = {TENSORS_FILE: policy.data, CONFIG_FILE: policy.config}
-            self._to_uri.put(ShelvedPolicy(run_id, version, policy.history, policy.published_at, files))
+            again = ShelvedPolicy(run_id, version, policy.history, policy.published_at, files, policy.project)
+            self._to_uri.put(again)
         return policy
 
     def is_on_shelf(self, run_id: str, timeout_s: float) -> bool:

@@ -26,6 +26,7 @@ def to_creation(config: RunConfig, *, base_model: str) -> ranks_pb2.RankCommand:
         lora=config.lora.to_proto(),
         seed=config.seed,
         max_seq_len=config.max_seq_len,
+        project=config.project,
     )
     return ranks_pb2.RankCommand(create_run=request)
 

@@ -177,7 +177,8 @@ class Recovery:
         version = outcome.save_weights.policy_version
         if outcome.save_weights.HasField("policy_version"):
             run.policy_version = version
-            self._executor.publisher.ensure(run.config.run_id, version, run.adapter)
+            config = run.config
+            self._executor.publisher.ensure(config.run_id, version, run.adapter, project=config.project)
 
     def _compare(self, run: Run, before: operations_pb2.Operation, again: operations_pb2.Operation) -> None:
         """Says where a device does not repeat itself; what the client was told of is what it computed first."""

@@ -13,10 +13,12 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 
-from farstep_proto.errors import Conflict, NotFound
+from farstep_infra.store.run_owners import RunOwners, taken
+from farstep_proto.errors import Conflict, InvalidInput, NotFound
 from farstep_proto.v1 import training_pb2 as pb
+from farstep_serving.keys import OPERATOR, Caller
 from farstep_worker.executor import Executor
 from farstep_worker.runs import Run, RunConfig, read_config
 
@@ -34,7 +36,8 @@ class RunRegistry:
         self._creating = asyncio.Lock()
         # not asyncio's own threads: torch keeps a pool of its own for each that calls it
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="runs")
-        self._deleted: set[str] = set()
+        self._owners = RunOwners(executor.store)
+        self._deleted: dict[str, str] = {}  # run_id -> whose it was
 
     @property
     def runs(self) -> list[Run]:
@@ -44,12 +47,26 @@ class RunRegistry:
         """Raises NotFound for a run that is not here, or no longer."""
         run = self._executor.runs.get(run_id)
         if run_id in self._deleted or run is None:
-            gone = "was deleted" if run_id in self._deleted else "is not on this trainer"
-            raise NotFound(f"run {run_id!r} {gone}", field="run_id")
+            raise _not_here(run_id, was_deleted=run_id in self._deleted)
         return run
 
-    async def create(self, request: pb.CreateRunRequest, *, keep: Keep | None = None) -> Run:
-        """A run by its id, made if it is not there yet.
+    def project_of(self, run_id: str) -> str | None:
+        """Whose a run is or, when it was deleted, was; None where there was never such a run."""
+        run = self._executor.runs.get(run_id)
+        return self._deleted.get(run_id) if run is None else run.config.project
+
+    def may_see(self, caller: Caller, run_id: str) -> bool:
+        """Whether a run is there, or was, as far as the caller may know."""
+        project = self.project_of(run_id)
+        return project is not None and caller.may_see(project)
+
+    def check_seen(self, caller: Caller, run_id: str) -> None:
+        """Raises NotFound for a run that is not here and for one that is another's, alike."""
+        if not self.may_see(caller, run_id):
+            raise _not_here(run_id)
+
+    async def create(self, request: pb.CreateRunRequest, caller: Caller = OPERATOR, *, keep: Keep | None = None) -> Run:
+        """A run by its id, made if it is not there yet; a project's key makes its own project's.
 
         Args:
             keep: writes a new run down, with the request that would make the same one, before anybody hears of it;
@@ -57,11 +74,13 @@ class RunRegistry:
 
         Raises:
             InvalidInput: naming the field.
-            Conflict: it is there with another configuration, it was deleted, or there are as many as there may be.
+            Conflict: it is there with another configuration, it was deleted, or there are as many as there may be;
+                or the id is another project's, of which no more is said.
         """
         base = self._executor.base
         async with self._creating:
             known = self._executor.runs.get(request.run_id)
+            request.project = self._project_for(request, caller)
             config = read_config(
                 request,
                 base_model=base.name,
@@ -74,6 +93,8 @@ class RunRegistry:
                 _check_same(known.config, config)
                 return known
             self._check_room()
+            claimed = await asyncio.to_thread(self._owners.claim, config.run_id, config.project, caller)
+            request.project, config = claimed, replace(config, project=claimed)
             run = await asyncio.get_running_loop().run_in_executor(self._thread, self._executor.create_run, config)
             if keep is not None:
                 await self._keep(run, request, keep)
@@ -91,9 +112,9 @@ class RunRegistry:
             self._executor.delete_run(config.run_id)  # nothing of it was asked for yet
             raise
 
-    def restore_deleted(self, run_id: str) -> None:
+    def restore_deleted(self, run_id: str, project: str) -> None:
         """An earlier process has deleted it."""
-        self._deleted.add(run_id)
+        self._deleted[run_id] = project
 
     def hide(self, run_id: str) -> bool:
         """Begins to delete a run: nobody finds it any more. False where that was done before.
@@ -103,7 +124,7 @@ class RunRegistry:
         """
         if run_id in self._deleted:
             return False
-        self._deleted.add(self.find(run_id).config.run_id)
+        self._deleted[run_id] = self.find(run_id).config.project
         return True
 
     def is_deleted(self, run_id: str) -> bool:
@@ -111,6 +132,15 @@ class RunRegistry:
 
     def close(self) -> None:
         self._thread.shutdown(wait=False)
+
+    def _project_for(self, request: pb.CreateRunRequest, caller: Caller) -> str:
+        """Whose the run is to be; where nobody says it, an operator gets the run as it is."""
+        if not caller.is_operator and request.project not in ("", caller.project):
+            raise InvalidInput(f"this key is not of project {request.project!r}", field="project")
+        there = self.project_of(request.run_id)
+        if there is not None and not caller.may_see(there):
+            raise taken(request.run_id)
+        return request.project or caller.project or there or ""
 
     def _check_not_deleted(self, run_id: str) -> None:
         if run_id in self._deleted:
@@ -123,6 +153,10 @@ class RunRegistry:
                 field="run_id",
                 hint="delete one that is no longer needed (delete_run), or start the trainer with a larger --max-runs",
             )
+
+
+def _not_here(run_id: str, *, was_deleted: bool = False) -> NotFound:
+    return NotFound(f"run {run_id!r} {'was deleted' if was_deleted else 'is not on this trainer'}", field="run_id")
 
 
 def _check_same(known: RunConfig, asked: RunConfig) -> None:

@@ -57,7 +57,7 @@ class Restoration:
         journal.start()
         for each in recorded:
             if each.is_deleted:
-                self.registry.restore_deleted(each.run_id)
+                self.registry.restore_deleted(each.run_id, each.request.project)
                 for operation in each.operations.values():
                     self._end(each.run_id, operation)
             else:

@@ -18,7 +18,7 @@ from farstep_model.adapter import Adapter
 from farstep_model.lora import LoraLayers
 from farstep_model.spec import LoraSpec
 from farstep_proto.errors import InvalidInput
-from farstep_proto.names import check_run_id
+from farstep_proto.names import check_name, check_run_id
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker.optim import Optimizer
 from farstep_worker.submission import Limits
@@ -32,6 +32,7 @@ class RunConfig:
     lora: LoraSpec
     seed: int
     max_seq_len: int
+    project: str = ""  # empty: the operators'
 
     def limits(self, vocab_size: int) -> Limits:
         """What the run's passes may ask of a model with that vocabulary."""
@@ -168,6 +169,7 @@ class Run:
             policy_version=self.policy_version,
             step=self.step,
             next_seq=next_seq,
+            project=self.config.project,
         )
 
 
@@ -201,4 +203,5 @@ def read_config(
         lora=LoraSpec.from_proto(request.lora),
         seed=seed,
         max_seq_len=request.max_seq_len or max_seq_len,
+        project=check_name(request.project, field="project") if request.project else "",
     )

@@ -78,6 +78,17 @@ class Telemetry:
         return generate_latest(self._registry)
 
 
+def seen_trace(trace: pb.OperationTrace, knows: Callable[[str], bool]) -> pb.OperationTrace:
+    """A trace for somebody who may not know of every operation that shared its batch."""
+    seen = [wanted for wanted in trace.fused_with if knows(wanted)]
+    if len(seen) == len(trace.fused_with):
+        return trace
+    copy = pb.OperationTrace()
+    copy.CopyFrom(trace)
+    copy.fused_with[:] = seen
+    return copy
+
+
 class _Gauges(Collector):
     def __init__(self, read: Callable[[], dict[str, float]]) -> None:
         self._read = read

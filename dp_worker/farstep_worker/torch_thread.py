@@ -29,13 +29,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An operation that ran; both times are monotonic. `together` are the ids of all that shared its batch."""
+    """An operation that ran; both times are monotonic. `together` are the ids of all that shared its batch.
+
+    `share` is its part of the time, where several were computed in it: by their tokens.
+    """
 
     work: Work
     outcome: Outcome
     started: float
     ended: float
     together: tuple[str, ...] = ()
+    share: float = 1.0
 
 
 class TorchThread:
@@ -154,7 +158,8 @@ class TorchThread:
         ids = tuple(work.operation_id for work in group)
         for work, outcome in zip(group, outcomes, strict=True):
             together = ids if outcome.is_fused else ()
-            self._post(self._ended.put_nowait, Ended(work, outcome, started, ended, together))
+            share = work.cost / sum(each.cost for each in group)
+            self._post(self._ended.put_nowait, Ended(work, outcome, started, ended, together, share))
         self._after(group, ended - started)
         self.make_room()
 

@@ -6,11 +6,14 @@ ApiError                     what a server raises and a client receives
 ├── Forbidden            403 the key does not allow this
 │   └── QuotaExceeded    403 the project has as much as it may have
 ├── NotFound             404 no such run, checkpoint, operation or route
+├── BodyTimeout          408 the request's body did not come; nothing was taken
 ├── Conflict             409 the same name or seq with different content
 ├── PayloadTooLarge      413 over the limit that the message names
+├── UnsupportedEncoding  415 the body is compressed
 ├── PolicyNotReady       425 the gate: no replica serves that version yet
 ├── TooManyRequests      429 come back after `retry_after_s`
 ├── Draining             503 the server is shutting down
+├── Unavailable          503 something that the server needs is away for now; nothing was taken
 ├── StorageFull          507 the disk has no room for it; nothing was taken
 └── Internal             500 our mistake
 """
@@ -83,6 +86,11 @@ class NotFound(ApiError):
     error_class = "NotFoundError"
 
 
+class BodyTimeout(ApiError):
+    status = 408
+    error_class = "BodyTimeoutError"
+
+
 class Conflict(ApiError):
     status = 409
     error_class = "ConflictError"
@@ -91,6 +99,11 @@ class Conflict(ApiError):
 class PayloadTooLarge(ApiError):
     status = 413
     error_class = "PayloadTooLargeError"
+
+
+class UnsupportedEncoding(ApiError):
+    status = 415
+    error_class = "UnsupportedEncodingError"
 
 
 class PolicyNotReady(ApiError):
@@ -106,6 +119,11 @@ class TooManyRequests(ApiError):
 class Draining(ApiError):
     status = 503
     error_class = "ServerShutdownError"
+
+
+class Unavailable(ApiError):
+    status = 503
+    error_class = "UnavailableError"
 
 
 class StorageFull(ApiError):

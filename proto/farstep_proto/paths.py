@@ -12,6 +12,7 @@ CLIENT_ID = "X-Farstep-Client"
 MIN_POLICY_VERSION = "X-Min-Policy-Version"
 EXACT_POLICY_VERSION = "X-Policy-Version"
 IDEMPOTENCY_KEY = "Idempotency-Key"
+ON_BEHALF_OF = "X-Farstep-Project"  # an operator asks as that project would
 
 # Every server
 HEALTH = "/health"
@@ -28,6 +29,7 @@ RUNS = "/v1/runs"
 RUN = "/v1/runs/{run_id}"
 VERB = "/v1/runs/{run_id}/{verb}"
 TRACE = "/v1/runs/{run_id}/trace"
+RUN_OPERATIONS = "/v1/runs/{run_id}/operations"
 POLICY_VERSION = "/policy_version"
 METRICS = "/metrics"
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from farstep_model.adapter import Adapter
 from farstep_model.lora import LoraLayers
+from farstep_sampler.account import NOBODY, Account
 from farstep_sampler.engines.base import stopped
 from farstep_sampler.engines.torch_engine import Finished, News, TorchEngine
 from farstep_sampler.in_flight import Sampling
@@ -76,13 +77,13 @@ class EngineThread:
             return await sampling.result()
 
     def sampling(
-        self, job: SampleJob, *, slot: int, version: int = 0, streams: bool = False, client: str = ""
+        self, job: SampleJob, *, slot: int, version: int = 0, streams: bool = False, account: Account = NOBODY
     ) -> Sampling:
         """Starts a job, to be watched (`streams`), switched or waited for in a block that it does not outlive.
 
         Args:
             version: of the policy in the slot: what its tokens are labelled with.
-            client: who asks; clients take turns.
+            account: who asks.
 
         Raises:
             Internal: the engine has stopped.
@@ -102,7 +103,7 @@ class EngineThread:
         sampling = Sampling(end=end, switch=switch)
         self._in_flight[ticket] = sampling
         settings = {"slot": slot, "version": version}
-        self._commands.put(lambda: self._engine.submit(ticket, job, **settings, streams=streams, client=client))
+        self._commands.put(lambda: self._engine.submit(ticket, job, **settings, streams=streams, account=account))
         return sampling
 
     async def load(self, slot: int, adapter: Adapter) -> None:

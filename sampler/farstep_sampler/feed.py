@@ -92,7 +92,7 @@ class FeedClient:
         request = pb.SubscribeRequest(subscriber=self._config.subscriber, have=have, histories=histories)
         async for header, data in assemble(stub.Subscribe(request, metadata=_metadata(self._config))):
             self._retry_s = _FIRST_RETRY_S
-            self._deliver(PolicyId(header.run_id, header.version, header.history), data)
+            self._deliver(PolicyId(header.run_id, header.version, header.history, header.project), data)
 
 
 class FeedSource:

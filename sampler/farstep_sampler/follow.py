@@ -10,11 +10,12 @@ from dataclasses import replace
 
 from farstep_sampler.gate import Gate, Pin
 from farstep_sampler.in_flight import Sampling
+from farstep_sampler.request import Target
 from farstep_sampler.version_table import VersionTable
 from farstep_sampler.versions import BASE, AtLeast, Serve
 
 
-async def follow(sampling: Sampling, pin: Pin, *, source: str, table: VersionTable, gate: Gate) -> None:
+async def follow(sampling: Sampling, pin: Pin, *, target: Target, table: VersionTable, gate: Gate) -> None:
     """Returns when the job is done; `pin` holds the version that it is on.
 
     A job that began with the base model, before its run had a policy, goes on with the run's first.
@@ -22,7 +23,7 @@ async def follow(sampling: Sampling, pin: Pin, *, source: str, table: VersionTab
     done = asyncio.ensure_future(sampling.wait())
     try:
         while not done.done():
-            match table.decide(source, AtLeast(pin.policy.version + 1)):
+            match table.decide(gate.seen(target), AtLeast(pin.policy.version + 1)):
                 case Serve() as newer if pin.policy in (BASE, replace(newer.policy, version=pin.policy.version)):
                     with gate.pinned(newer.policy):  # both, until the engine has switched
                         await sampling.switch(slot=newer.slot, version=newer.policy.version)

@@ -75,7 +75,15 @@ class Gate:
             async with asyncio.timeout(target.gate_wait_s):
                 return await self._wait_for(target)
         except TimeoutError:
-            raise _not_ready(target, self._table.newest_ready(target.source)) from None
+            raise _not_ready(target, self._table.newest_ready(self.seen(target))) from None
+
+    def seen(self, target: Target) -> str:
+        """The target's source as its caller sees it: another project's run is one of which nobody has heard.
+
+        Of such a run there is the base model, its version 0, and every other version is waited for.
+        """
+        project = self._table.project(target.source)
+        return target.source if project is None or target.caller.may_see(project) else ""
 
     @contextmanager
     def pinned(self, policy: PolicyId) -> Iterator[Pin]:
@@ -91,7 +99,7 @@ class Gate:
     async def _wait_for(self, target: Target) -> Serve:
         while True:
             changed = self._changed
-            match self._table.decide(target.source, target.gate):
+            match self._table.decide(self.seen(target), target.gate):
                 case Serve() as serve:
                     return serve
                 case Impossible() as impossible:

@@ -115,20 +115,21 @@ class Grammars:
         self._vocab_size = max(vocab_size, len(tokenizer))
         self._lock = threading.Lock()
         self._tokenizer: llguidance.LLTokenizer | None = None
-        self._compiled: OrderedDict[Constraint, Future[Grammar]] = OrderedDict()
+        self._compiled: OrderedDict[tuple[str, Constraint], Future[Grammar]] = OrderedDict()
         self._compilers = ThreadPoolExecutor(2, thread_name_prefix="grammar-compile")
         self._fillers = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="grammar-mask")
 
-    async def compiled(self, constraint: Constraint) -> Grammar:
-        """The grammar of a constraint, compiled on another thread unless it is known.
+    async def compiled(self, constraint: Constraint, *, asker: str = "") -> Grammar:
+        """The grammar of a constraint, compiled on another thread unless it is known from the same asker.
 
         Raises:
             InvalidInput: the library refuses it, or nothing that the model can write matches it.
         """
-        found = self._compiled.get(constraint)
+        key = asker, constraint
+        found = self._compiled.get(key)
         if found is None or _is_useless(found):
-            found = self._compiled[constraint] = self._compilers.submit(self._compile, constraint)
-        self._compiled.move_to_end(constraint)
+            found = self._compiled[key] = self._compilers.submit(self._compile, constraint)
+        self._compiled.move_to_end(key)
         while len(self._compiled) > MAX_GRAMMARS:
             self._compiled.popitem(last=False)
         return await asyncio.shield(asyncio.wrap_future(found))

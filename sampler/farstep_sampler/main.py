@@ -19,6 +19,7 @@ from farstep_model.embedded import MODEL_NAME
 from farstep_model.load import BaseModel, load_base_model
 from farstep_model.lora import LoraLayers
 from farstep_proto.errors import ApiError, InvalidInput
+from farstep_sampler.account import Charge
 from farstep_sampler.engine_thread import EngineThread
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.base import Engine
@@ -31,8 +32,10 @@ from farstep_sampler.request import ModelLimits
 from farstep_sampler.server import make_sampler_app
 from farstep_sampler.submissions import DRAIN_S, Submissions
 from farstep_sampler.weight_sync import DEFAULT_INTERVAL_S, SyncConfig
-from farstep_serving.keys import KeyRing
+from farstep_serving.keys import OPERATOR, KeyRing, Keys
 from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
+from farstep_serving.remote_keys import ControlAddress, all_keys
+from farstep_serving.usage import UsageCounters, usage_route
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +71,7 @@ class SamplerConfig:
     exit_with_parent: bool
     log_level: str
     api_key: str | None
+    control: ControlAddress | None  # who knows of other keys
 
 
 def parse_config(arguments: Sequence[str] | None, environment: dict[str, str]) -> SamplerConfig:
@@ -115,16 +119,18 @@ def parse_config(arguments: Sequence[str] | None, environment: dict[str, str]) -
         openai=openai,
         num_threads=int(environment.get("OMP_NUM_THREADS") or 0),
         api_key=environment.get("FARSTEP_API_KEY"),
+        control=ControlAddress.of(environment),
     )
 
 
-def make_replica(config: SamplerConfig) -> Replica:
+def make_replica(config: SamplerConfig, usage: UsageCounters) -> Replica:
     """Loads the model, or what must be known of it, and puts a replica together; nothing runs yet.
 
     Raises:
         ApiError: no such model, or one that the engine cannot decode.
     """
-    base, engine, max_tokens = _vllm_engine(config) if config.engine == "vllm" else _torch_engine(config)
+    make_engine = _vllm_engine if config.engine == "vllm" else _torch_engine
+    base, engine, max_tokens = make_engine(config, usage.add)
     return Replica(
         base,
         engine,
@@ -135,17 +141,24 @@ def make_replica(config: SamplerConfig) -> Replica:
     )
 
 
-def _torch_engine(config: SamplerConfig) -> tuple[BaseModel, Engine, int]:
+def _torch_engine(config: SamplerConfig, charge: Charge) -> tuple[BaseModel, Engine, int]:
     """The model, its engine, and the most tokens that a sequence may have where memory is short."""
     base = load_base_model(config.model, device=config.device)
     adapters = AdapterTable(LoraLayers.install(base), num_slots=config.resident_policies)
     cached = config.cache_tokens or cache_budget(base, max_rows=config.max_rows)
     budget = max(1, cached - cached // _PREFIX_SHARE)
-    engine = TorchEngine(base, adapters, max_rows=config.max_rows, budget_tokens=budget, prefix_tokens=cached - budget)
+    engine = TorchEngine(
+        base,
+        adapters,
+        max_rows=config.max_rows,
+        budget_tokens=budget,
+        prefix_tokens=cached - budget,
+        charge=charge,
+    )
     return base, EngineThread(engine), budget
 
 
-def _vllm_engine(config: SamplerConfig) -> tuple[BaseModel, Engine, int]:
+def _vllm_engine(config: SamplerConfig, charge: Charge) -> tuple[BaseModel, Engine, int]:
     """As `_torch_engine`; vLLM itself starts with the replica."""
     try:
         from farstep_sampler.engines.vllm.engine import make_vllm_engine
@@ -161,6 +174,7 @@ def _vllm_engine(config: SamplerConfig) -> tuple[BaseModel, Engine, int]:
         max_rows=config.max_rows,
         cache_tokens=config.cache_tokens,
         options=config.vllm_options or "{}",
+        charge=charge,
     )
     return base, engine, config.cache_tokens or base.max_seq_len
 
@@ -169,20 +183,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serves until it is told to stop."""
     config = parse_config(arguments, dict(os.environ))
     setup_logging(config.log_level)
-    keys = KeyRing.of(config.api_key)
-    keys.check_host(config.host)
+    ring = KeyRing.of(config.api_key)
+    ring.check_host(config.host)
     # The cores there are, unless whoever shares them out said otherwise.
     torch.set_num_threads(config.num_threads or os.cpu_count() or 1)
     try:
-        replica = make_replica(config)
-        asyncio.run(_serve(config, replica, keys))
+        usage = UsageCounters()
+        replica = make_replica(config, usage)
+        asyncio.run(_serve(config, replica, ring, usage))
     except ApiError as error:
         raise SystemExit(f"farstep_sampler: {error.message} {error.hint}".rstrip()) from error
 
 
-async def _serve(config: SamplerConfig, replica: Replica, keys: KeyRing) -> None:
+async def _serve(config: SamplerConfig, replica: Replica, ring: KeyRing, usage: UsageCounters) -> None:
+    async with all_keys(ring, config.control) as keys:
+        await _serve_with(config, replica, keys, usage)
+
+
+async def _serve_with(config: SamplerConfig, replica: Replica, keys: Keys, usage: UsageCounters) -> None:
     submissions = Submissions(max_pending=config.max_requests)
-    app = make_sampler_app(replica, submissions, keys=keys, openai=config.openai)
+    told = usage_route(usage, instance_id=submissions.table.instance_id)
+    app = make_sampler_app(replica, submissions, keys=keys, more_routes=[told], openai=config.openai)
     sock = bind(config.host, config.port)
     if config.exit_with_parent:
         exit_with_parent()
@@ -193,7 +214,7 @@ async def _serve(config: SamplerConfig, replica: Replica, keys: KeyRing) -> None
 
     async with replica.running(), submissions:
         if config.model_path:
-            await replica.load_policy(config.model_path)
+            await replica.load_policy(config.model_path, OPERATOR)
         await serve(
             app,
             sock,

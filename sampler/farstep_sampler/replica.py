@@ -17,6 +17,7 @@ from farstep_proto.errors import Draining, Internal
 from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_proto.v1 import training_pb2
+from farstep_sampler.account import Account
 from farstep_sampler.engines.base import Engine
 from farstep_sampler.events import Events, events_of
 from farstep_sampler.feed import FeedClient, FeedConfig, FeedSource
@@ -32,6 +33,7 @@ from farstep_sampler.swapper import Swapper
 from farstep_sampler.version_table import VersionTable
 from farstep_sampler.versions import AtLeast, VersionGate
 from farstep_sampler.weight_sync import SyncConfig, WeightSyncPoller
+from farstep_serving.keys import Caller
 
 log = logging.getLogger(__name__)
 
@@ -96,36 +98,41 @@ class Replica:
         """Takes nothing new and lets requests go that wait for a version; what is being sampled ends normally."""
         self._gate.drain()
 
-    def prepare(self, request: pb.SampleRequest, gate: VersionGate) -> Work:
+    def prepare(self, request: pb.SampleRequest, gate: VersionGate, caller: Caller) -> Work:
         self._check_draining()
         job = job_of(request, limits=self._limits)
-        target = target_of(request, gate=gate, default_wait_s=DEFAULT_GATE_WAIT_S)
+        target = target_of(request, gate=gate, caller=caller, default_wait_s=DEFAULT_GATE_WAIT_S)
         return partial(self._sample, job, target, request.client_id or request.affinity_key)
 
-    def open_stream(self, request: pb.SampleRequest, gate: VersionGate) -> Events:
+    def open_stream(self, request: pb.SampleRequest, gate: VersionGate, caller: Caller) -> Events:
         self._check_draining()
         job = job_of(request, limits=self._limits)
-        target = target_of(request, gate=gate, default_wait_s=DEFAULT_GATE_WAIT_S)
+        target = target_of(request, gate=gate, caller=caller, default_wait_s=DEFAULT_GATE_WAIT_S)
         return self._stream(job, target, request.client_id or request.affinity_key)
 
-    async def list_policies(self, *, after: int, wait_s: float) -> pb.ListPoliciesResponse:
+    async def list_policies(self, caller: Caller, *, after: int, wait_s: float) -> pb.ListPoliciesResponse:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 while self._table.revision <= after and not self._gate.is_draining:
                     await self._gate.changed()
         return pb.ListPoliciesResponse(
-            policies=[self._state(source) for source in self._table.newest_versions()],
+            policies=[
+                self._state(source)
+                for source in self._table.newest_versions()
+                if caller.may_see(self._table.project(source) or "")
+            ],
             revision=self._table.revision,
             draining=self._gate.is_draining,
         )
 
-    async def wait_for_policy(self, run_id: str, *, min_version: int, wait_s: float) -> pb.PolicyState:
-        await self._gate.admit(Target(run_id, AtLeast(min_version), wait_s))
-        return self._state(run_id)
+    async def wait_for_policy(self, run_id: str, caller: Caller, *, min_version: int, wait_s: float) -> pb.PolicyState:
+        target = Target(run_id, AtLeast(min_version), wait_s, caller=caller)
+        await self._gate.admit(target)
+        return self._state(run_id) if self._gate.seen(target) else pb.PolicyState(run_id=run_id)
 
-    async def load_policy(self, model_path: str) -> pb.PolicyState:
+    async def load_policy(self, model_path: str, caller: Caller) -> pb.PolicyState:
         path = str(CheckpointPath.parse(model_path, field="model_path"))
-        await self._swapper.bring(path)
+        await self._swapper.bring(path, caller)
         return self._state(path)
 
     async def info(self) -> training_pb2.ServerInfo:
@@ -169,15 +176,16 @@ class Replica:
     ) -> AsyncIterator[tuple[Sampling, int]]:
         """The job on the engine, and the version that it begins with, once both are there; ended with the block."""
         if job.constraint is not None:
-            job = replace(job, grammar=await self._grammars.compiled(job.constraint))
+            job = replace(job, grammar=await self._grammars.compiled(job.constraint, asker=target.caller.project))
         if target.is_checkpoint:
-            serve = await self._swapper.bring(target.source)
+            serve = await self._swapper.bring(target.source, target.caller)
         else:
             serve = await self._gate.admit(target)
         version = serve.policy.version
+        account = self._account(target, client)
         with self._gate.pinned(serve.policy) as pin:
             async with self._engine.sampling(
-                job, slot=serve.slot, version=version, client=client, streams=streams
+                job, slot=serve.slot, version=version, account=account, streams=streams
             ) as sampling:
                 following = self._following(sampling, pin, target)
                 try:
@@ -191,10 +199,17 @@ class Replica:
         """The task that has a job go on with newer versions, where that was asked for."""
         if not target.follows:
             return []
-        work = follow(sampling, pin, source=target.source, table=self._table, gate=self._gate)
+        work = follow(sampling, pin, target=target, table=self._table, gate=self._gate)
         task = asyncio.create_task(work, name="switch to newer versions")
         task.add_done_callback(_log_end)
         return [task]
+
+    def _account(self, target: Target, client: str) -> Account:
+        """A run that its caller may not see has no part in it: that job is the base model's."""
+        asker = target.caller.project
+        source = target.source if target.is_checkpoint else self._gate.seen(target)
+        run_id = CheckpointPath.parse(source).run_id if target.is_checkpoint else source
+        return Account(asker, client, self._table.project(source) or asker, run_id)
 
     def _state(self, source: str) -> pb.PolicyState:
         is_checkpoint = "://" in source
@@ -203,6 +218,7 @@ class Replica:
             model_path=source if is_checkpoint else "",
             newest_version=self._table.newest_ready(source),
             resident_versions=self._table.resident_versions(source),
+            project=self._table.project(source) or "",
         )
 
     def _check_draining(self) -> None:

@@ -21,6 +21,7 @@ from farstep_sampler import sampling_params
 from farstep_sampler.constraint import Constraint, constraint_of
 from farstep_sampler.penalties import Penalties
 from farstep_sampler.versions import AtLeast, Exactly, VersionGate
+from farstep_serving.keys import OPERATOR, Caller
 
 if TYPE_CHECKING:
     from farstep_sampler.grammars import Grammar
@@ -43,13 +44,15 @@ class ModelLimits:
 class Target:
     """What to sample: `source` is a run id, a checkpoint path, or empty for the base model.
 
-    `follows` says that sequences go on with a newer version of the run when there is one.
+    `follows` says that sequences go on with a newer version of the run when there is one. What the caller may not see
+    is to it as if nobody had ever heard of it.
     """
 
     source: str
     gate: VersionGate
     gate_wait_s: float
     follows: bool = False
+    caller: Caller = OPERATOR
 
     @property
     def is_checkpoint(self) -> bool:
@@ -136,7 +139,7 @@ def job_of(message: pb.SampleRequest, *, limits: ModelLimits) -> SampleJob:
     )
 
 
-def target_of(message: pb.SampleRequest, *, gate: VersionGate, default_wait_s: float) -> Target:
+def target_of(message: pb.SampleRequest, *, gate: VersionGate, caller: Caller, default_wait_s: float) -> Target:
     """Whom a request wants to sample.
 
     Raises:
@@ -157,7 +160,7 @@ def target_of(message: pb.SampleRequest, *, gate: VersionGate, default_wait_s: f
     follows = message.in_flight == "switch"
     if follows and (not message.run_id or isinstance(gate, Exactly)):
         raise InvalidInput("only a run that is not pinned to exactly one version can switch", field="in_flight")
-    return Target(source, gate, wait_s, follows)
+    return Target(source, gate, wait_s, follows, caller)
 
 
 def gate_of(*, at_least: str | None, exactly: str | None, fields: tuple[str, str]) -> VersionGate:

@@ -3,8 +3,9 @@
 Plain bookkeeping without tensors: what waits and whose turn it is, what runs, what must leave when memory is short.
 The engine asks for one join after the other, computes its context, and calls `start`.
 
-Clients take turns, and each client's requests are served in their order. When the cache is too small for what runs,
-the sequence that joined last leaves; it keeps its tokens, waits before everyone else, and goes on where it was.
+Projects take turns, and so do the clients of each; a client's requests are served in their order. When the cache is too
+small for what runs, the sequence that joined last leaves; it keeps its tokens, waits before everyone else, and goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from farstep_proto.tensors import IntArray
+from farstep_sampler.account import Account
 from farstep_sampler.logit_controls import SequenceControls
 from farstep_sampler.request import SampleJob
 from farstep_sampler.result import FloatArray, SampleSequence, Topk
@@ -33,11 +35,13 @@ class Group:
     slot: int
     version: int  # of the weights in the slot
     streams: bool  # whether somebody watches it grow
-    client: str
+    account: Account
     make_stops: Callable[[SampleJob], StopStrings | None]
     num_started: int = 0
     is_mixed: bool = False  # whether it was switched after something of it had been computed
     num_cached: int = 0
+    num_sampled: int = 0  # tokens
+    computed_s: float = 0.0  # its share of the passes that it was in
     prompt_logprobs: FloatArray | None = None
     prompt_topk: Topk | None = None
     finished: dict[int, SampleSequence] = field(default_factory=dict)
@@ -96,6 +100,7 @@ class Sequence:
 
     def push(self, token: int, logprob: float) -> str | None:
         """Takes the next token; the reason if the sequence ends with it."""
+        self.group.num_sampled += 1
         self.tokens.append(token)
         self.logprobs.append(logprob)
         self.versions.append(self.group.version)
@@ -145,7 +150,8 @@ class Scheduler:
 
     def __init__(self, *, max_rows: int, room: Room) -> None:
         self.running: dict[Sequence, None] = {}
-        self._waiting: OrderedDict[str, deque[Group]] = OrderedDict()  # by client, whose turn it is first
+        # By project and by its client, whose turn it is first.
+        self._waiting: OrderedDict[str, OrderedDict[str, deque[Group]]] = OrderedDict()
         self._resumed: deque[Sequence] = deque()
         self._starting: dict[Sequence, None] = {}  # their context is being computed
         self._max_rows = max_rows
@@ -159,10 +165,16 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Requests of which no sequence has started."""
-        return sum(1 for groups in self._waiting.values() for group in groups if not group.num_started)
+        return sum(
+            not group.num_started
+            for clients in self._waiting.values()
+            for groups in clients.values()
+            for group in groups
+        )
 
     def add(self, group: Group) -> None:
-        self._waiting.setdefault(group.client, deque()).append(group)
+        clients = self._waiting.setdefault(group.account.asker, OrderedDict())
+        clients.setdefault(group.account.client, deque()).append(group)
 
     def next_join(self) -> Join | None:
         """What may be computed next; to be answered by `start` or `drop`. None: nothing, or no room for it yet."""
@@ -170,11 +182,12 @@ class Scheduler:
             return self._resume()
         if not self._waiting:
             return None
-        client, groups = next(iter(self._waiting.items()))
+        asker, clients = next(iter(self._waiting.items()))
+        client, groups = next(iter(clients.items()))
         group = groups[0]
         num_tokens = min(len(group.job.prompt) + _HEADROOM_TOKENS, group.num_final)
         # Nobody's turn takes more than a fair share of the rows while others wait.
-        share = -(-self._max_rows // len(self._waiting))
+        share = -(-self._max_rows // (len(self._waiting) * len(clients)))
         free = self._max_rows - len(self.running) - len(self._starting)
         wanted = min(group.num_unstarted, share, free) if group.job.max_tokens else 1
         count = self._room(wanted, num_context=len(group.job.prompt), num_tokens=num_tokens) if wanted else 0
@@ -183,7 +196,8 @@ class Scheduler:
         count = count if group.job.max_tokens else 0
         join = Join(group, group.start(count), group.job.prompt[:-1].tolist(), num_tokens)
         self._starting |= dict.fromkeys(join.sequences)
-        self._waiting.move_to_end(client)
+        clients.move_to_end(client)
+        self._waiting.move_to_end(asker)
         if not group.num_unstarted:
             self._remove(group)
         return join
@@ -223,9 +237,13 @@ class Scheduler:
         return Join(sequence.group, [sequence], sequence.context, num_tokens)
 
     def _remove(self, group: Group) -> None:
-        groups = self._waiting.get(group.client)
+        account = group.account
+        clients = self._waiting.get(account.asker, OrderedDict())
+        groups = clients.get(account.client)
         if groups is None or group not in groups:
             return
         groups.remove(group)
         if not groups:
-            del self._waiting[group.client]
+            del clients[account.client]
+        if not clients:
+            del self._waiting[account.asker]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -35,19 +36,27 @@ class Submissions:
         self._max_pending = max_pending
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._num_watched = 0
+        self._watched_at = time.monotonic()
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._tasks) + self._num_watched
+
+    @property
+    def idle_s(self) -> float:
+        """For how long nothing has been in flight."""
+        if self._num_watched:
+            return 0.0
+        return min(self.table.idle_s, time.monotonic() - self._watched_at)
 
     def submit(self, key: str, *, client_id: str, digest: bytes, work: Work) -> operations_pb2.Accepted:
         """Enters a sample under the key that its client chose, and starts it unless it is there already.
 
         Raises:
-            InvalidInput: a key that is none.
             Conflict: the key was used for another request.
             TooManyRequests: too much is in flight.
             Draining: the server is shutting down.
         """
-        key = key or uuid.uuid4().hex
-        if not _KEY.match(key):
-            raise InvalidInput("1 to 128 letters, digits, '.', '_', ':' or '-'", field="key")
         if key not in self._tasks:
             self.check_room()
         if self.table.open(key, client_id=client_id, verb="sample", digest=digest):
@@ -58,9 +67,8 @@ class Submissions:
 
     def check_room(self) -> None:
         """Raises TooManyRequests when nothing more is taken."""
-        num_in_flight = len(self._tasks) + self._num_watched
-        if num_in_flight >= self._max_pending:
-            raise TooManyRequests(f"{num_in_flight} samples are in flight already", retry_after_s=1.0)
+        if self.num_in_flight >= self._max_pending:
+            raise TooManyRequests(f"{self.num_in_flight} samples are in flight already", retry_after_s=1.0)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -71,6 +79,7 @@ class Submissions:
             yield
         finally:
             self._num_watched -= 1
+            self._watched_at = time.monotonic()
 
     async def settled(self, timeout_s: float) -> bool:
         """Waits until every client that listens has heard of its samples; whether it came to that in time."""
@@ -107,3 +116,15 @@ class Submissions:
     def _place(self, operation_id: str) -> int:
         """How many samples in flight were there before it."""
         return next((place for place, key in enumerate(self._tasks) if key == operation_id), 0)
+
+
+def checked_key(key: str) -> str:
+    """The key that a client chose, or else one of ours.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    key = key or uuid.uuid4().hex
+    if not _KEY.match(key):
+        raise InvalidInput("1 to 128 letters, digits, '.', '_', ':' or '-'", field="key")
+    return key

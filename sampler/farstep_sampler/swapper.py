@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from farstep_infra.store.checkpoints import CheckpointStore
+from farstep_infra.store.checkpoints import CheckpointStore, no_checkpoint
 from farstep_model.adapter import Adapter
 from farstep_model.lora import LoraLayers
 from farstep_model.peft_format import CONFIG_FILE, TENSORS_FILE
@@ -24,6 +24,7 @@ from farstep_sampler.gate import Gate
 from farstep_sampler.recall import Archive, PolicyFiles, PolicySource, RecentPolicies
 from farstep_sampler.version_table import VersionTable
 from farstep_sampler.versions import Load, PolicyId, Serve
+from farstep_serving.keys import Caller
 
 log = logging.getLogger(__name__)
 
@@ -95,13 +96,14 @@ class Swapper:
             self._recent.put(policy, files)
             self._enter(policy, partial(self._adapter_of, files))
 
-    async def bring(self, path: str) -> Serve:
+    async def bring(self, path: str, caller: Caller) -> Serve:
         """A checkpoint of the store, loaded if it is not resident. Pin it before anything else is awaited.
 
         Raises:
-            NotFound: no such checkpoint.
+            NotFound: no such checkpoint, or one that the caller may not know of.
             InvalidInput: it is damaged, or of another base model.
         """
+        await self._check_seen(path, caller)
         while True:
             policy = self._checkpoints.get(path)
             serve = self._table.ready(policy) if policy is not None else None
@@ -114,6 +116,16 @@ class Swapper:
             # Shielded: others may wait for the same one.
             self._checkpoints[path] = await asyncio.shield(self._bringing[path])
 
+    async def _check_seen(self, path: str, caller: Caller) -> None:
+        """The store is asked about all but what a caller has here: others' take as long to be denied as nobody's."""
+        here = self._table.project(path)
+        if caller.is_operator or (here is not None and caller.may_see(here)):
+            return
+        checkpoint = CheckpointPath.parse(path, field="model_path")
+        project = await asyncio.to_thread(self._store.project_of, checkpoint)
+        if project is None or not caller.may_see(project):
+            raise no_checkpoint(checkpoint)
+
     async def _bring(self, path: str) -> PolicyId:
         manifest, files = await asyncio.to_thread(self._store.read, CheckpointPath.parse(path, field="model_path"))
         base_model, ours = manifest.meta.get("base_model"), self._layers.base.name
@@ -122,7 +134,8 @@ class Swapper:
                 f"{path} is of base model {base_model!r}; this sampler serves {ours!r}", field="model_path"
             )
         version = manifest.meta.get("policy_version")
-        policy = PolicyId(path, version if isinstance(version, int) else 0, history=str(manifest.created_at))
+        number = version if isinstance(version, int) else 0
+        policy = PolicyId(path, number, history=str(manifest.created_at), project=manifest.project)
         if self._table.announce(policy):
             self._enter(policy, partial(Adapter.from_files, self._layers, files))
         while self._table.has(policy) and self._table.ready(policy) is None:

@@ -61,6 +61,7 @@ class _Line:
     """A run's numbering: its present history, the newest version ever announced, and ever ready."""
 
     history: str
+    project: str = ""
     newest_seen: int = 0
     newest_ready: int = 0
 
@@ -94,11 +95,12 @@ class VersionTable:
         """
         line = self._lines.get(policy.source)
         if line is None or line.history != policy.history:
-            line = self._lines[policy.source] = _Line(policy.history)
+            line = self._lines[policy.source] = _Line(policy.history, policy.project)
             self.revision += 1
         if policy in self._entries or policy.version < line.newest_seen:
             return False
         line.newest_seen = policy.version
+        line.project = policy.project
         self._enter(policy)
         return True
 
@@ -212,6 +214,10 @@ class VersionTable:
 
     def history(self, source: str) -> str:
         return self._lines[source].history if source in self._lines else ""
+
+    def project(self, source: str) -> str | None:
+        """Whose a run or checkpoint is; None where nothing of it was ever here."""
+        return self._lines[source].project if source in self._lines else None
 
     def newest_versions(self) -> dict[str, int]:
         """source -> newest version that was ever ready."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,7 @@ class PolicyId:
     source: str
     version: int
     history: str = ""
+    project: str = field(default="", compare=False)  # whose it is; empty: the operators'
 
     def __str__(self) -> str:
         return f"{self.source or 'base'}@v{self.version}"

@@ -73,7 +73,7 @@ class WeightSyncPoller:
             log.warning("weight sync, %s: %s", run_id, error.message)
             return
         if found is not None:
-            policy = self._delivered[run_id] = PolicyId(run_id, found.version, found.history)
+            policy = self._delivered[run_id] = PolicyId(run_id, found.version, found.history, found.project)
             self._deliver(policy, found.files)
 
     def _news_of(self, run_id: str) -> ShelvedPolicy | None:

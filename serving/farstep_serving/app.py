@@ -15,8 +15,11 @@ from starlette.routing import BaseRoute, Route
 from farstep_proto import paths
 from farstep_proto.errors import ApiError, InvalidInput, NotFound
 from farstep_proto.v1 import operations_pb2
-from farstep_serving.keys import KeyRing, RequireKey
+from farstep_serving.bodies import MAX_BODY_BYTES, Bodies, BodyLimits
+from farstep_serving.descriptions import WAIT_S, describe
+from farstep_serving.keys import Caller, Keys, RequireKey, caller_of
 from farstep_serving.messages import ErrorResponse, read_message, respond, respond_error, wait_s_of
+from farstep_serving.openapi import OpenApi
 from farstep_serving.operations import MAX_POLL_S, OperationTable
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
@@ -25,12 +28,14 @@ Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 def make_app(
     routes: Sequence[BaseRoute],
     *,
-    keys: KeyRing,
+    keys: Keys,
     lifespan: Lifespan | None = None,
     open_paths: frozenset[str] = frozenset(),
     error_response: ErrorResponse = respond_error,
+    title: str = "Farstep",
+    body_limits: BodyLimits | None = None,
 ) -> Starlette:
-    """An app whose every route but `open_paths` needs a key.
+    """An app whose every route but `open_paths` needs a key; it describes itself at `paths.OPENAPI`.
 
     Args:
         error_response: the form of every error; an `Error` message unless some routes have a form of their own.
@@ -44,8 +49,11 @@ def make_app(
         response.status_code = error.status_code
         return response
 
-    return Starlette(
-        routes=routes,
+    open_paths |= {paths.HEALTH, paths.OPENAPI}
+    openapi = OpenApi(title, open_paths)
+    openapi.routes = [*routes, openapi.route()]
+    app = Starlette(
+        routes=openapi.routes,
         lifespan=lifespan,
         middleware=[Middleware(RequireKey, keys=keys, open_paths=open_paths, error_response=error_response)],
         exception_handlers={
@@ -54,24 +62,63 @@ def make_app(
             Exception: error_response,
         },
     )
+    app.router.redirect_slashes = False  # a path that is none is a 404 with an `Error`
+    app.state.bodies = Bodies(body_limits)
+    return app
 
 
-def operation_routes(table: OperationTable, *, cancel: Callable[[str], bool | Awaitable[bool]]) -> list[Route]:
-    """Poll, look at and cancel operations. `cancel` drops a queued one and says, now or soon, whether it did."""
+def operation_routes(
+    table: OperationTable,
+    *,
+    cancel: Callable[[str], bool | Awaitable[bool]],
+    known_as: Callable[[Caller, str], str] = Caller.named,
+) -> list[Route]:
+    """Poll, look at and cancel operations.
 
+    Args:
+        cancel: drops a queued one and says, now or soon, whether it did.
+        known_as: under which id the table has the operation that a caller means, whose own id follows the last `/`
+            of it; one that the table cannot have, for an operation that the caller may not know of.
+    """
+
+    @describe("Hear of finished operations", takes=operations_pb2.PollRequest, gives=operations_pb2.PollResponse)
     async def poll(request: Request) -> Response:
-        message = await read_message(request, operations_pb2.PollRequest)
+        message = await read_message(request, operations_pb2.PollRequest, limit=MAX_BODY_BYTES)
         if not message.client_id:
             raise InvalidInput("missing", field="client_id")
-        return respond(request, await table.poll(message))
+        if not message.wait_s >= 0:  # a timer of NaN seconds would put all timers out of order
+            raise InvalidInput(f"{message.wait_s} is not a number of seconds", field="wait_s")
+        caller = caller_of(request)
+        asked = operations_pb2.PollRequest(
+            client_id=caller.named(message.client_id),
+            ack=[known_as(caller, operation_id) for operation_id in message.ack],
+            check=[known_as(caller, operation_id) for operation_id in message.check],
+            wait_s=message.wait_s,
+        )
+        answer = await table.poll(asked)
+        for operation in answer.finished:
+            operation.operation_id = _own_id(operation.operation_id)
+        answer.unknown[:] = map(_own_id, answer.unknown)
+        return respond(request, answer)
 
+    async def look(request: Request, *, wait_s: float) -> tuple[str, operations_pb2.Operation]:
+        given = request.path_params["operation_id"]
+        operation_id = known_as(caller_of(request), given)
+        try:
+            operation = await table.wait(operation_id, wait_s)
+        except NotFound:
+            raise NotFound(f"no operation {given!r}", field="operation_id") from None
+        operation.operation_id = given
+        return operation_id, operation
+
+    @describe("Look at an operation", gives=operations_pb2.Operation, parameters=[WAIT_S])
     async def get(request: Request) -> Response:
-        wait_s = wait_s_of(request, most=MAX_POLL_S)
-        return respond(request, await table.wait(request.path_params["operation_id"], wait_s))
+        _, operation = await look(request, wait_s=wait_s_of(request, most=MAX_POLL_S))
+        return respond(request, operation)
 
+    @describe("Cancel an operation that is queued", gives=operations_pb2.CancelResponse)
     async def cancel_one(request: Request) -> Response:
-        operation_id = request.path_params["operation_id"]
-        await table.wait(operation_id, 0)  # 404 where there is none
+        operation_id, _ = await look(request, wait_s=0)
         dropped = table.is_queued(operation_id) and cancel(operation_id)
         cancelled = dropped if isinstance(dropped, bool) else await dropped
         if cancelled and table.is_pending(operation_id):  # its run may have been deleted meanwhile
@@ -83,3 +130,8 @@ def operation_routes(table: OperationTable, *, cancel: Callable[[str], bool | Aw
         Route(paths.CANCEL, cancel_one, methods=["POST"]),
         Route(paths.OPERATION, get, methods=["GET"]),
     ]
+
+
+def _own_id(operation_id: str) -> str:
+    """As its client calls it."""
+    return operation_id.rpartition("/")[2]

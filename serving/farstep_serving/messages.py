@@ -1,4 +1,4 @@
-"""Messages in and out of HTTP: protobuf or JSON by media type, size limits, errors as messages."""
+"""Messages in and out of HTTP: protobuf or JSON by media type, errors as messages."""
 
 from __future__ import annotations
 
@@ -14,31 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from farstep_proto import paths
-from farstep_proto.errors import ApiError, Internal, InvalidInput, PayloadTooLarge
+from farstep_proto.errors import ApiError, Internal, InvalidInput
+from farstep_serving.bodies import bodies_of, read_body
 
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
 ErrorResponse = Callable[[Request, Exception], Awaitable[Response]]
 
-MAX_BODY_BYTES = 16 << 20
-
-
-async def read_body(request: Request, *, limit: int = MAX_BODY_BYTES) -> bytes:
-    """The whole body, never holding more than `limit` bytes of it.
-
-    Raises:
-        PayloadTooLarge: before reading, where the length is declared; else as soon as it is passed.
-    """
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise _too_large(limit)
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise _too_large(limit)
-    return bytes(body)
+MAX_MESSAGE_BYTES = 1 << 20  # of those that carry no data
 
 
 def decode(request: Request, body: bytes, kind: type[M]) -> M:
@@ -72,8 +56,10 @@ def _failed_field(reason: str, message_name: str) -> str:
     return max(path.group(1) if path else "", inwards, key=len) or "body"
 
 
-async def read_message(request: Request, kind: type[M], *, limit: int = MAX_BODY_BYTES) -> M:
-    return decode(request, await read_body(request, limit=limit), kind)
+async def read_message(request: Request, kind: type[M], *, limit: int = MAX_MESSAGE_BYTES) -> M:
+    """Raises as `read_body` and `decode`."""
+    body = await read_body(request, limit=limit)
+    return await bodies_of(request).decoded(len(body), lambda: decode(request, body, kind))
 
 
 def respond(request: Request, message: Message, *, status: int = 200) -> Response:
@@ -109,9 +95,3 @@ def wait_s_of(request: Request, *, most: float) -> float:
 
 def _is_protobuf(header: str) -> bool:
     return paths.PROTOBUF in header
-
-
-def _too_large(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(
-        f"the body is larger than {limit} bytes", field="body", hint="send the data in several parts"
-    )

@@ -39,6 +39,7 @@ class _Entry:
     outcome: bytes = b""  # a serialized Operation, once there is one
     expires_at: float = float("inf")
     done: asyncio.Event | None = None  # once somebody waits for this one alone
+    is_fetched: bool = False  # some client has acknowledged it
 
 
 @dataclass(slots=True)
@@ -91,6 +92,18 @@ class OperationTable:
         self._acked_bytes = 0
         self._unclaimed: OrderedDict[str, None] = OrderedDict()
         self._draining = False
+        self._num_pending = 0
+        self._used_at = clock()
+
+    @property
+    def num_pending(self) -> int:
+        """How many were opened and have no outcome yet."""
+        return self._num_pending
+
+    @property
+    def idle_s(self) -> float:
+        """For how long nothing has been pending."""
+        return 0.0 if self._num_pending else self._clock() - self._used_at
 
     def open(self, operation_id: str, *, client_id: str, verb: str, digest: bytes) -> bool:
         """Enters a submission; False if it is there already, with the same content.
@@ -108,6 +121,7 @@ class OperationTable:
         channel = self._channel(client_id)
         channel.num_pending += 1
         channel.heard_at = self._clock()
+        self._num_pending += 1
         return True
 
     def repeats(self, operation_id: str, digest: bytes, *, client_id: str) -> bool:
@@ -121,10 +135,16 @@ class OperationTable:
             return False
         if known.digest != digest:
             raise Conflict(f"{operation_id} was submitted before with different content", field="seq")
-        if client_id not in known.clients:
-            known.clients += (client_id,)
-            self._tell(client_id, operation_id, known)
+        self._tell_also(client_id, operation_id, known)
         return True
+
+    def list_of(self, prefix: str, *, unfetched: bool) -> list[pb.Operation]:
+        """Operations whose ids begin so, without outcomes; `unfetched`: only those that no client has acknowledged."""
+        return [
+            pb.Operation(operation_id=operation_id, state=entry.state, verb=entry.verb)
+            for operation_id, entry in self._entries.items()
+            if operation_id.startswith(prefix) and not (unfetched and entry.is_fetched)
+        ]
 
     def restore(
         self, operation_id: str, *, clients: Sequence[str], verb: str, digest: bytes, outcome: bytes = b""
@@ -132,9 +152,11 @@ class OperationTable:
         """Enters what an earlier process had: pending, or with its serialized outcome, which `clients` still want."""
         state = pb.Operation.FromString(outcome).state if outcome else pb.OPERATION_STATE_QUEUED
         entry = self._entries[operation_id] = _Entry(tuple(clients), sys.intern(verb), digest, state, outcome)
+        entry.is_fetched = bool(outcome) and not clients
         for client_id in clients:
             self._tell(client_id, operation_id, entry)
         if not outcome:
+            self._num_pending += 1
             return
         if clients:
             entry.expires_at = self._clock() + self._unclaimed_s
@@ -167,6 +189,8 @@ class OperationTable:
         """The same with what `sealed` gave."""
         entry = self._entries[operation_id]
         assert not entry.outcome, f"{operation_id} finished twice"
+        self._num_pending -= 1
+        self._used_at = self._clock()
         entry.state = state
         entry.outcome = outcome
         entry.expires_at = self._clock() + self._unclaimed_s
@@ -205,7 +229,7 @@ class OperationTable:
         """Answers as soon as anything of this client's is finished, with all that is (up to MAX_POLL_BYTES)."""
         self._acknowledge(request.client_id, request.ack)
         self._expire()
-        unknown = [operation_id for operation_id in request.check if operation_id not in self._entries]
+        unknown = self._claim(request.client_id, request.check)
         channel = self._channel(request.client_id)
         channel.num_polls += 1
         try:
@@ -263,6 +287,22 @@ class OperationTable:
         else:
             channel.num_pending += 1
 
+    def _tell_also(self, client_id: str, operation_id: str, entry: _Entry) -> None:
+        if client_id not in entry.clients:
+            entry.clients += (client_id,)
+            self._tell(client_id, operation_id, entry)
+
+    def _claim(self, client_id: str, operation_ids: Iterable[str]) -> list[str]:
+        """Has a client hear of operations that it waits for, whoever submitted them; returns those unknown."""
+        unknown = []
+        for operation_id in operation_ids:
+            entry = self._entries.get(operation_id)
+            if entry is None:
+                unknown.append(operation_id)
+            else:
+                self._tell_also(client_id, operation_id, entry)
+        return unknown
+
     def _forget_if_idle(self, client_id: str, channel: _Channel) -> None:
         if not (channel.num_pending or channel.undelivered or channel.num_polls):
             del self._channels[client_id]
@@ -285,6 +325,7 @@ class OperationTable:
                 continue
             del channel.undelivered[operation_id]
             channel.unheard.discard(operation_id)
+            entry.is_fetched = True
             entry.clients = tuple(each for each in entry.clients if each != client_id)
             self._on_acknowledged(operation_id, client_id)
             if entry.clients or operation_id not in self._unclaimed:

@@ -21,7 +21,10 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from farstep_serving.connections import BoundedHttp, ConnectionLimits, bounded_by
+
 EXIT_GRACE_S = 10.0
+_TICKS_PER_CHECK = 10  # uvicorn ticks ten times a second
 
 
 def setup_logging(level: str = "INFO") -> None:
@@ -67,6 +70,7 @@ async def serve(
     on_ready: Callable[[], None] = lambda: None,
     on_stop: Callable[[], None] = lambda: None,
     drain: Callable[[], Awaitable[None]] | None = None,
+    limits: ConnectionLimits | None = None,
 ) -> None:
     """Serves until SIGINT or SIGTERM; `on_stop` is called at once then, so that parked requests can go.
 
@@ -74,6 +78,8 @@ async def serve(
     """
     config = uvicorn.Config(
         app,
+        http=bounded_by(limits or ConnectionLimits.of_process()),
+        ws="none",
         log_level="warning",
         access_log=False,
         timeout_keep_alive=75,
@@ -102,6 +108,14 @@ class _Server(uvicorn.Server):
         if not self.should_exit:
             self._loop = asyncio.get_running_loop()
             self._on_ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_PER_CHECK == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, BoundedHttp):
+                    connection.check(now)
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.started and self._drain is not None and self._draining is None:

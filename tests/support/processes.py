@@ -79,12 +79,11 @@ def running(module, *arguments, **kwargs):
 
 
 @contextmanager
-def trainer_and_sampler(store: Path | str, *, model="farstep/tiny", trainer_options=(), sampler_options=()):
+def trainer_and_sampler(store: Path | str, *, model="farstep/tiny", trainer_options=(), sampler_options=(), env=None):
     """A hand-started pair, as `ServiceClient.local` binds to."""
+    shared = ("--model", model, "--store", store)
     with (
-        running("farstep_worker", "--model", model, "--store", store, *trainer_options) as trainer,
-        running(
-            "farstep_sampler", "--model", model, "--store", store, "--feed", trainer.facts["feed"], *sampler_options
-        ) as sampler,
+        running("farstep_worker", *shared, *trainer_options, env=env) as trainer,
+        running("farstep_sampler", *shared, "--feed", trainer.facts["feed"], *sampler_options, env=env) as sampler,
     ):
         yield trainer, sampler

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from farstep import AdamParams, Datum, ModelInput, SamplingParams, ServiceClient
+from farstep import AdamParams, Datum, ModelInput, NotFoundError, SamplingParams, ServiceClient
 from farstep.cli.local_stack import LocalStack
 from farstep_model.embedded import model_dir
 
@@ -96,6 +96,57 @@ def test_checkpoints_are_listed_and_fetched_by_url(service, own_model):
     assert all(response.status_code == 200 for response in files.values())
     forged = httpx.get(archive.files[0].url.replace("signature=", "signature=0"))
     assert forged.status_code == 403
+
+
+def make_key(stack, **fields):
+    """A key that the control plane has made, and its secret."""
+    headers = {"Authorization": f"Bearer {stack.api_key}"}
+    created = httpx.post(f"{stack.base_url}/v1/keys", json=fields, headers=headers, trust_env=False)
+    assert created.status_code == 201, created.text
+    return created.json()["key"]["key_id"], created.json()["secret"]
+
+
+def test_projects_share_a_fleet_and_do_not_meet(stack, own_model, monkeypatch):
+    """With keys of the control plane's own, through its trainer, its router and its checkpoints."""
+    for name in ("FARSTEP_BASE_URL", "FARSTEP_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("maple", "birch"):
+        headers = {"Authorization": f"Bearer {stack.api_key}"}
+        httpx.post(f"{stack.base_url}/v1/projects", json={"project": name}, headers=headers, trust_env=False)
+    key_id, maple = make_key(stack, name="of a test", project="maple")
+    _, birch = make_key(stack, name="of a test", project="birch")
+    with ServiceClient(base_url=stack.base_url, api_key=maple) as service:
+        trainer = service.create_lora_training_client(str(own_model), rank=4, seed=0)
+        step(trainer).result()
+        sampler = trainer.save_weights_and_get_sampling_client(name="kept")
+        prompt, params = ModelInput.from_ints([1, 40]), SamplingParams(max_tokens=4)
+        assert sampler.sample(prompt, 1, params).result().policy_version == 1
+        state = trainer.save_state("state").result().path
+        kept, _ = service.list_checkpoints(trainer.run_id)
+    with ServiceClient(base_url=stack.base_url, api_key=birch) as stranger:
+        assert stranger.list_runs() == []
+        for look in (stranger.get_run, stranger.list_checkpoints, stranger.resume_run):
+            with pytest.raises(NotFoundError):
+                look(trainer.run_id)
+        with pytest.raises(NotFoundError):
+            stranger.create_training_client_from_state(state)
+        with pytest.raises(NotFoundError, match="no checkpoint"):
+            stranger.create_sampling_client(model_path=kept.path)
+    urls = (stack.trainer_url, stack.sampler_url)
+
+    def statuses(key, path="/v1/info"):
+        headers = {"Authorization": f"Bearer {key}"}
+        return [httpx.get(url + path, headers=headers, trust_env=False).status_code for url in urls]
+
+    assert statuses(birch, f"/v1/runs/{trainer.run_id}")[0] == 404
+    assert statuses(maple, f"/v1/runs/{trainer.run_id}")[0] == 200
+    headers = {"Authorization": f"Bearer {stack.api_key}"}
+    httpx.delete(f"{stack.base_url}/v1/keys/{key_id}", headers=headers, trust_env=False).raise_for_status()
+    deadline = time.monotonic() + 60
+    while statuses(maple) != [401, 401]:
+        assert time.monotonic() < deadline
+        time.sleep(0.25)
+    assert statuses(birch) == [200, 200]
 
 
 def test_status_shows_what_runs(stack, service):

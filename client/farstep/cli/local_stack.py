@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -45,6 +45,8 @@ class LocalStack:
         device: "auto", "cpu", "cuda" or "cuda:0".
         home: directory of state, logs and, unless `store` names another place, checkpoints.
         store: a directory or s3://bucket/prefix.
+        more: further flags of the control plane.
+        database: postgresql://user:password@host/name; empty: $FARSTEP_DATABASE_URL, or a file in the home.
         on_wait: called a few times a second while it starts, with the seconds so far.
     """
 
@@ -58,6 +60,8 @@ class LocalStack:
         device: str = "auto",
         home: Path | None = None,
         store: str = "",
+        more: Sequence[str] = (),
+        database: str = "",
         on_wait: Callable[[float], None] = lambda elapsed_s: None,
     ) -> None:
         self.home = home.expanduser().resolve() if home is not None else default_home()
@@ -68,12 +72,13 @@ class LocalStack:
         self.trainer_url = ""
         self.sampler_url = ""
         self._on_wait = on_wait
+        self._environment = {**os.environ, **({"FARSTEP_DATABASE_URL": database} if database else {})}
         self._process: subprocess.Popen[str] | None = None
         self._log_start = 0
         model_args = [] if model is None else [f"--model={model}"]
         store_args = [f"--store={store}"] if store else []
         settings = [f"--host={host}", f"--port={port}", f"--replicas={replicas}", f"--device={device}"]
-        self._argv = ["up", "--exit-with-parent", f"--home={self.home}", *settings, *model_args, *store_args]
+        self._argv = ["up", "--exit-with-parent", f"--home={self.home}", *settings, *model_args, *store_args, *more]
 
     def __enter__(self) -> LocalStack:
         """Returns when everything is ready.
@@ -121,6 +126,7 @@ class LocalStack:
                 stderr=log,
                 text=True,
                 start_new_session=True,
+                env=self._environment,  # not the command line, which everybody can read, for a database's password
             )
         announcement = self._announcement(self._process)
         self.base_url = announcement["url"]

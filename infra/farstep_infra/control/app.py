@@ -2,125 +2,235 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from farstep_infra.control import overview
-from farstep_infra.control.fleet import Fleet
-from farstep_infra.control.runs import Runs
-from farstep_infra.control.samplers import FreshSamplers
-from farstep_infra.control.sessions import Sessions
-from farstep_infra.store.archive import Checkpoints
+from farstep_infra.control import overview, runs, samplers, sessions
+from farstep_infra.control.control import control_of
+from farstep_infra.control.idempotency import once_of
+from farstep_infra.control.keys import IssuedKeys
+from farstep_infra.control.process_log import process_log
+from farstep_infra.control.project_routes import key_routes, project_routes
+from farstep_infra.control.projects import only_operators
+from farstep_infra.control.queries import LISTS, ONCE, one_of, page_of, project_of, state_in, text_of
+from farstep_infra.launchers.logs import MAX_TAIL_LINES
 from farstep_infra.store.routes import OPEN_PATHS, checkpoint_routes
 from farstep_proto import paths
+from farstep_proto.errors import Conflict, Forbidden, NotFound, QuotaExceeded, TooManyRequests
 from farstep_proto.v1 import common_pb2, control_pb2
 from farstep_serving.app import Lifespan, make_app
-from farstep_serving.keys import KeyRing
+from farstep_serving.descriptions import WAIT_S, Media, describe, query
+from farstep_serving.keys import caller_of
 from farstep_serving.messages import read_message, respond, wait_s_of
 
 MAX_WAIT_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Control:
-    """Everything that a request can reach."""
-
-    base_url: str
-    fleet: Fleet
-    sessions: Sessions
-    runs: Runs
-    samplers: FreshSamplers
-    checkpoints: Checkpoints
-
-
-def make_control_app(*, keys: KeyRing, lifespan: Lifespan) -> Starlette:
+def make_control_app(*, keys: IssuedKeys, lifespan: Lifespan) -> Starlette:
     """The app; `lifespan` puts a `Control` at `app.state.control`."""
     routes = [
         Route(paths.HEALTH, _health, methods=["GET"]),
         Route(paths.SESSIONS, _create_session, methods=["POST"]),
+        Route(paths.SESSIONS, _list_sessions, methods=["GET"]),
         Route(paths.SESSION, _get_session, methods=["GET"]),
         Route(paths.SESSION, _delete_session, methods=["DELETE"]),
+        Route(paths.SESSION_HEARTBEAT, _heartbeat, methods=["POST"]),
         Route(paths.SESSION_RUNS, _create_run, methods=["POST"]),
         Route(paths.SESSION_SAMPLERS, _create_sampler, methods=["POST"]),
+        Route(paths.SAMPLERS, _list_samplers, methods=["GET"]),
         Route(paths.SAMPLER, _get_sampler, methods=["GET"]),
         Route(paths.RUNS, _list_runs, methods=["GET"]),
         Route(paths.RUN, _get_run, methods=["GET"]),
         Route(paths.RUN, _delete_run, methods=["DELETE"]),
+        Route(paths.RUN_DEACTIVATE, _deactivate_run, methods=["POST"]),
+        Route(paths.PROCESS_LOG, _process_log, methods=["GET"]),
         Route(paths.CAPABILITIES, _get_capabilities, methods=["GET"]),
         Route(paths.STATUS, _get_status, methods=["GET"]),
+        *project_routes(),
+        *key_routes(keys),
         *checkpoint_routes(
-            lambda request: _control(request).checkpoints,
-            has_run=lambda request, run_id: _control(request).runs.exists(run_id),
+            lambda request: control_of(request).checkpoints,
+            has_run=lambda request, run_id: control_of(request).runs.exists(run_id, caller=caller_of(request)),
         ),
     ]
-    return make_app(routes, keys=keys, lifespan=lifespan, open_paths=OPEN_PATHS)
+    return make_app(routes, keys=keys, lifespan=lifespan, open_paths=OPEN_PATHS, title="Farstep control plane")
 
 
+@describe("Tell that the server lives")
 async def _health(request: Request) -> Response:
     return respond(request, common_pb2.Empty())
 
 
+@describe(
+    "Open a session",
+    takes=control_pb2.CreateSessionRequest,
+    gives=control_pb2.Session,
+    status=201,
+    parameters=[ONCE],
+    errors=[NotFound, QuotaExceeded, Conflict],
+)
 async def _create_session(request: Request) -> Response:
     message = await read_message(request, control_pb2.CreateSessionRequest)
-    return respond(request, await _control(request).sessions.create(message), status=201)
+    once = once_of(request, message)
+    session = await control_of(request).sessions.create(message, caller=caller_of(request), once=once)
+    return respond(request, session, status=201)
 
 
+@describe(
+    "List sessions",
+    gives=control_pb2.ListSessionsResponse,
+    parameters=[*LISTS, state_in(sessions.STATES)],
+    errors=[NotFound],
+)
+async def _list_sessions(request: Request) -> Response:
+    listed = await control_of(request).sessions.list(
+        page_of(request),
+        caller=caller_of(request),
+        project=project_of(request),
+        state=one_of(request, "state", sessions.STATES),
+    )
+    return respond(request, listed)
+
+
+@describe("Look at a session", gives=control_pb2.Session)
 async def _get_session(request: Request) -> Response:
-    return respond(request, await _control(request).sessions.get(request.path_params["session_id"]))
+    session_id = request.path_params["session_id"]
+    return respond(request, await control_of(request).sessions.get(session_id, caller=caller_of(request)))
 
 
+@describe("Close a session")
 async def _delete_session(request: Request) -> Response:
     session_id = request.path_params["session_id"]
-    await _control(request).sessions.close(session_id)
-    await _control(request).samplers.stop_all_of(session_id)
+    await control_of(request).sessions.close(session_id, caller=caller_of(request))
+    await control_of(request).samplers.stop_all_of(session_id)
     return respond(request, common_pb2.Empty())
 
 
+@describe("Say that a session's client lives", takes=control_pb2.HeartbeatRequest, gives=control_pb2.Session)
+async def _heartbeat(request: Request) -> Response:
+    message = await read_message(request, control_pb2.HeartbeatRequest)
+    session_id = request.path_params["session_id"]
+    seen = await control_of(request).sessions.heartbeat(session_id, message, caller=caller_of(request))
+    return respond(request, seen)
+
+
+@describe(
+    "Provision a run",
+    takes=control_pb2.ProvisionRunRequest,
+    gives=control_pb2.ProvisionedRun,
+    status=202,
+    parameters=[ONCE],
+    errors=[TooManyRequests, QuotaExceeded, Conflict],
+)
 async def _create_run(request: Request) -> Response:
     message = await read_message(request, control_pb2.ProvisionRunRequest)
-    return respond(request, await _control(request).runs.create(request.path_params["session_id"], message), status=202)
+    once = once_of(request, message)
+    session_id = request.path_params["session_id"]
+    run = await control_of(request).runs.create(session_id, message, caller=caller_of(request), once=once)
+    return respond(request, run, status=202)
 
 
+@describe(
+    "Provision a sampler",
+    takes=control_pb2.ProvisionSamplerRequest,
+    gives=control_pb2.ProvisionedSampler,
+    status=202,
+    parameters=[ONCE],
+    errors=[TooManyRequests, QuotaExceeded, Conflict],
+)
 async def _create_sampler(request: Request) -> Response:
     message = await read_message(request, control_pb2.ProvisionSamplerRequest)
-    sampler = await _control(request).samplers.create(request.path_params["session_id"], message)
+    once = once_of(request, message)
+    session_id = request.path_params["session_id"]
+    sampler = await control_of(request).samplers.create(session_id, message, caller=caller_of(request), once=once)
     return respond(request, sampler, status=202)
 
 
+@describe(
+    "List fresh samplers",
+    gives=control_pb2.ListProvisionedSamplersResponse,
+    parameters=[*LISTS, state_in(samplers.STATES)],
+    errors=[NotFound],
+)
+async def _list_samplers(request: Request) -> Response:
+    listed = await control_of(request).samplers.list(
+        page_of(request),
+        caller=caller_of(request),
+        project=project_of(request),
+        state=one_of(request, "state", samplers.STATES),
+    )
+    return respond(request, listed)
+
+
+@describe("Look at a sampler", gives=control_pb2.ProvisionedSampler, parameters=[WAIT_S], errors=[TooManyRequests])
 async def _get_sampler(request: Request) -> Response:
     wait_s = wait_s_of(request, most=MAX_WAIT_S)
-    return respond(request, await _control(request).samplers.get(request.path_params["sampler_id"], wait_s=wait_s))
+    sampler_id = request.path_params["sampler_id"]
+    return respond(
+        request, await control_of(request).samplers.get(sampler_id, caller=caller_of(request), wait_s=wait_s)
+    )
 
 
+@describe(
+    "List runs",
+    gives=control_pb2.ListProvisionedRunsResponse,
+    parameters=[*LISTS, state_in(runs.STATES), query("session_id", "of this session alone")],
+    errors=[NotFound],
+)
 async def _list_runs(request: Request) -> Response:
-    return respond(request, await _control(request).runs.list())
+    listed = await control_of(request).runs.list(
+        page_of(request),
+        caller=caller_of(request),
+        project=project_of(request),
+        state=one_of(request, "state", runs.STATES),
+        session_id=text_of(request, "session_id"),
+    )
+    return respond(request, listed)
 
 
+@describe("Look at a run", gives=control_pb2.ProvisionedRun, parameters=[WAIT_S], errors=[TooManyRequests])
 async def _get_run(request: Request) -> Response:
     wait_s = wait_s_of(request, most=MAX_WAIT_S)
-    return respond(request, await _control(request).runs.get(request.path_params["run_id"], wait_s=wait_s))
+    run_id = request.path_params["run_id"]
+    return respond(request, await control_of(request).runs.get(run_id, caller=caller_of(request), wait_s=wait_s))
 
 
+@describe("Delete a run", errors=[Conflict])
 async def _delete_run(request: Request) -> Response:
-    await _control(request).runs.delete(request.path_params["run_id"])
+    await control_of(request).runs.delete(request.path_params["run_id"], caller=caller_of(request))
     return respond(request, common_pb2.Empty())
 
 
+@describe("Let a run rest until somebody waits for it", gives=control_pb2.ProvisionedRun, errors=[Conflict])
+async def _deactivate_run(request: Request) -> Response:
+    run_id = request.path_params["run_id"]
+    return respond(request, await control_of(request).runs.deactivate(run_id, caller=caller_of(request)))
+
+
+@describe(
+    "Read what a process has written",
+    gives=Media({"text/plain": {"type": "string"}}),
+    parameters=[
+        query("tail", "how many of its last lines", type="integer", minimum=0, maximum=MAX_TAIL_LINES),
+        query("follow", "go on with what it writes", type="boolean"),
+    ],
+    errors=[Forbidden],
+)
+async def _process_log(request: Request) -> Response:
+    control = control_of(request)
+    return await process_log(request, control.fleet, is_ending=control.is_ending)
+
+
+@describe("Tell what can be provisioned", gives=control_pb2.Capabilities)
 async def _get_capabilities(request: Request) -> Response:
-    return respond(request, overview.capabilities(_control(request).fleet))
+    return respond(request, overview.capabilities(control_of(request).fleet))
 
 
+@describe("Tell what runs", gives=control_pb2.Status, errors=[Forbidden])
 async def _get_status(request: Request) -> Response:
-    control = _control(request)
+    only_operators(caller_of(request), "see what runs")
+    control = control_of(request)
     status = await overview.status(control.fleet, control.sessions, control.runs, base_url=control.base_url)
     return respond(request, status)
-
-
-def _control(request: Request) -> Control:
-    control = request.app.state.control
-    assert isinstance(control, Control)
-    return control

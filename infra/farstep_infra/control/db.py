@@ -1,87 +1,266 @@
-"""The control plane's memory: sessions, runs and samplers in one SQLite file.
+"""The control plane's memory: SQLite in one file, or PostgreSQL.
 
-It holds what was asked for and what became of it, never what runs just now: that is the fleet's to say.
+Invariant: what a transaction ended with is on the disk when the block is left. A database that is away for a while is
+`Unavailable` within seconds, never a request that hangs, and is used again as soon as it is back.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
-from sqlalchemy import JSON, ForeignKey, event
+from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, PendingRollbackError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.pool import NullPool
+
+from farstep_infra.control.schema import SchemaRefused, bring_up_to_date
+from farstep_infra.control.sole_use import SoleUse
+from farstep_infra.control.tables import Base
+from farstep_proto.errors import ApiError, InvalidInput, StorageFull, Unavailable
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PATIENCE_S = 10.0  # with a database that does not answer
+START_S = 30.0  # a database that starts beside us may take that long
+_ASK_AGAIN_S = 0.25
+_MIGRATION_S = 120.0
+_RETRY_AFTER_S = 2.0
+_SQLITE = "sqlite+aiosqlite"
+_POSTGRESQL = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
+_READS = "farstep_reads"
+_AWAY = ("08", "53", "57", "40001", "40P01", "55P03")  # SQLSTATEs that pass: connections, resources, shutdown, locks
+_DISK_FULL = "53100"
 
 
-class Base(DeclarativeBase):
-    type_annotation_map = {dict[str, str]: JSON}  # noqa: RUF012 - SQLAlchemy's own declaration
-
-
-class SessionRow(Base):
-    __tablename__ = "sessions"
-
-    session_id: Mapped[str] = mapped_column(primary_key=True)
-    project: Mapped[str]
-    reuse_from_session_id: Mapped[str]
-    user_metadata: Mapped[dict[str, str]]
-    created_at: Mapped[float] = mapped_column(default=time.time)
-    closed_at: Mapped[float | None] = mapped_column(default=None)
-
-
-class RunRow(Base):
-    __tablename__ = "runs"
-
-    run_id: Mapped[str] = mapped_column(primary_key=True)
-    session_id: Mapped[str] = mapped_column(ForeignKey("sessions.session_id"), index=True)
-    state: Mapped[str]
-    message: Mapped[str]
-    base_model: Mapped[str]
-    request: Mapped[bytes]  # the serialized ProvisionRunRequest
-    created_at: Mapped[float] = mapped_column(default=time.time)
-
-
-class SamplerRow(Base):
-    __tablename__ = "samplers"
-
-    sampler_id: Mapped[str] = mapped_column(primary_key=True)
-    session_id: Mapped[str] = mapped_column(ForeignKey("sessions.session_id"), index=True)
-    state: Mapped[str]
-    message: Mapped[str]
-    base_model: Mapped[str]
-    model_path: Mapped[str]
-    created_at: Mapped[float] = mapped_column(default=time.time)
+def url_of_file(path: Path) -> str:
+    return URL.create(_SQLITE, database=str(path)).render_as_string()
 
 
 class Database:
-    """One SQLite file in WAL mode. `opened` makes it, with its tables, where there is none."""
+    """Args:
+        url: `postgresql://user:password@host/name`, or what `url_of_file` says.
+        patience_s: how long a transaction may last, with the wait for its connection and for what others hold.
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    Raises:
+        InvalidInput: it is neither.
+    """
 
-    @classmethod
+    def __init__(self, url: str, *, patience_s: float = PATIENCE_S) -> None:
+        self._url = _parse(url)
+        self._patience_s = patience_s
+        self._engine = _engine(self._url, patience_s=patience_s)
+        self._reader = self._engine.execution_options(**{_READS: True})
+
+    def __str__(self) -> str:
+        return self._url.render_as_string(hide_password=True)
+
     @asynccontextmanager
-    async def opened(cls, path: Path) -> AsyncIterator[Database]:
-        engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
-        event.listen(engine.sync_engine, "connect", _configure)
+    async def opened(self) -> AsyncIterator[None]:
+        """With its schema brought up to date.
+
+        Raises:
+            SchemaRefused: this version cannot use it.
+            Unavailable: it did not answer within `START_S`, or another control plane uses it.
+        """
         try:
-            async with engine.begin() as connection:
-                await connection.run_sync(Base.metadata.create_all)
-            yield cls(engine)
+            async with self._sole_use():
+                await self._wait_for(self._migrate)
+                yield
         finally:
-            await engine.dispose()
+            await self._engine.dispose()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
-        """Commits at the end of the block, or undoes all of it where that raises."""
-        async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
+        """Commits at the end of the block, or undoes all of it where that raises.
+
+        Raises:
+            Unavailable: the database is away, or busy for too long.
+            StorageFull: its disk is full.
+        """
+        async with self._session(self._engine) as session:
             yield session
 
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """The same for who only looks: on SQLite it waits for no writer."""
+        async with self._session(self._reader) as session:
+            yield session
 
-def _configure(connection: sqlite3.Connection, record: object) -> None:
+    @asynccontextmanager
+    async def _session(self, engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
+        bound = _translated(within_s=self._patience_s)
+        async with bound, AsyncSession(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    async def insist(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """A transaction that is tried until the database is there: for what has happened and must be known."""
+        pause_s = 0.1
+        while True:
+            try:
+                async with self.transaction() as session:
+                    return await work(session)
+            except (Unavailable, StorageFull) as error:
+                log.warning("tried again: %s", error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, 5.0)
+
+    @asynccontextmanager
+    async def _sole_use(self) -> AsyncIterator[None]:
+        if self._url.drivername == _SQLITE:
+            yield
+            return
+        engine = _engine(self._url, patience_s=self._patience_s, is_pooled=False)
+        sole = SoleUse(engine)
+
+        async def take() -> None:
+            async with _translated(within_s=self._patience_s):
+                if not await sole.take():
+                    raise Unavailable("another control plane uses it")
+
+        try:
+            await self._wait_for(take)
+            keeping = asyncio.create_task(sole.keep(), name="sole-use")
+            try:
+                yield
+            finally:
+                keeping.cancel()
+                await asyncio.wait([keeping])
+        finally:
+            await sole.release()
+            await engine.dispose()
+
+    async def _wait_for(self, work: Callable[[], Awaitable[None]]) -> None:
+        deadline = time.monotonic() + START_S
+        say = log.warning
+        while True:
+            try:
+                return await work()
+            except Unavailable as error:
+                if time.monotonic() > deadline:
+                    raise
+                say("%s: %s; trying for %.0f s", self, error, START_S)
+                say = log.debug
+                await asyncio.sleep(_ASK_AGAIN_S)
+
+    async def _migrate(self) -> None:
+        engine = _engine(self._url, patience_s=_MIGRATION_S, is_pooled=False)
+        try:
+            async with _translated(within_s=_MIGRATION_S), engine.begin() as connection:
+                await connection.run_sync(bring_up_to_date)
+        finally:
+            await engine.dispose()
+
+
+async def insert_new(db: AsyncSession, table: type[Base], **values: object) -> bool:
+    """Inserts a row unless its key is there already; whether it did. Of two at once, the second waits for the first."""
+    insert = sqlite.insert if db.get_bind().dialect.name == "sqlite" else postgresql.insert
+    result = await db.execute(insert(table).values(**values).on_conflict_do_nothing())
+    return bool(result.rowcount)  # type: ignore[attr-defined]
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise InvalidInput("not a database URL", field="--database", hint="postgresql://user@host/name") from error
+    if parsed.drivername == _SQLITE:
+        return parsed
+    if parsed.drivername not in _POSTGRESQL:
+        raise InvalidInput(
+            f"{parsed.drivername!r} is no database that Farstep knows",
+            field="--database",
+            hint="postgresql://user@host/name; without one, a SQLite file in the home is used",
+        )
+    query = dict(parsed.query)
+    if "sslmode" in query:  # as libpq and everybody's settings call it
+        query["ssl"] = query.pop("sslmode")
+    return parsed.set(drivername="postgresql+asyncpg", query=query)
+
+
+def _engine(url: URL, *, patience_s: float, is_pooled: bool = True) -> AsyncEngine:
+    """Waits for locks and for answers end a little before the patience does, and so tell what it was.
+
+    Without a pool it is for migrations, which must be free to break a reference for a moment.
+    """
+    options: dict[str, Any] = {"pool_timeout": patience_s} if is_pooled else {"poolclass": NullPool}
+    lock_ms = round(patience_s / 2 * 1000)
+    if url.drivername == _SQLITE:
+        engine = create_async_engine(url, **options)
+        pragmas = [
+            f"busy_timeout={lock_ms}",
+            "journal_mode=WAL",
+            "synchronous=FULL",  # what was answered survives the power
+            f"foreign_keys={'ON' if is_pooled else 'OFF'}",
+        ]
+        event.listen(engine.sync_engine, "connect", lambda connection, _: _configure(connection, pragmas))
+        event.listen(engine.sync_engine, "begin", _begin)
+        return engine
+    settings = {"application_name": "farstep", "lock_timeout": f"{lock_ms}", "synchronous_commit": "on"}
+    if is_pooled:
+        options["pool_pre_ping"] = True
+        settings["idle_in_transaction_session_timeout"] = f"{2 * patience_s * 1000:.0f}"  # of a client that vanished
+    waits = {"timeout": patience_s / 2, "command_timeout": patience_s * 0.8}
+    return create_async_engine(url, connect_args={**waits, "server_settings": settings}, **options)
+
+
+def _configure(connection: Any, pragmas: list[str]) -> None:
+    connection.isolation_level = None  # sqlite3 begins no transactions by itself: `_begin` does
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000"):
+    for pragma in pragmas:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    # Who will write has the write lock from the start: what it has read is still so when it writes.
+    reads = connection.get_execution_options().get(_READS, False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+@asynccontextmanager
+async def _translated(*, within_s: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(within_s):
+            yield
+    except (ApiError, SchemaRefused):
+        raise
+    except (TimeoutError, OSError, PoolTimeout, PendingRollbackError) as error:
+        raise _away(str(error) or "no answer") from error
+    except DBAPIError as error:
+        raise (_ours(error) or error) from error
+
+
+def _ours(error: DBAPIError) -> ApiError | None:
+    """What a failure of the database's means for who asked, or None where the mistake is in our statement."""
+    origin = error.orig.__cause__ or error.orig if error.orig is not None else None
+    match origin:
+        case sqlite3.OperationalError(sqlite_errorname=str(name)):
+            if name.startswith("SQLITE_FULL"):
+                return StorageFull("the control plane's database has no room")
+            passes = name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_CANTOPEN"))
+            return _away(str(origin)) if passes else None
+    state = str(getattr(origin, "sqlstate", None) or "")
+    if state == _DISK_FULL:
+        return StorageFull("the control plane's database has no room")
+    is_away = error.connection_invalidated or state.startswith(_AWAY) or isinstance(origin, OSError | TimeoutError)
+    if is_away or (not state and isinstance(error, InterfaceError | OperationalError)):
+        return _away(str(origin))
+    return None
+
+
+def _away(reason: str) -> Unavailable:
+    log.warning("the database does not answer: %s", reason)
+    return Unavailable(
+        "the control plane's database does not answer just now", hint="try again", retry_after_s=_RETRY_AFTER_S
+    )

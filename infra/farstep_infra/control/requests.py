@@ -7,20 +7,45 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from farstep_proto.errors import InvalidInput
-from farstep_proto.names import CheckpointPath
+from farstep_proto.names import CheckpointPath, check_run_id
 from farstep_proto.v1 import control_pb2
 from farstep_proto.validation import resolve_lora
 
 MAX_REPLICAS = 64
+MAX_TTL_SECONDS = 100 * 365 * 24 * 3600
 _MAX_TEXT = 200
+_MAX_RUN_IDS = 10_000
 _MAX_METADATA = 64
 _MAX_METADATA_TEXT = 4096
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?\Z")
 
 
 def check_session(request: control_pb2.CreateSessionRequest) -> None:
-    _check_text(request.project, field="project")
+    """Raises:
+    InvalidInput: naming the field.
+    """
     _check_metadata(request.user_metadata)
+
+
+def check_heartbeat(request: control_pb2.HeartbeatRequest) -> None:
+    """Raises:
+    InvalidInput: naming the field.
+    """
+    if len(request.run_ids) > _MAX_RUN_IDS:
+        raise InvalidInput(f"{len(request.run_ids)} runs, at most {_MAX_RUN_IDS}", field="run_ids")
+    for run_id in request.run_ids:
+        check_run_id(run_id, field="run_ids")
+
+
+def check_key(request: control_pb2.CreateKeyRequest) -> None:
+    """Raises:
+    InvalidInput: naming the field.
+    """
+    _check_text(request.name, field="name")
+    if request.operator and request.project:
+        raise InvalidInput("an operator's key is for every project", field="project", hint="leave one of them out")
+    if request.HasField("ttl_seconds") and not 0 < request.ttl_seconds <= MAX_TTL_SECONDS:
+        raise InvalidInput(f"{request.ttl_seconds} is not between 1 and {MAX_TTL_SECONDS}", field="ttl_seconds")
 
 
 def check_run(request: control_pb2.ProvisionRunRequest) -> None:
@@ -31,12 +56,7 @@ def check_run(request: control_pb2.ProvisionRunRequest) -> None:
     resolve_lora(request.lora)
     if request.max_seq_len < 0:
         raise InvalidInput(f"{request.max_seq_len} is negative", field="max_seq_len")
-    if not 0 <= request.replicas <= 1:
-        raise InvalidInput(
-            f"{request.replicas} trainer replicas: one process trains a run",
-            field="replicas",
-            hint="leave replicas at 1; several samplers are possible with sampler_replicas",
-        )
+    _check_replicas(request.replicas, field="replicas")
     _check_replicas(request.sampler_replicas, field="sampler_replicas")
     _check_text(request.name, field="name")
     _check_metadata(request.user_metadata)
@@ -67,10 +87,17 @@ def check_base_model(name: str) -> None:
     """A Hugging Face id or a directory with a model in it; whether the hub has it shows when it is loaded."""
     if not name:
         raise InvalidInput("missing", field="base_model", hint="a Hugging Face model id or a local directory")
-    if not _HUB_ID.match(name) and not Path(name, "config.json").is_file():
+    if not _HUB_ID.match(name) and not _is_model(name):
         raise InvalidInput(
             f"{name!r} is neither a Hugging Face model id nor a directory with a config.json", field="base_model"
         )
+
+
+def _is_model(directory: str) -> bool:
+    try:
+        return Path(directory, "config.json").is_file()
+    except (OSError, ValueError):  # longer than any path, or with a zero byte in it
+        return False
 
 
 def _check_replicas(count: int, *, field: str) -> None:

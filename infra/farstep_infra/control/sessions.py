@@ -1,4 +1,4 @@
-"""Sessions: opened by a ServiceClient, closed by it, remembered after.
+"""Sessions: opened by a ServiceClient, closed by it or after long silence, remembered after.
 
 A closed session takes nothing new, and can still be named as the one to take over from. Trainers and paired
 samplers are shared by base model, so taking over means no more than asking for the same base model: the
@@ -9,63 +9,152 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from farstep_infra.control import requests
-from farstep_infra.control.db import Database, SessionRow
+from farstep_infra.control import quotas, requests
+from farstep_infra.control.db import Database
+from farstep_infra.control.idempotency import Once
+from farstep_infra.control.pages import PageRequest, read_page
+from farstep_infra.control.projects import enter
+from farstep_infra.control.scope import find, visible
+from farstep_infra.control.tables import RunRow, SessionRow
 from farstep_proto.errors import NotFound
 from farstep_proto.v1 import control_pb2
+from farstep_serving.keys import Caller
+
+STATES = ("open", "closed")
+_SEEN_NOTED_EVERY_S = 30.0
 
 
 class Sessions:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def create(self, request: control_pb2.CreateSessionRequest) -> control_pb2.Session:
+    async def create(
+        self, request: control_pb2.CreateSessionRequest, *, caller: Caller, once: Once
+    ) -> control_pb2.Session:
         """Raises:
         InvalidInput: naming the field.
-        NotFound: there never was a session `reuse_from_session_id`.
+        NotFound: the project is not the caller's, or there never was a session `reuse_from_session_id` in it.
+        QuotaExceeded: the project has as many as it may have.
         """
         requests.check_session(request)
-        row = SessionRow(
-            session_id=f"session-{secrets.token_hex(8)}",
-            project=request.project,
-            reuse_from_session_id=request.reuse_from_session_id,
-            user_metadata=dict(request.user_metadata),
-        )
         async with self._db.transaction() as db:
-            if row.reuse_from_session_id and await db.get(SessionRow, row.reuse_from_session_id) is None:
-                raise NotFound(f"no session {row.reuse_from_session_id!r}", field="reuse_from_session_id")
+            if earlier := await once.answered(db, control_pb2.Session):
+                return earlier
+            project = await enter(db, request.project, caller)
+            reused = request.reuse_from_session_id
+            if reused and await find(db, SessionRow, reused, caller) is None:
+                raise NotFound(f"no session {reused!r}", field="reuse_from_session_id")
+            await quotas.refuse_another(db, project, "max_sessions")
+            now = time.time()
+            row = SessionRow(
+                session_id=f"session-{secrets.token_hex(8)}",
+                project=project.project,
+                reuse_from_session_id=reused,
+                user_metadata=dict(request.user_metadata),
+                created_at=now,
+                last_seen_at=now,
+            )
             db.add(row)
-        return _to_proto(row)
+            answer = _to_proto(row)
+            await once.keep(db, answer)
+        return answer
 
-    async def get(self, session_id: str) -> control_pb2.Session:
-        """An open one.
+    async def get(self, session_id: str, *, caller: Caller) -> control_pb2.Session:
+        """Also a closed one.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is none that the caller may see.
         """
-        async with self._db.transaction() as db:
-            return _to_proto(_open(await db.get(SessionRow, session_id), session_id))
+        async with self._db.reading() as db:
+            return _to_proto(_found(await find(db, SessionRow, session_id, caller), session_id))
 
-    async def close(self, session_id: str) -> None:
-        """Raises:
-        NotFound: there is no open one.
+    async def list(
+        self, page: PageRequest, *, caller: Caller, project: str = "", state: str = ""
+    ) -> control_pb2.ListSessionsResponse:
+        """Those that the caller may see, oldest first."""
+        query = visible(select(SessionRow), caller, SessionRow.project)
+        if project:
+            query = query.where(SessionRow.project == project)
+        if state:
+            closed_at = SessionRow.closed_at
+            query = query.where(closed_at.is_(None) if state == "open" else closed_at.is_not(None))
+        order = (SessionRow.created_at, SessionRow.session_id)
+        async with self._db.reading() as db:
+            rows, following = await read_page(db, query, order, page)
+        return control_pb2.ListSessionsResponse(sessions=[_to_proto(row) for row in rows], next_page=following)
+
+    async def heartbeat(
+        self, session_id: str, request: control_pb2.HeartbeatRequest, *, caller: Caller
+    ) -> control_pb2.Session:
+        """Notes that its client lives, every half a minute at most, and with it the sessions of runs that it uses.
+
+        Raises:
+            InvalidInput: naming the field.
+            NotFound: there is no open one that the caller may see.
+        """
+        requests.check_heartbeat(request)
+        async with self._db.reading() as db:
+            row = await find_open(db, session_id, caller)
+        now = time.time()
+        if row.last_seen_at < now - _SEEN_NOTED_EVERY_S:
+            of_runs = visible(select(RunRow.session_id), caller, RunRow.project)
+            of_runs = of_runs.where(RunRow.run_id.in_(request.run_ids))
+            async with self._db.transaction() as db:
+                for used in (SessionRow.session_id == session_id, SessionRow.session_id.in_(of_runs)):
+                    await db.execute(update(SessionRow).where(used).values(last_seen_at=now))
+            row.last_seen_at = now
+        return _to_proto(row)
+
+    async def close(self, session_id: str, *, caller: Caller) -> None:
+        """Again does nothing.
+
+        Raises:
+            NotFound: there is none that the caller may see.
         """
         async with self._db.transaction() as db:
-            _open(await db.get(SessionRow, session_id), session_id).closed_at = time.time()
+            row = _found(await find(db, SessionRow, session_id, caller, lock=True), session_id)
+            row.closed_at = row.closed_at or time.time()
+
+    async def close_silent(self, *, silent_s: float) -> Sequence[str]:
+        """Closes those whose client has given no sign of life for so long; their ids."""
+        now = time.time()
+        silent = (SessionRow.closed_at.is_(None), SessionRow.last_seen_at < now - silent_s)
+        close = update(SessionRow).where(*silent).values(closed_at=now).returning(SessionRow.session_id)
+        async with self._db.transaction() as db:
+            return (await db.execute(close)).scalars().all()
 
     async def count(self) -> int:
-        async with self._db.transaction() as db:
+        async with self._db.reading() as db:
             query = select(func.count()).select_from(SessionRow).where(SessionRow.closed_at.is_(None))
             return (await db.execute(query)).scalar_one()
 
 
-def _open(row: SessionRow | None, session_id: str) -> SessionRow:
-    if row is None or row.closed_at is not None:
-        raise NotFound(f"no session {session_id!r}", field="session_id")
+async def find_open(db: AsyncSession, session_id: str, caller: Caller, *, lock: bool = False) -> SessionRow:
+    """Args:
+        lock: it stays open until the transaction ends.
+
+    Raises:
+        NotFound: there is no open one that the caller may see.
+    """
+    row = _found(await find(db, SessionRow, session_id, caller, lock=lock), session_id)
+    if row.closed_at is not None:
+        raise _none(session_id)
     return row
+
+
+def _found(row: SessionRow | None, session_id: str) -> SessionRow:
+    if row is None:
+        raise _none(session_id)
+    return row
+
+
+def _none(session_id: str) -> NotFound:
+    return NotFound(f"no session {session_id!r}", field="session_id")
 
 
 def _to_proto(row: SessionRow) -> control_pb2.Session:
@@ -75,4 +164,6 @@ def _to_proto(row: SessionRow) -> control_pb2.Session:
         reuse_from_session_id=row.reuse_from_session_id,
         user_metadata=row.user_metadata,
         created_at=row.created_at,
+        last_seen_at=row.last_seen_at,
+        closed_at=row.closed_at,
     )

@@ -8,6 +8,7 @@ may fetch that file and nothing else.
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import hmac
 import time
@@ -15,18 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from farstep_infra.store.checkpoints import CheckpointStore, Manifest
+from farstep_infra.store.checkpoints import CheckpointStore, Manifest, no_checkpoint
 from farstep_proto import paths
 from farstep_proto.errors import Forbidden, InvalidInput
 from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import control_pb2
+from farstep_serving.keys import OPERATOR, Caller
 
 URL_TTL_S = 3600
 PAGE_SIZE = 100
 
 
 class Checkpoints:
-    """A store behind an HTTP server.
+    """A store behind an HTTP server, as a caller sees it: what belongs to others is not there.
 
     Args:
         secret: signs URLs; who has it can read every checkpoint.
@@ -36,6 +38,18 @@ class Checkpoints:
         self._store = store
         self._signing_key = hashlib.sha256(b"farstep checkpoint url\0" + secret.encode()).digest()
         self._clock = clock
+        self._caller = OPERATOR
+        self._owns_unmarked = False
+
+    def seen_by(self, caller: Caller, *, owns_unmarked: bool) -> Checkpoints:
+        """The same for another caller; at first it is an operator's.
+
+        Args:
+            owns_unmarked: whether those are the caller's that say of no project that they are its.
+        """
+        seen = copy.copy(self)
+        seen._caller, seen._owns_unmarked = caller, owns_unmarked
+        return seen
 
     async def list(self, run_id: str, *, page: str = "") -> control_pb2.ListCheckpointsResponse:
         """A run's checkpoints, oldest first, `PAGE_SIZE` at a time; `page` is empty or an earlier `next_page`.
@@ -46,7 +60,8 @@ class Checkpoints:
         Raises:
             InvalidInput: not a run id, or not a page.
         """
-        manifests = await asyncio.to_thread(self._store.list, run_id)
+        found = await asyncio.to_thread(self._store.list, run_id)
+        manifests = [manifest for manifest in found if self._may_see(manifest.project)]
         after = _position(page)
         left = [manifest for manifest in manifests if after is None or _place(manifest) > after]
         here = left[:PAGE_SIZE]
@@ -59,12 +74,14 @@ class Checkpoints:
         """Raises:
         NotFound: no such checkpoint.
         """
+        await self._check_seen(path)
         return (await asyncio.to_thread(self._store.manifest, path)).to_proto()
 
     async def delete(self, path: CheckpointPath) -> None:
         """Raises:
         NotFound: no such checkpoint.
         """
+        await self._check_seen(path)
         await asyncio.to_thread(self._store.delete, path)
 
     async def set_ttl(self, path: CheckpointPath, ttl_seconds: int | None) -> control_pb2.Checkpoint:
@@ -74,6 +91,7 @@ class Checkpoints:
             NotFound: no such checkpoint, or it has expired.
             InvalidInput: not a positive number.
         """
+        await self._check_seen(path)
         return (await asyncio.to_thread(self._store.set_ttl, path, ttl_seconds)).to_proto()
 
     async def archive(self, path: CheckpointPath, *, base_url: str, page: str) -> control_pb2.CheckpointArchive:
@@ -83,6 +101,7 @@ class Checkpoints:
             NotFound: no such checkpoint.
             InvalidInput: `page` is not one of this checkpoint's.
         """
+        await self._check_seen(path)
         manifest = await asyncio.to_thread(self._store.manifest, path)
         names = sorted(manifest.files)
         start = _page_start(page, len(names))
@@ -115,6 +134,17 @@ class Checkpoints:
         if int(expires) <= self._clock():
             raise Forbidden("this URL has expired", hint="ask for the checkpoint's archive again")
         return await asyncio.to_thread(self._store.file_path, path, name)
+
+    async def _check_seen(self, path: CheckpointPath) -> None:
+        """Raises NotFound for what is another's, as for what is not there."""
+        if self._caller.is_operator:
+            return
+        project = await asyncio.to_thread(self._store.project_of, path)
+        if project is None or not self._may_see(project):
+            raise no_checkpoint(path)
+
+    def _may_see(self, project: str) -> bool:
+        return self._caller.may_see(project) if project else self._caller.is_operator or self._owns_unmarked
 
     def _signed(self, path: CheckpointPath, name: str, *, expires_at: int) -> str:
         place = paths.CHECKPOINT_FILE.format(run_id=quote(path.run_id), kind=path.kind, name=path.name, file=name)

@@ -26,7 +26,7 @@ from farstep_infra.store.objects import Objects
 from farstep_proto.errors import Conflict, InvalidInput, NotFound
 from farstep_proto.names import CheckpointPath, check_name, check_run_id
 
-__all__ = ["JSON", "CheckpointStore", "Manifest", "StoredFile", "open_store"]
+__all__ = ["JSON", "CheckpointStore", "Manifest", "StoredFile", "no_checkpoint", "open_store"]
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,16 @@ class CheckpointStore:
         """Raises as `read` does, but looks at no other file."""
         return self._locate(path)[0]
 
+    def project_of(self, path: CheckpointPath) -> str | None:
+        """Whose a checkpoint is, also an expired one; None where there is none, or one whose manifest is damaged."""
+        found = self._backing.find(_checked(path))
+        if found is None:
+            return None
+        try:
+            return Manifest.from_json(found.manifest, path=path).project
+        except InvalidInput:
+            return None
+
     def list(self, run_id: str) -> builtins.list[Manifest]:
         """Every checkpoint of a run, oldest first; damaged ones are left out with a warning in the log."""
         paths = [*all_paths(self._backing, check_run_id(run_id))]
@@ -124,7 +134,7 @@ class CheckpointStore:
             NotFound: there is nothing of that name.
         """
         if not self._backing.remove(_checked(path), only_if=lambda found: True):
-            raise NotFound(f"no checkpoint {path}", field="path")
+            raise no_checkpoint(path)
 
     def set_ttl(self, path: CheckpointPath, ttl_seconds: float | None) -> Manifest:
         """Has a checkpoint expire so many seconds from now; None: never.
@@ -219,7 +229,7 @@ class CheckpointStore:
         if found is None:
             if self._backing.is_incomplete(path):
                 raise NotFound(f"checkpoint {path} is incomplete: it has no manifest", field="path")
-            raise NotFound(f"no checkpoint {path}", field="path")
+            raise no_checkpoint(path)
         manifest = Manifest.from_json(found.manifest, path=path)
         if manifest.is_expired(self._clock()):
             assert manifest.expires_at is not None
@@ -258,6 +268,11 @@ class CheckpointStore:
                 raise _damaged(manifest, name, "has another sha256 than the manifest says")
             files[name] = data
         return files
+
+
+def no_checkpoint(path: CheckpointPath) -> NotFound:
+    """What is said of a checkpoint that is not there, and of one that the caller may not know of."""
+    return NotFound(f"no checkpoint {path}", field="path")
 
 
 def _checked(path: CheckpointPath) -> CheckpointPath:

@@ -51,6 +51,12 @@ class Manifest:
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files.values())
 
+    @property
+    def project(self) -> str:
+        """Whose it is; empty: the operators'."""
+        project = self.meta.get("project")
+        return project if isinstance(project, str) else ""
+
     def is_expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now
 

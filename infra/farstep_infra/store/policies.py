@@ -38,6 +38,7 @@ class ShelvedPolicy:
     history: str
     published_at: float  # seconds since the epoch
     files: Mapping[str, bytes]
+    project: str = ""  # whose the run is; empty: the operators'
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Shelf:
     run_id: str
     history: str
     policies: tuple[Listed, ...]
+    project: str = ""
 
     @property
     def newest(self) -> Listed:
@@ -93,7 +95,7 @@ class PolicyShelves:
         others = [p for p in before.policies if p.version != policy.version] if before is not None and same else []
         listed = Listed(policy.version, policy.published_at, {n: StoredFile.of(d) for n, d in policy.files.items()})
         kept = sorted([*others, listed], key=lambda p: p.version)[-self._keep :]
-        after = Shelf(policy.run_id, policy.history, tuple(kept))
+        after = Shelf(policy.run_id, policy.history, tuple(kept), policy.project)
         for name, data in policy.files.items():
             self._blobs.put(after.key(listed, check_name(name, field="files")), data)
         self._blobs.put(f"{check_run_id(policy.run_id)}/{_MANIFEST}", _encode(after))
@@ -129,7 +131,7 @@ class PolicyShelves:
                 if attempt == _READ_ATTEMPTS - 1:
                     raise
                 continue
-            return ShelvedPolicy(run_id, version, shelf.history, policy.published_at, files)
+            return ShelvedPolicy(run_id, version, shelf.history, policy.published_at, files, shelf.project)
         raise AssertionError("unreachable")
 
     def runs(self) -> list[str]:
@@ -171,7 +173,13 @@ def _encode(shelf: Shelf) -> bytes:
         {**asdict(policy), "files": {name: file._asdict() for name, file in policy.files.items()}}
         for policy in shelf.policies
     ]
-    content = {"format": _FORMAT, "run_id": shelf.run_id, "history": shelf.history, "policies": policies}
+    content = {
+        "format": _FORMAT,
+        "run_id": shelf.run_id,
+        "project": shelf.project,
+        "history": shelf.history,
+        "policies": policies,
+    }
     return json.dumps(content, indent=1, allow_nan=False).encode()
 
 
@@ -181,7 +189,7 @@ def _decode(data: bytes, run_id: str) -> Shelf:
         if content["format"] != _FORMAT or content["run_id"] != run_id or not content["policies"]:
             raise ValueError("it is of another format or another run, or empty")
         policies = tuple(_listed(policy) for policy in content["policies"])
-        return Shelf(run_id, check_name(content["history"]), policies)
+        return Shelf(run_id, check_name(content["history"]), policies, str(content.get("project", "")))
     except (ValueError, KeyError, TypeError, AttributeError, InvalidInput) as error:
         raise InvalidInput(f"the manifest of {run_id}'s policies is damaged ({error})") from error
 

@@ -37,5 +37,6 @@ class PolicyArchive:
             is_it = manifest.path.kind == "sampler_weights" and meta.get("policy_version") == version
             if is_it and (not history or meta.get("history") == history):
                 _, files = self._store.read(manifest.path)
-                return ShelvedPolicy(run_id, version, str(meta.get("history", "")), manifest.created_at, files)
+                history = str(meta.get("history", ""))
+                return ShelvedPolicy(run_id, version, history, manifest.created_at, files, manifest.project)
         raise missing or NotFound(f"version {version} of {run_id} is damaged, and no checkpoint has it")

@@ -10,9 +10,11 @@ from starlette.routing import Route
 
 from farstep_infra.store.archive import Checkpoints
 from farstep_proto import paths
-from farstep_proto.errors import NotFound
+from farstep_proto.errors import Forbidden, NotFound
 from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import common_pb2, control_pb2
+from farstep_serving.descriptions import PAGE, Media, describe, query
+from farstep_serving.keys import caller_of
 from farstep_serving.messages import read_message, respond
 
 OPEN_PATHS = frozenset({paths.CHECKPOINT_FILE})  # a file's URL carries its own proof
@@ -25,33 +27,49 @@ HasRun = Callable[[Request, str], Awaitable[bool]]
 def checkpoint_routes(find: Find, *, has_run: HasRun) -> list[Route]:
     """Args:
     find: the checkpoints that a request is about.
-    has_run: whether the server knows a run of that id, which may have no checkpoint yet.
+    has_run: whether the server knows a run of that id that the caller may see, which may have no checkpoint yet.
     """
 
+    async def seen(request: Request) -> Checkpoints:
+        caller = caller_of(request)
+        owns_unmarked = not caller.is_operator and await has_run(request, request.path_params["run_id"])
+        return find(request).seen_by(caller, owns_unmarked=owns_unmarked)
+
+    @describe("List a run's checkpoints", gives=control_pb2.ListCheckpointsResponse, parameters=[PAGE])
     async def listed(request: Request) -> Response:
         run_id = request.path_params["run_id"]
-        found = await find(request).list(run_id, page=request.query_params.get("page", ""))
+        found = await (await seen(request)).list(run_id, page=request.query_params.get("page", ""))
         # A run that was made elsewhere is known by its checkpoints alone.
         if not found.checkpoints and not await has_run(request, run_id):
             raise NotFound(f"no run {run_id!r}", field="run_id")
         return respond(request, found)
 
+    @describe("Look at a checkpoint", gives=control_pb2.Checkpoint)
     async def get(request: Request) -> Response:
-        return respond(request, await find(request).get(_path(request)))
+        return respond(request, await (await seen(request)).get(_path(request)))
 
+    @describe("Delete a checkpoint")
     async def delete(request: Request) -> Response:
-        await find(request).delete(_path(request))
+        await (await seen(request)).delete(_path(request))
         return respond(request, common_pb2.Empty())
 
+    @describe("Set when a checkpoint expires", takes=control_pb2.SetTtlRequest, gives=control_pb2.Checkpoint)
     async def set_ttl(request: Request) -> Response:
         message = await read_message(request, control_pb2.SetTtlRequest, limit=_MAX_BODY_BYTES)
         ttl_seconds = message.ttl_seconds if message.HasField("ttl_seconds") else None
-        return respond(request, await find(request).set_ttl(_path(request), ttl_seconds))
+        return respond(request, await (await seen(request)).set_ttl(_path(request), ttl_seconds))
 
+    @describe("Get the URLs of a checkpoint's files", gives=control_pb2.CheckpointArchive, parameters=[PAGE])
     async def archive(request: Request) -> Response:
-        page = request.query_params.get("page", "")
-        return respond(request, await find(request).archive(_path(request), base_url=str(request.base_url), page=page))
+        page, checkpoints = request.query_params.get("page", ""), await seen(request)
+        return respond(request, await checkpoints.archive(_path(request), base_url=str(request.base_url), page=page))
 
+    @describe(
+        "Fetch a file by a URL of its archive",
+        gives=Media({"application/octet-stream": {}}),
+        parameters=[query("expires", "as in the URL"), query("signature", "as in the URL")],
+        errors=[Forbidden],
+    )
     async def file(request: Request) -> Response:
         place = await find(request).file(
             _path(request),

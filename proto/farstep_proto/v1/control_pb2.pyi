@@ -50,6 +50,12 @@ class Session(_message.Message):
     closed_at: float
     def __init__(self, session_id: _Optional[str] = ..., project: _Optional[str] = ..., reuse_from_session_id: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., last_seen_at: _Optional[float] = ..., closed_at: _Optional[float] = ...) -> None: ...
 
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("run_ids",)
+    RUN_IDS_FIELD_NUMBER: _ClassVar[int]
+    run_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class ListSessionsResponse(_message.Message):
     __slots__ = ("sessions", "next_page")
     SESSIONS_FIELD_NUMBER: _ClassVar[int]

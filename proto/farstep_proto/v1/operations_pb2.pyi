@@ -25,12 +25,14 @@ OPERATION_STATE_FAILED: OperationState
 OPERATION_STATE_CANCELLED: OperationState
 
 class Accepted(_message.Message):
-    __slots__ = ("operation_id", "queue_place")
+    __slots__ = ("operation_id", "queue_place", "awaits_parts")
     OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
     QUEUE_PLACE_FIELD_NUMBER: _ClassVar[int]
+    AWAITS_PARTS_FIELD_NUMBER: _ClassVar[int]
     operation_id: str
     queue_place: int
-    def __init__(self, operation_id: _Optional[str] = ..., queue_place: _Optional[int] = ...) -> None: ...
+    awaits_parts: bool
+    def __init__(self, operation_id: _Optional[str] = ..., queue_place: _Optional[int] = ..., awaits_parts: bool = ...) -> None: ...
 
 class Operation(_message.Message):
     __slots__ = ("operation_id", "state", "queue_place", "verb", "error", "empty", "forward_backward", "optim_step", "save_weights", "load_weights", "sample")
@@ -81,6 +83,14 @@ class PollResponse(_message.Message):
     unknown: _containers.RepeatedScalarFieldContainer[str]
     num_pending: int
     def __init__(self, instance_id: _Optional[str] = ..., finished: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ..., unknown: _Optional[_Iterable[str]] = ..., num_pending: _Optional[int] = ...) -> None: ...
+
+class ListOperationsResponse(_message.Message):
+    __slots__ = ("operations", "next_page")
+    OPERATIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_FIELD_NUMBER: _ClassVar[int]
+    operations: _containers.RepeatedCompositeFieldContainer[Operation]
+    next_page: str
+    def __init__(self, operations: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ..., next_page: _Optional[str] = ...) -> None: ...
 
 class CancelResponse(_message.Message):
     __slots__ = ("cancelled",)

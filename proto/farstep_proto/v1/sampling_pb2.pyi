@@ -126,16 +126,18 @@ class LoadPolicyRequest(_message.Message):
     def __init__(self, model_path: _Optional[str] = ...) -> None: ...
 
 class PolicyState(_message.Message):
-    __slots__ = ("run_id", "newest_version", "resident_versions", "model_path")
+    __slots__ = ("run_id", "newest_version", "resident_versions", "model_path", "project")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NEWEST_VERSION_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     newest_version: int
     resident_versions: _containers.RepeatedScalarFieldContainer[int]
     model_path: str
-    def __init__(self, run_id: _Optional[str] = ..., newest_version: _Optional[int] = ..., resident_versions: _Optional[_Iterable[int]] = ..., model_path: _Optional[str] = ...) -> None: ...
+    project: str
+    def __init__(self, run_id: _Optional[str] = ..., newest_version: _Optional[int] = ..., resident_versions: _Optional[_Iterable[int]] = ..., model_path: _Optional[str] = ..., project: _Optional[str] = ...) -> None: ...
 
 class ListPoliciesResponse(_message.Message):
     __slots__ = ("policies", "revision", "draining")

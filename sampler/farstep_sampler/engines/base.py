@@ -13,6 +13,7 @@ import numpy as np
 from farstep_model.adapter import Adapter
 from farstep_model.lora import LoraLayers
 from farstep_proto.errors import Internal, ModelError
+from farstep_sampler.account import NOBODY, Account
 from farstep_sampler.in_flight import Sampling
 from farstep_sampler.request import SampleJob
 from farstep_sampler.result import SampleResult, SampleSequence, Topk
@@ -51,12 +52,12 @@ class Engine(Protocol):
         ...
 
     def sampling(
-        self, job: SampleJob, *, slot: int, version: int = 0, streams: bool = False, client: str = ""
+        self, job: SampleJob, *, slot: int, version: int = 0, streams: bool = False, account: Account = NOBODY
     ) -> Sampling:
         """Starts a job, to be watched (`streams`), switched or waited for in a block that it does not outlive.
 
         Args:
-            client: who asks, for engines in which clients take turns.
+            account: who asks: askers share no computed prompts, and take turns where the engine has turns.
 
         Raises:
             Internal: the engine has stopped.

@@ -2,7 +2,8 @@
 
 Kept in blocks of a few tokens, found by the tokens themselves from the start of the sequence: block by block, each
 under (its predecessor, its tokens), so that equal keys mean equal prefixes and never merely equal hashes. The first
-predecessor is the weights that computed it: what one version left is never found by another.
+predecessor stands for the weights that computed it and who asked: what one version left is never found by another, nor
+what one project left.
 
 A hit is copied, not shared: a block is free to go the moment it has been read. The least recently used go first; a
 block is always used later than what follows it, so nothing is kept that cannot be reached.
@@ -13,7 +14,7 @@ Shapes: H heads, T tokens, D head size, P blocks of the pool.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,13 +51,13 @@ class PrefixCache:
         return len(self._blocks) * BLOCK_TOKENS
 
     def new_root(self) -> int:
-        """What prefixes computed by a new set of weights begin from."""
+        """What prefixes begin from that share nothing with any that are here."""
         self._num_serials += 1
         return self._num_serials
 
-    def drop(self, root: int) -> None:
-        """Forgets all that begins from a root."""
-        reached = {root}
+    def drop(self, roots: Iterable[int]) -> None:
+        """Forgets all that begins from these roots."""
+        reached = set(roots)
         for key in reversed(list(self._blocks)):  # predecessors first
             if key[0] in reached:
                 block = self._blocks.pop(key)

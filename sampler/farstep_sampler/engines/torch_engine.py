@@ -26,6 +26,7 @@ from farstep_model.adapter import Adapter
 from farstep_model.load import BaseModel
 from farstep_model.prepared import prepare
 from farstep_proto.errors import ApiError
+from farstep_sampler.account import NOBODY, Account, Charge, free_of_charge, usage_of
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.base import no_tokens, not_finite
 from farstep_sampler.engines.context import CHUNK_MULTIPLE, Chunk, Context, prepare_look
@@ -69,6 +70,7 @@ class TorchEngine:
         max_rows: most sequences decoded at a time.
         budget_tokens: most tokens that running sequences have room for.
         prefix_tokens: most tokens of earlier requests kept besides; a quarter of the budget unless given.
+        charge: is told what each job used, when it has ended in whatever way.
 
     Raises:
         InvalidInput: the model cannot be decoded with this cache; found by trying, before anything is served.
@@ -82,6 +84,7 @@ class TorchEngine:
         max_rows: int,
         budget_tokens: int,
         prefix_tokens: int | None = None,
+        charge: Charge = free_of_charge,
     ) -> None:
         prepare(adapters.layers)
         shape = KVShape.of(base)
@@ -92,7 +95,9 @@ class TorchEngine:
         self._prefixes = PrefixCache(
             shape, budget_tokens=budget_tokens // 4 if prefix_tokens is None else prefix_tokens
         )
-        self._roots = [self._prefixes.new_root() for _ in range(adapters.num_slots + 1)]  # by slot: its weights
+        # By slot, that is by weights, and by who asks: nobody can tell what others have asked.
+        self._roots: list[dict[str, int]] = [{} for _ in range(adapters.num_slots + 1)]
+        self._charge = charge
         self._scheduler = Scheduler(max_rows=max_rows, room=self._rows.admits)
         self._groups: dict[int, Group] = {}
         self._contexts: dict[Context, None] = {}  # being computed, in the order in which they came
@@ -120,21 +125,28 @@ class TorchEngine:
         Raises:
             InvalidInput: it has weights that are not finite.
         """
-        self._prefixes.drop(self._roots[slot])
-        self._roots[slot] = self._prefixes.new_root()
+        self._prefixes.drop(self._roots[slot].values())
+        self._roots[slot] = {}
         self._adapters.load(slot, adapter)
 
     def submit(
-        self, ticket: int, job: SampleJob, *, slot: int, version: int = 0, streams: bool = False, client: str = ""
+        self,
+        ticket: int,
+        job: SampleJob,
+        *,
+        slot: int,
+        version: int = 0,
+        streams: bool = False,
+        account: Account = NOBODY,
     ) -> None:
         """Takes a job; a later `step` reports what came of it, under its ticket.
 
         Args:
             version: of the weights in the slot; its tokens are labelled with it.
             streams: whether `take_news` shall tell its tokens as they come.
-            client: clients take turns.
+            account: who asks; askers take turns, and so do the clients of each.
         """
-        group = Group(ticket, job, slot, version, streams, client, self._make_stops)
+        group = Group(ticket, job, slot, version, streams, account, self._make_stops)
         prepare_look(group)
         self._groups[ticket] = group
         self._scheduler.add(group)
@@ -174,7 +186,7 @@ class TorchEngine:
             num_context = columns_for(len(join.context) + CHUNK_MULTIPLE) if join.context else 0
             reserved = num_context + len(join.sequences) * self._rows.room_for(join.num_tokens)
             self._rows.reserved += reserved
-            context = Context(join, self._roots[join.group.slot], reserved)
+            context = Context(join, self._root_of(join.group), reserved)
             context.begin(self._rows.shape, self._prefixes)
             self._contexts[context] = None
 
@@ -222,7 +234,10 @@ class TorchEngine:
                     chunk.look(hidden_ND[first : first + chunk.num_real], self._base)
             chunk.context.num_done += chunk.num_real
             first += chunk.part.num_tokens
-        speed = num_tokens / (time.perf_counter() - began)
+        took_s = time.perf_counter() - began
+        for chunk in chunks:
+            chunk.context.join.group.computed_s += took_s * chunk.part.num_tokens / num_tokens
+        speed = num_tokens / took_s
         self._chunk += 0.3 * (min(max(speed * _CHUNK_S, _LEAST_CHUNK), _MOST_CHUNK) - self._chunk)
 
     def _start(self, context: Context) -> list[Finished]:
@@ -248,6 +263,7 @@ class TorchEngine:
     def _decode(self) -> list[Finished]:
         if not self._cells:
             return []
+        began = time.perf_counter()
         try:
             batch = self._make_batch()
             with self._decoder.active(batch.state.slots):
@@ -260,6 +276,9 @@ class TorchEngine:
             tokens, logprobs = sampled.tokens.tolist(), sampled.logprobs.tolist()
             topk = Topk(sampled.topk_ids.cpu().numpy(), sampled.topk_logprobs.cpu().numpy())
             self._batch = batch.advanced(sampled.tokens)
+            share_s = (time.perf_counter() - began) / len(batch.sequences)
+            for sequence in batch.sequences:
+                sequence.group.computed_s += share_s
             return self._advance(batch.sequences, tokens, logprobs, topk)
         except Exception as error:  # as above: the batch is lost
             log.exception("a decoding step failed")
@@ -316,7 +335,7 @@ class TorchEngine:
         if not sequence.group.is_mixed:
             cell = self._cells[sequence]
             arrays = [array[cell.row] for array in cell.slab.arrays]
-            self._prefixes.write(self._roots[sequence.group.slot], sequence.context, arrays)
+            self._prefixes.write(self._root_of(sequence.group), sequence.context, arrays)
 
     def _free(self, sequences: Seq[Sequence]) -> None:
         if sequences:
@@ -341,6 +360,26 @@ class TorchEngine:
         for context in [context for context in self._contexts if context.join.group is group]:
             self._close(context)
         del self._groups[group.ticket]
+        self._charge_for(group)
+
+    def _charge_for(self, group: Group) -> None:
+        if not group.num_started and not group.computed_s:
+            return  # nothing of it began
+        used = usage_of(
+            group.account,
+            num_samples=len(group.finished),
+            tokens_prompted=len(group.job.prompt),
+            tokens_sampled=group.num_sampled,
+            seconds=group.computed_s,
+        )
+        self._charge(used)
+
+    def _root_of(self, group: Group) -> int:
+        """Where the prefixes begin that a job may find and leave."""
+        roots, asker = self._roots[group.slot], group.account.asker
+        if asker not in roots:
+            roots[asker] = self._prefixes.new_root()
+        return roots[asker]
 
     def _make_stops(self, job: SampleJob) -> StopStrings | None:
         if not job.stop_strings:

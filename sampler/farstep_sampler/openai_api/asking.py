@@ -13,14 +13,15 @@ from farstep_sampler.events import Events
 from farstep_sampler.openai_api.choices import Gain, Reader
 from farstep_sampler.submissions import Submissions, Work
 from farstep_sampler.versions import VersionGate
+from farstep_serving.keys import Caller
 
 
 class Sampling(Protocol):
     """What the API needs of a backend."""
 
-    def prepare(self, request: pb.SampleRequest, gate: VersionGate) -> Work: ...
+    def prepare(self, request: pb.SampleRequest, gate: VersionGate, caller: Caller) -> Work: ...
 
-    def open_stream(self, request: pb.SampleRequest, gate: VersionGate) -> Events: ...
+    def open_stream(self, request: pb.SampleRequest, gate: VersionGate, caller: Caller) -> Events: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,11 @@ class Ask:
     reader: Reader
 
 
-async def whole(asks: Sequence[Ask], backend: Sampling, submissions: Submissions) -> list[pb.SampleResponse]:
+async def whole(
+    asks: Sequence[Ask], backend: Sampling, submissions: Submissions, caller: Caller
+) -> list[pb.SampleResponse]:
     """All answers, in order; where one fails the others are cancelled. Raises ApiError."""
-    works = [backend.prepare(ask.request, ask.gate) for ask in asks]
+    works = [backend.prepare(ask.request, ask.gate, caller) for ask in asks]
 
     async def run(work: Work) -> pb.SampleResponse:
         with submissions.watched():
@@ -53,13 +56,13 @@ async def whole(asks: Sequence[Ask], backend: Sampling, submissions: Submissions
 Gains = AsyncGenerator[tuple[Ask, Gain | None], None]
 
 
-def streamed(asks: Sequence[Ask], backend: Sampling, count: Callable[[Events], Events]) -> Gains:
+def streamed(asks: Sequence[Ask], backend: Sampling, count: Callable[[Events], Events], caller: Caller) -> Gains:
     """The gains of all asks as they come; None tells that an ask has begun.
 
     Raises:
         ApiError: at once for what is wrong with a request, from the iteration for what happens to it.
     """
-    opened = [(ask, count(backend.open_stream(ask.request, ask.gate))) for ask in asks]
+    opened = [(ask, count(backend.open_stream(ask.request, ask.gate, caller))) for ask in asks]
     return _merged(opened)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
@@ -14,8 +13,9 @@ from starlette.routing import Route
 
 from farstep_proto import paths
 from farstep_proto.v1 import sampling_pb2, training_pb2
+from farstep_sampler.descriptions import GATE, OPENAI_ERROR, SAMPLING_ERRORS, openai_answer, openai_body
 from farstep_sampler.openai_api.asking import Sampling, streamed, whole
-from farstep_sampler.openai_api.bodies import ChatBody, CompletionBody, parse
+from farstep_sampler.openai_api.bodies import B, ChatBody, CompletionBody, parse
 from farstep_sampler.openai_api.chat import Chat, plan_chat
 from farstep_sampler.openai_api.completions import Completions, plan_completions
 from farstep_sampler.openai_api.errors import NoSuchModel, error_event
@@ -25,7 +25,9 @@ from farstep_sampler.openai_api.tokenizing import Tokenizer
 from farstep_sampler.request import gate_of_headers
 from farstep_sampler.streaming import SSE_HEARTBEAT, Stream, counted, first_of, while_connected
 from farstep_sampler.submissions import Submissions
-from farstep_serving.messages import read_body
+from farstep_serving.bodies import bodies_of, read_body
+from farstep_serving.descriptions import describe
+from farstep_serving.keys import Caller, caller_of
 
 PATHS = (paths.OPENAI_CHAT, paths.OPENAI_COMPLETIONS, paths.OPENAI_MODELS)
 
@@ -33,7 +35,9 @@ PATHS = (paths.OPENAI_CHAT, paths.OPENAI_COMPLETIONS, paths.OPENAI_MODELS)
 class Backend(Sampling, Protocol):
     """What stands behind the routes, as far as they need it."""
 
-    async def list_policies(self, *, after: int, wait_s: float) -> sampling_pb2.ListPoliciesResponse: ...
+    async def list_policies(
+        self, caller: Caller, *, after: int, wait_s: float
+    ) -> sampling_pb2.ListPoliciesResponse: ...
 
     async def info(self) -> training_pb2.ServerInfo: ...
 
@@ -63,10 +67,18 @@ class _Handlers:
         self._tokenizer: Tokenizer | None = None
         self._loading = asyncio.Lock()
 
+    @describe(
+        "Complete a chat",
+        takes=openai_body(ChatBody),
+        gives=openai_answer("chat.completion", streams=True),
+        parameters=GATE,
+        errors=SAMPLING_ERRORS,
+        error=OPENAI_ERROR,
+    )
     async def chat(self, request: Request) -> Response:
-        body = parse(ChatBody, await read_body(request))
+        body = await _parsed(request, ChatBody)
         self._submissions.check_room()
-        info, model = await self._model(body.model, request.headers)
+        info, model = await self._model(body.model, request)
         plan = await plan_chat(
             body,
             model,
@@ -76,20 +88,30 @@ class _Handlers:
         )
         return await self._answer(request, plan)
 
+    @describe(
+        "Complete a text",
+        takes=openai_body(CompletionBody),
+        gives=openai_answer("text_completion", streams=True),
+        parameters=GATE,
+        errors=SAMPLING_ERRORS,
+        error=OPENAI_ERROR,
+    )
     async def completions(self, request: Request) -> Response:
-        body = parse(CompletionBody, await read_body(request))
+        body = await _parsed(request, CompletionBody)
         self._submissions.check_room()
-        info, model = await self._model(body.model, request.headers)
+        info, model = await self._model(body.model, request)
         tokenizer = await self._load_tokenizer(info)
         plan = await plan_completions(body, model, tokenizer, source=_source(model, info), max_seq_len=info.max_seq_len)
         return await self._answer(request, plan)
 
+    @describe("List models", gives=openai_answer("list"), error=OPENAI_ERROR)
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": await self._list()})
+        return JSONResponse({"object": "list", "data": await self._list(caller_of(request))})
 
+    @describe("Look at a model", gives=openai_answer("model"), error=OPENAI_ERROR)
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
-        for model in await self._list():
+        for model in await self._list(caller_of(request)):
             if model["id"] == name:
                 return JSONResponse(model)
         raise NoSuchModel(name)
@@ -97,12 +119,14 @@ class _Handlers:
     async def _answer(self, request: Request, plan: Chat | Completions) -> Response:
         if plan.body.stream:
             return await self._stream(request, plan)
-        responses = await while_connected(request, whole(plan.asks, self._backend, self._submissions))
+        responses = await while_connected(
+            request, whole(plan.asks, self._backend, self._submissions, caller_of(request))
+        )
         answer = plan.whole(responses)
         return JSONResponse(answer, headers={paths.EXACT_POLICY_VERSION: str(answer["policy_version"])})
 
     async def _stream(self, request: Request, plan: Chat | Completions) -> Response:
-        gains = streamed(plan.asks, self._backend, partial(counted, self._submissions))
+        gains = streamed(plan.asks, self._backend, partial(counted, self._submissions), caller_of(request))
         first, rest = await first_of(request, gains)
         return Stream(
             plan.chunks(rest),
@@ -112,14 +136,15 @@ class _Handlers:
             headers={paths.EXACT_POLICY_VERSION: str(first[0].reader.policy_version)},
         )
 
-    async def _model(self, name: str, headers: Mapping[str, str]) -> tuple[training_pb2.ServerInfo, ModelChoice]:
+    async def _model(self, name: str, request: Request) -> tuple[training_pb2.ServerInfo, ModelChoice]:
         info = await self._backend.info()
-        policies = (await self._backend.list_policies(after=-1, wait_s=0)).policies
-        return info, choose_model(name, base=self._base_names(info), policies=policies, gate=gate_of_headers(headers))
+        policies = (await self._backend.list_policies(caller_of(request), after=-1, wait_s=0)).policies
+        gate = gate_of_headers(request.headers)
+        return info, choose_model(name, base=self._base_names(info), policies=policies, gate=gate)
 
-    async def _list(self) -> list[dict[str, object]]:
+    async def _list(self, caller: Caller) -> list[dict[str, object]]:
         info = await self._backend.info()
-        policies = (await self._backend.list_policies(after=-1, wait_s=0)).policies
+        policies = (await self._backend.list_policies(caller, after=-1, wait_s=0)).policies
         return list_models(self._base_names(info), policies, created=self._created, max_model_len=info.max_seq_len)
 
     def _base_names(self, info: training_pb2.ServerInfo) -> list[str]:
@@ -131,6 +156,11 @@ class _Handlers:
                 files = await self._backend.tokenizer()
                 self._tokenizer = await Tokenizer.load(files, max_seq_len=info.max_seq_len, vocab_size=info.vocab_size)
             return self._tokenizer
+
+
+async def _parsed(request: Request, kind: type[B]) -> B:
+    body = await read_body(request)
+    return await bodies_of(request).decoded(len(body), lambda: parse(kind, body))
 
 
 def _source(model: ModelChoice, info: training_pb2.ServerInfo) -> str:

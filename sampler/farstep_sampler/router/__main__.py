@@ -15,8 +15,9 @@ from farstep_sampler.router.link import ReplicaLink
 from farstep_sampler.router.members import checked_url
 from farstep_sampler.server import make_sampler_app
 from farstep_sampler.submissions import DRAIN_S, Submissions
-from farstep_serving.keys import KeyRing
+from farstep_serving.keys import KeyRing, Keys
 from farstep_serving.process import announce, bind, exit_with_parent, serve, setup_logging, url_of
+from farstep_serving.remote_keys import ControlAddress, all_keys
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,10 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keys.check_host(flags.host)
     if flags.exit_with_parent:
         exit_with_parent()
-    asyncio.run(_serve(flags, key, keys))
+    asyncio.run(_serve(flags, key, keys, ControlAddress.of(os.environ)))
 
 
-async def _serve(flags: argparse.Namespace, key: str | None, keys: KeyRing) -> None:
+async def _serve(flags: argparse.Namespace, key: str | None, ring: KeyRing, control: ControlAddress | None) -> None:
+    async with all_keys(ring, control) as keys:
+        await _serve_with(flags, key, keys)
+
+
+async def _serve_with(flags: argparse.Namespace, key: str | None, keys: Keys) -> None:
     router = Router(flags.replica, make_link=lambda url: ReplicaLink(url, key=key))
     submissions = Submissions(max_pending=flags.max_requests)
     app = make_sampler_app(

@@ -30,6 +30,7 @@ from farstep_sampler.router.routing import Candidate, choose, satisfying
 from farstep_sampler.router.streams import relay
 from farstep_sampler.submissions import Work
 from farstep_sampler.versions import AtLeast, Exactly, VersionGate
+from farstep_serving.keys import Caller
 
 DEFAULT_GATE_WAIT_S = 60.0
 _ELSEWHERE = frozenset({425, 429, 503})  # another replica may take what this one does not
@@ -49,6 +50,11 @@ class Wanted:
     @property
     def source(self) -> str:
         return self.target.source
+
+    @property
+    def prefix_of(self) -> str:
+        """Whose prompts to this source are remembered together: where others' were sent changes no choice."""
+        return f"{self.target.caller.project}/{self.source}"
 
 
 class Router:
@@ -78,12 +84,12 @@ class Router:
 
     # What a replica does, too
 
-    def prepare(self, request: pb.SampleRequest, gate: VersionGate) -> Work:
-        wanted = self.want(request, gate)
+    def prepare(self, request: pb.SampleRequest, gate: VersionGate, caller: Caller) -> Work:
+        wanted = self.want(request, gate, caller)
         return partial(self._sample, request, wanted)
 
-    def open_stream(self, request: pb.SampleRequest, gate: VersionGate) -> Events:
-        wanted = self.want(request, gate)
+    def open_stream(self, request: pb.SampleRequest, gate: VersionGate, caller: Caller) -> Events:
+        wanted = self.want(request, gate, caller)
 
         def forward(held_to: VersionGate | None) -> tuple[bytes, dict[str, str]]:
             if held_to is None:
@@ -96,7 +102,7 @@ class Router:
             self.attempts(wanted), forward, num_sequences=wanted.num_sequences, wait_s=wanted.target.gate_wait_s
         )
 
-    async def list_policies(self, *, after: int, wait_s: float) -> pb.ListPoliciesResponse:
+    async def list_policies(self, caller: Caller, *, after: int, wait_s: float) -> pb.ListPoliciesResponse:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 while self._revision <= after and not self._is_draining:
@@ -104,24 +110,29 @@ class Router:
         merged: dict[str, pb.PolicyState] = {}
         for link in self._serving():
             for source, state in link.policies.items():
-                into = merged.setdefault(source, pb.PolicyState(run_id=state.run_id, model_path=state.model_path))
+                if not caller.may_see(state.project):
+                    continue
+                fresh = pb.PolicyState(run_id=state.run_id, model_path=state.model_path, project=state.project)
+                into = merged.setdefault(source, fresh)
                 into.newest_version = max(into.newest_version, state.newest_version)
                 into.resident_versions[:] = sorted({*into.resident_versions, *state.resident_versions})
         return pb.ListPoliciesResponse(policies=merged.values(), revision=self._revision, draining=self._is_draining)
 
-    async def wait_for_policy(self, run_id: str, *, min_version: int, wait_s: float) -> pb.PolicyState:
+    async def wait_for_policy(self, run_id: str, caller: Caller, *, min_version: int, wait_s: float) -> pb.PolicyState:
         """As a replica's: answers as soon as one of them serves the version."""
-        target = Target(run_id, AtLeast(min_version), wait_s)
+        target = Target(run_id, AtLeast(min_version), wait_s, caller=caller)
         deadline = asyncio.get_running_loop().time() + wait_s
         await self._admit(Wanted(target, np.empty(0, np.int32), 1, "", deadline), tried=set())
-        policies = (await self.list_policies(after=-1, wait_s=0)).policies
+        policies = (await self.list_policies(caller, after=-1, wait_s=0)).policies
         return next((state for state in policies if state.run_id == run_id), pb.PolicyState(run_id=run_id))
 
-    async def load_policy(self, model_path: str) -> pb.PolicyState:
+    async def load_policy(self, model_path: str, caller: Caller) -> pb.PolicyState:
         """Has every replica load a checkpoint."""
+        headers = _asking_for(caller)
         body = pb.LoadPolicyRequest(model_path=model_path).SerializeToString()
         answers = await asyncio.gather(
-            *(link.call("POST", paths.LOAD_POLICY, body) for link in self._serving()), return_exceptions=True
+            *(link.call("POST", paths.LOAD_POLICY, body, headers=headers) for link in self._serving()),
+            return_exceptions=True,
         )
         loaded = [answer for answer in answers if isinstance(answer, bytes)]
         if loaded:
@@ -151,7 +162,7 @@ class Router:
 
     # A request on its way
 
-    def want(self, request: pb.SampleRequest, gate: VersionGate) -> Wanted:
+    def want(self, request: pb.SampleRequest, gate: VersionGate, caller: Caller) -> Wanted:
         """Checks a request and draws its seed if it has none, so that it is the same wherever it is repeated.
 
         Raises:
@@ -161,7 +172,7 @@ class Router:
         self._check_draining()
         info = self._known_info()
         job = job_of(request, limits=ModelLimits(info.max_seq_len, info.vocab_size, ()))
-        target = target_of(request, gate=gate, default_wait_s=DEFAULT_GATE_WAIT_S)
+        target = target_of(request, gate=gate, caller=caller, default_wait_s=DEFAULT_GATE_WAIT_S)
         if not request.params.HasField("seed"):
             request.params.seed = secrets.randbits(63)
         deadline = asyncio.get_running_loop().time() + target.gate_wait_s
@@ -178,7 +189,7 @@ class Router:
         while True:
             link = await self._admit(wanted, tried=tried)
             tried.add(link)
-            self._prefixes.record(wanted.source, wanted.prompt, link.url)
+            self._prefixes.record(wanted.prefix_of, wanted.prompt, link.url)
             yield link
 
     async def _sample(self, request: pb.SampleRequest, wanted: Wanted) -> pb.SampleResponse:
@@ -207,7 +218,8 @@ class Router:
     ) -> tuple[bytes, dict[str, str]]:
         """The body and headers for a replica; what is left of the wait is its own, for a version that it fetches."""
         request.gate_wait_s = max(0.0, wanted.deadline - asyncio.get_running_loop().time())
-        return request.SerializeToString(), _headers(gate or wanted.target.gate)
+        headers = _headers(gate or wanted.target.gate) | _asking_for(wanted.target.caller)
+        return request.SerializeToString(), headers
 
     # The choice
 
@@ -230,9 +242,9 @@ class Router:
                 raise self._not_ready(wanted.target) from None
 
     def _choose(self, links: Sequence[ReplicaLink], wanted: Wanted) -> ReplicaLink | None:
-        lengths = self._prefixes.lengths(wanted.source, wanted.prompt)
+        lengths = self._prefixes.lengths(wanted.prefix_of, wanted.prompt)
         by_url = {link.url: link for link in links}
-        candidates = [_candidate(link, wanted.source, lengths) for link in links]
+        candidates = [_candidate(link, wanted.target, lengths) for link in links]
         if not wanted.target.is_checkpoint and wanted.source:
             candidates = satisfying(candidates, wanted.target.gate)
         chosen = choose(candidates, affinity_key=wanted.affinity_key or recall_key(candidates, wanted.target))
@@ -248,8 +260,7 @@ class Router:
         raise NobodyLeft()
 
     def _not_ready(self, target: Target) -> ApiError:
-        states = [link.policies.get(target.source) for link in self._serving()]
-        newest = max((state.newest_version for state in states if state is not None), default=0)
+        newest = max((_seen(link, target).newest_version for link in self._serving()), default=0)
         relation = " or newer" if isinstance(target.gate, AtLeast) else ""
         return PolicyNotReady(
             f"version {target.gate.version}{relation} of {target.source} is served by no replica yet; "
@@ -280,8 +291,14 @@ def recall_key(candidates: Sequence[Candidate], target: Target) -> str:
             return ""
 
 
-def _candidate(link: ReplicaLink, source: str, lengths: dict[str, int]) -> Candidate:
-    state = link.policies.get(source, pb.PolicyState())
+def _seen(link: ReplicaLink, target: Target) -> pb.PolicyState:
+    """What a replica serves of a target; of another project's run nothing, as of one that nobody has heard of."""
+    state = link.policies.get(target.source)
+    return state if state is not None and target.caller.may_see(state.project) else pb.PolicyState()
+
+
+def _candidate(link: ReplicaLink, target: Target, lengths: dict[str, int]) -> Candidate:
+    state = _seen(link, target)
     return Candidate(
         url=link.url,
         load=link.num_in_flight,
@@ -289,6 +306,11 @@ def _candidate(link: ReplicaLink, source: str, lengths: dict[str, int]) -> Candi
         resident=frozenset(state.resident_versions),
         num_prefix=lengths.get(link.url, 0),
     )
+
+
+def _asking_for(caller: Caller) -> dict[str, str]:
+    """Replicas are asked with the router's own key, an operator's: they see it as whoever asks the router."""
+    return {paths.ON_BEHALF_OF: caller.project} if caller.project else {}
 
 
 def _headers(gate: VersionGate) -> dict[str, str]:

@@ -95,11 +95,12 @@ def _log_end(task: asyncio.Task[None]) -> None:
 
 def checked_url(url: str) -> str:
     """Raises InvalidInput for what is no http address of a server."""
-    parts = urlsplit(url.rstrip("/"))
     try:
+        parts = urlsplit(url.rstrip("/"))
         is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_good = is_good and not (parts.path or parts.query or parts.fragment) and parts.username is None
     except ValueError:
         is_good = False
-    if not is_good or parts.path or parts.query or parts.fragment or parts.username is not None:
+    if not is_good:
         raise InvalidInput(f"{url!r} is not the address of a replica, such as http://10.0.0.7:8000", field="url")
     return url.rstrip("/")

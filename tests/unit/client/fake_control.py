@@ -29,6 +29,8 @@ class ControlPlane(Server):
         self.provisioned: list[control_pb2.ProvisionRunRequest] = []
         self.fails_with = ""
         self.is_stuck = False
+        self.heartbeats: list[tuple[str, list[str]]] = []
+        self._answered: dict[str, control_pb2.ProvisionedRun] = {}
         super().__init__(host)
 
     def make_app(self) -> ASGIApp:
@@ -36,6 +38,7 @@ class ControlPlane(Server):
             [
                 Route(paths.SESSIONS, self._create_session, methods=["POST"]),
                 Route(paths.SESSION, self._close_session, methods=["DELETE"]),
+                Route(paths.SESSION_HEARTBEAT, self._heartbeat, methods=["POST"]),
                 Route(paths.CHECKPOINT, self.trainer.get_checkpoint),
                 Route(paths.SESSION_RUNS, self._provision_run, methods=["POST"]),
                 Route(paths.SESSION_SAMPLERS, self._provision_sampler, methods=["POST"]),
@@ -58,20 +61,37 @@ class ControlPlane(Server):
         self.closed_sessions.append(request.path_params["session_id"])
         return respond(request, common_pb2.Empty())
 
+    async def _heartbeat(self, request: Request) -> Response:
+        session_id = self._open_session(request)
+        message = await read_message(request, control_pb2.HeartbeatRequest)
+        self.heartbeats.append((session_id, list(message.run_ids)))
+        return respond(request, control_pb2.Session(session_id=session_id))
+
+    def _open_session(self, request: Request) -> str:
+        session_id: str = request.path_params["session_id"]
+        if session_id in self.closed_sessions:
+            raise errors.NotFound(f"no session {session_id}", field="session_id")
+        return session_id
+
     async def _provision_run(self, request: Request) -> Response:
+        key = request.headers[paths.IDEMPOTENCY_KEY]
+        if key in self._answered:
+            return respond(request, self._answered[key], status=202)
+        session_id = self._open_session(request)
         message = await read_message(request, control_pb2.ProvisionRunRequest)
         self.provisioned.append(message)
         run = control_pb2.ProvisionedRun(
             run_id=f"run_{len(self.runs) + 1:012x}",
-            session_id=request.path_params["session_id"],
+            session_id=session_id,
             state="provisioning",
             base_model=message.base_model,
             lora=message.lora,
             name=message.name,
             user_metadata=message.user_metadata,
             created_at=1e9,
+            project="team",
         )
-        self.runs[run.run_id] = run
+        self.runs[run.run_id] = self._answered[key] = run
         return respond(request, run, status=202)
 
     async def _get_run(self, request: Request) -> Response:
@@ -82,7 +102,7 @@ class ControlPlane(Server):
             run.state, run.message = "failed", self.fails_with
         elif self.is_stuck:
             await asyncio.sleep(wait_s_of(request, most=60))
-        elif run.state == "provisioning":
+        elif run.state in ("provisioning", "inactive"):
             run.state, run.trainer_url, run.sampler_url = "ready", self.trainer.url, self.sampler.url
         return respond(request, run)
 

@@ -34,6 +34,7 @@ class Sampler(Server):
         self.is_held = False
         self.breaks_after: list[int] = []
         self.first_token = 1
+        self.fails_with: errors.ApiError | None = None
         self.num_streams = 0
         self._held: list[Callable[[], None]] = []
         super().__init__(host)
@@ -52,6 +53,18 @@ class Sampler(Server):
             ],
             keys=KeyRing.of(KEY),
         )
+
+    def restart(self) -> None:
+        """Forgets every sample, as a new process does, and holds none."""
+
+        def begin_anew() -> None:
+            self.is_held = False
+            self._held.clear()
+            old, self.app = self.table, self.make_app()
+            for channel in old._channels.values():  # its connections end with it
+                channel.changed.set()
+
+        self.host.call(begin_anew)
 
     def release_backwards(self) -> None:
         def finish() -> None:
@@ -139,6 +152,9 @@ class Sampler(Server):
             await asyncio.sleep(0.005)
 
     def _finish(self, operation_id: str, message: sampling_pb2.SampleRequest, headers: dict[str, str]) -> None:
+        if self.fails_with is not None:
+            self.table.fail(operation_id, self.fails_with.to_proto())
+            return
         newest = self.policies.get(message.run_id, 0)
         wanted = int(headers.get(paths.MIN_POLICY_VERSION.lower(), 0))
         if wanted > newest:

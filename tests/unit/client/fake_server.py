@@ -115,6 +115,13 @@ class Host:
         self.loop.run_forever()
         self.loop.close()
 
+    async def _end_rest(self) -> None:
+        """Requests whose clients are gone may be parked still."""
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
     def serve(self, app: ASGIApp) -> str:
         sock = bind("127.0.0.1", 0)
         config = uvicorn.Config(
@@ -140,5 +147,6 @@ class Host:
             server.should_exit = True
         for serving in self._serving:
             serving.result(10)
+        asyncio.run_coroutine_threadsafe(self._end_rest(), self.loop).result(10)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)

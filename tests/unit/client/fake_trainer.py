@@ -19,8 +19,9 @@ from farstep_proto.paths import Verb
 from farstep_proto.v1 import common_pb2, control_pb2, training_pb2
 from farstep_proto.v1 import operations_pb2 as ops
 from farstep_serving.app import make_app, operation_routes
+from farstep_serving.bodies import read_body
 from farstep_serving.keys import KeyRing
-from farstep_serving.messages import read_body, read_message, respond
+from farstep_serving.messages import read_message, respond
 from farstep_serving.operations import OperationTable
 from tests.unit.client.fake_sampler import Sampler
 from tests.unit.client.fake_server import BASE_MODEL, KEY, MAX_SEQ_LEN, VOCAB_SIZE, Host, Server
@@ -62,6 +63,7 @@ class Trainer(Server):
         self.fail_next: BaseException | None = None
         self.publish_to: Sampler | None = None
         self.is_held = False
+        self.loses_parts = False
         super().__init__(host)
 
     def make_app(self) -> ASGIApp:
@@ -76,6 +78,7 @@ class Trainer(Server):
                 Route(paths.RUN, self._get_run, methods=["GET"]),
                 Route(paths.RUN, self._delete_run, methods=["DELETE"]),
                 Route(paths.CHECKPOINT, self.get_checkpoint),
+                Route(paths.RUN_OPERATIONS, self._list_operations),
                 Route(paths.VERB, self._submit, methods=["POST"]),
                 *operation_routes(self.table, cancel=self._cancel),
             ],
@@ -143,6 +146,7 @@ class Trainer(Server):
                 max_seq_len=message.max_seq_len or MAX_SEQ_LEN,
                 vocab_size=VOCAB_SIZE,
                 next_seq=1,
+                project=message.project,
             )
             run = self.runs[message.run_id] = Run(created)
         return respond(request, run.created)
@@ -151,7 +155,20 @@ class Trainer(Server):
         return respond(request, training_pb2.ListRunsResponse(runs=[run.created for run in self.runs.values()]))
 
     async def _get_run(self, request: Request) -> Response:
-        return respond(request, self._run(request).created)
+        run = self._run(request)
+        missing = [seq for seq in range(run.next_seq, run.created.next_seq) if seq not in run.waiting]
+        described = training_pb2.Run()
+        described.CopyFrom(run.created)
+        described.missing_seqs.extend(missing)
+        return respond(request, described)
+
+    async def _list_operations(self, request: Request) -> Response:
+        """Two a page."""
+        after = int(request.query_params.get("page", 0))
+        operations = self.table.list_of(f"{self._run(request).created.run_id}:", unfetched=True)
+        rest = [each for each in operations if int(each.operation_id.rpartition(":")[2]) > after]
+        next_page = rest[1].operation_id.rpartition(":")[2] if len(rest) > 2 else ""
+        return respond(request, ops.ListOperationsResponse(operations=rest[:2], next_page=next_page))
 
     async def _delete_run(self, request: Request) -> Response:
         del self.runs[self._run(request).created.run_id]
@@ -171,7 +188,13 @@ class Trainer(Server):
         operation_id = f"{run.created.run_id}:{seq}"
         accepted = ops.Accepted(operation_id=operation_id)
         run.parts.setdefault(seq, {})[part] = body
+        if self.loses_parts and part == 1:
+            self.loses_parts = False
+            run.parts.pop(seq)
+            accepted.awaits_parts = True
+            return respond(request, accepted, status=202)
         if len(run.parts[seq]) < num_parts:
+            accepted.awaits_parts = True
             return respond(request, accepted, status=202)
         bodies = [run.parts[seq][index] for index in range(num_parts)]
         digest = hashlib.sha256(verb.encode() + b"".join(bodies)).digest()

@@ -8,13 +8,15 @@ import threading
 import pytest
 
 import farstep
-from farstep import _progress
+from farstep import _progress, _troubles
 from farstep._meter import RunMeter
 from farstep._pending import Pending
 from farstep._retry import Backoff, RetryPolicy
 from farstep_proto.v1 import operations_pb2 as ops
 from farstep_proto.v1 import training_pb2
+from tests.unit.client.fake_server import Fault
 from tests.unit.client.fake_trainer import Trainer
+from tests.unit.client.test_awake import until, wake
 from tests.unit.client.test_training import datum
 
 
@@ -111,6 +113,40 @@ def test_a_long_wait_says_what_it_waits_for(
     assert any(line.startswith("forward · step 0 · queued behind 3 · ") for line in lines)
     threading.Timer(0.1, trainer.release).start()
     assert future.result(timeout=5).loss == 2.5
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch, shown: None) -> list[str]:
+    """All that the status line says, and what stays."""
+    said: list[str] = []
+
+    def record(self: object, text: str, **options: object) -> None:
+        said.append(text)
+
+    monkeypatch.setattr(_troubles, "QUIET_S", 0.05)
+    monkeypatch.setattr(_troubles, "TICK_S", 0.02)
+    monkeypatch.setattr("rich.status.Status.update", record)
+    monkeypatch.setattr("rich.console.Console.print", record)
+    return said
+
+
+def test_a_call_says_what_does_not_answer_and_when_it_works_again(
+    client: farstep.TrainingClient, trainer: Trainer, lines: list[str]
+) -> None:
+    trainer.faults.append(Fault("/forward", status=502, times=8))
+    client.forward([datum()])
+    until(lambda: any("works again after" in line for line in lines))
+    assert any("answered with HTTP 502; trying again for" in line for line in lines)
+
+
+def test_a_wait_says_what_does_not_answer(client: farstep.TrainingClient, trainer: Trainer, lines: list[str]) -> None:
+    trainer.hold()
+    future = client.forward([datum()])
+    trainer.faults.append(Fault(":poll", status=502, times=8))
+    wake()
+    threading.Timer(0.5, trainer.release).start()
+    assert future.result(timeout=5).loss == 2.5
+    assert any(line.startswith("forward · step 0 · http://") and "HTTP 502" in line for line in lines)
 
 
 def test_a_pending_outcome_reaches_every_watcher_once() -> None:

@@ -15,6 +15,7 @@ from farstep_model.adapter import Adapter
 from farstep_model.load import BaseModel
 from farstep_model.lora import LoraLayers
 from farstep_model.products import HAS_ONEDNN
+from farstep_sampler.account import Account
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.request import SampleJob
@@ -74,7 +75,7 @@ def drive(engine: TorchEngine, arrivals: list[tuple[int, SampleJob, int]]) -> li
     while len(outcomes) < len(arrivals):
         for ticket, (when, job, slot) in enumerate(arrivals):
             if when == step:
-                engine.submit(ticket, job, slot=slot, client=str(ticket % 3))
+                engine.submit(ticket, job, slot=slot, account=Account(client=str(ticket % 3)))
         for finished in engine.step():
             assert isinstance(finished.outcome, SampleResult), finished.outcome
             outcomes[finished.ticket] = [(s.tokens, s.logprobs) for s in finished.outcome.sequences]

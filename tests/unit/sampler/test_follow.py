@@ -6,8 +6,11 @@ import pytest
 
 from farstep_sampler.follow import follow
 from farstep_sampler.gate import Gate
+from farstep_sampler.request import Target
 from farstep_sampler.version_table import VersionTable
-from farstep_sampler.versions import BASE, PolicyId
+from farstep_sampler.versions import BASE, AtLeast, PolicyId
+
+RUN = Target("r", AtLeast(0), 60.0)
 
 
 class Job:
@@ -41,7 +44,7 @@ async def test_it_moves_to_each_newer_version_of_its_run_and_holds_both_meanwhil
     gate, job = Gate(table), Job(table)
     first = BASE if begins_with_base else serve(table, gate, PolicyId("r", 1, "h"))
     with gate.pinned(first) as pin:
-        following = asyncio.create_task(follow(job, pin, source="r", table=table, gate=gate))  # type: ignore[arg-type]
+        following = asyncio.create_task(follow(job, pin, target=RUN, table=table, gate=gate))  # type: ignore[arg-type]
         await asyncio.sleep(0.01)
         serve(table, gate, PolicyId("s", 9, "h"))
         await asyncio.sleep(0.01)
@@ -60,7 +63,7 @@ async def test_it_does_not_leave_the_history_that_it_began_in() -> None:
     table = VersionTable(num_slots=4)
     gate, job = Gate(table), Job(table)
     with gate.pinned(serve(table, gate, PolicyId("r", 1, "old"))) as pin:
-        following = asyncio.create_task(follow(job, pin, source="r", table=table, gate=gate))  # type: ignore[arg-type]
+        following = asyncio.create_task(follow(job, pin, target=RUN, table=table, gate=gate))  # type: ignore[arg-type]
         serve(table, gate, PolicyId("r", 2, "new"))
         await asyncio.sleep(0.01)
         job.done.set()

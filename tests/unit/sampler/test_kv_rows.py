@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from farstep_sampler.account import NOBODY
 from farstep_sampler.engines.kv_rows import Cell, KVRows, columns_for
 from farstep_sampler.engines.kv_shape import KVShape
 from farstep_sampler.request import SampleJob
@@ -17,7 +18,7 @@ SHAPE = KVShape(((1, 2), (1, 2)), torch.float32, torch.device("cpu"))
 
 @pytest.fixture(scope="module")
 def sequence(make_job: Callable[..., SampleJob]) -> Sequence:
-    group = Group(1, make_job([7]), slot=0, version=0, streams=False, client="", make_stops=lambda job: None)
+    group = Group(1, make_job([7]), slot=0, version=0, streams=False, account=NOBODY, make_stops=lambda job: None)
     return group.start(1)[0]
 
 

@@ -40,7 +40,7 @@ def test_what_is_read_is_what_these_weights_computed_for_these_tokens(
     for action, which, tokens in actions:
         root = roots[which]
         if action == "drop":
-            cache.drop(root)
+            cache.drop([root])
             roots[which] = cache.new_root()
             continue
         if action == "write":

@@ -11,6 +11,7 @@ from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_sampler.request import NO_TOP_K, ModelLimits, gate_of, job_of, target_of
 from farstep_sampler.versions import AtLeast, Exactly
+from farstep_serving.keys import OPERATOR
 
 LIMITS = ModelLimits(max_seq_len=64, vocab_size=100, eos_token_ids=(2,))
 FIELDS = ("X-Min-Policy-Version", "X-Policy-Version")
@@ -125,12 +126,14 @@ def test_no_tokens_are_fine_for_prompt_log_probabilities() -> None:
 
 def test_targets() -> None:
     gate = AtLeast(3)
-    assert target_of(pb.SampleRequest(run_id="r"), gate=gate, default_wait_s=60).source == "r"
+    assert target_of(pb.SampleRequest(run_id="r"), gate=gate, caller=OPERATOR, default_wait_s=60).source == "r"
     path = "tinker://r/sampler_weights/x"
-    checkpoint = target_of(pb.SampleRequest(model_path=path), gate=AtLeast(0), default_wait_s=60)
+    checkpoint = target_of(pb.SampleRequest(model_path=path), gate=AtLeast(0), caller=OPERATOR, default_wait_s=60)
     assert checkpoint.source == "bt://loops:r/sampler_weights/x"
     assert checkpoint.is_checkpoint
-    assert target_of(pb.SampleRequest(gate_wait_s=0), gate=AtLeast(0), default_wait_s=60).gate_wait_s == 0
+    assert (
+        target_of(pb.SampleRequest(gate_wait_s=0), gate=AtLeast(0), caller=OPERATOR, default_wait_s=60).gate_wait_s == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,7 @@ def test_targets() -> None:
 )
 def test_a_bad_target_is_named(message: pb.SampleRequest, gate: AtLeast, field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        target_of(message, gate=gate, default_wait_s=60)
+        target_of(message, gate=gate, caller=OPERATOR, default_wait_s=60)
     assert caught.value.field == field
 
 

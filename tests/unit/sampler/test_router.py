@@ -21,7 +21,7 @@ from farstep_sampler.router.link import ReplicaLink
 from farstep_sampler.server import make_sampler_app
 from farstep_sampler.submissions import Submissions, Work
 from farstep_sampler.versions import AtLeast, VersionGate
-from farstep_serving.keys import KeyRing
+from farstep_serving.keys import Caller, KeyRing
 
 KEY = "fsk-router"
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
@@ -41,7 +41,7 @@ class FakeReplica:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     is_draining: bool = False
 
-    def prepare(self, request: pb.SampleRequest, gate: VersionGate) -> Work:
+    def prepare(self, request: pb.SampleRequest, gate: VersionGate, caller: Caller) -> Work:
         if self.is_draining:
             raise Draining("draining")
 
@@ -73,20 +73,20 @@ class FakeReplica:
         self.is_draining = True
         self.notify()
 
-    async def list_policies(self, *, after: int, wait_s: float) -> pb.ListPoliciesResponse:
+    async def list_policies(self, caller: Caller, *, after: int, wait_s: float) -> pb.ListPoliciesResponse:
         if self.revision <= after and not self.is_draining:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), wait_s)
         policies = [self.state()] if self.versions else []
         return pb.ListPoliciesResponse(policies=policies, revision=self.revision, draining=self.is_draining)
 
-    async def wait_for_policy(self, run_id: str, *, min_version: int, wait_s: float) -> pb.PolicyState:
+    async def wait_for_policy(self, run_id: str, caller: Caller, *, min_version: int, wait_s: float) -> pb.PolicyState:
         if max([0, *self.versions]) < min_version:
             await asyncio.sleep(wait_s)
             raise PolicyNotReady("not here", wanted_version=min_version, newest_version=0)
         return self.state()
 
-    async def load_policy(self, model_path: str) -> pb.PolicyState:
+    async def load_policy(self, model_path: str, caller: Caller) -> pb.PolicyState:
         return pb.PolicyState(model_path=model_path)
 
     async def info(self) -> training_pb2.ServerInfo:
@@ -392,7 +392,7 @@ async def test_a_draining_replica_gets_nothing_new(fleet: Fleet, until: Until) -
 
 
 @pytest.mark.parametrize(
-    "url", ["", "ftp://x", "http://", "http://a:b/", "http://u:p@x", "http://x/path", "http://x:0"]
+    "url", ["", "ftp://x", "http://", "http://a:b/", "http://u:p@x", "http://x/path", "http://x:0", "http://["]
 )
 async def test_a_replicas_address_is_checked(fleet: Fleet, url: str) -> None:
     response = await fleet.join(url)

@@ -24,7 +24,7 @@ from farstep_sampler.router.link import ReplicaLink
 from farstep_sampler.router.replica_http import NobodyLeft
 from farstep_sampler.versions import AtLeast
 from farstep_serving.app import make_app
-from farstep_serving.keys import KeyRing
+from farstep_serving.keys import OPERATOR, KeyRing
 from farstep_serving.messages import respond
 from farstep_serving.process import bind, url_of
 
@@ -135,7 +135,7 @@ class Said:
 async def said(router: Router, message: pb.SampleRequest | None = None) -> Said:
     heard = Said()
     try:
-        async for event in router.open_stream(message or request(), AtLeast(0)):
+        async for event in router.open_stream(message or request(), AtLeast(0), OPERATOR):
             heard.kinds.append(event.WhichOneof("event"))
             heard.tokens += ids_from_bytes(event.delta.tokens).tolist()
     except ApiError as error:
@@ -149,7 +149,7 @@ WHOLE = [10 + index for index in range(NUM_TOKENS)]
 async def test_a_stream_passes_as_it_comes() -> None:
     streamer = Streamer(pause_s=0.05)
     async with routed(streamer) as router:
-        stream = router.open_stream(request(), AtLeast(0))
+        stream = router.open_stream(request(), AtLeast(0), OPERATOR)
         assert (await anext(stream)).begin.policy_version == 3
         assert ids_from_bytes((await anext(stream)).delta.tokens).tolist() == [10]
         assert streamer.num_open == 1  # the rest has yet to be said
@@ -206,7 +206,7 @@ async def test_before_the_first_event_errors_are_raised() -> None:
         assert (heard.error.field, heard.kinds) == ("prompt", [])
     async with routed() as router:
         with pytest.raises(NobodyLeft):
-            router.open_stream(request(), AtLeast(0))
+            router.open_stream(request(), AtLeast(0), OPERATOR)
 
 
 async def test_a_replica_that_takes_nothing_new_is_passed_over() -> None:
@@ -219,7 +219,7 @@ async def test_a_replica_that_takes_nothing_new_is_passed_over() -> None:
 async def test_a_client_that_goes_away_ends_the_stream_at_the_replica() -> None:
     streamer = Streamer(pause_s=0.2)
     async with routed(streamer) as router:
-        stream = router.open_stream(request(), AtLeast(0))
+        stream = router.open_stream(request(), AtLeast(0), OPERATOR)
         await anext(stream)
         await stream.aclose()
         async with asyncio.timeout(5):

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from farstep_sampler.account import Account
 from farstep_sampler.request import SampleJob
 from farstep_sampler.scheduler import Group, Join, Scheduler
 
@@ -15,9 +16,11 @@ MakeGroup = Callable[..., Group]
 
 @pytest.fixture(scope="module")
 def group(make_job: MakeJob) -> MakeGroup:
-    def make(ticket: int, *, num_prompt: int = 3, client: str = "", **changes: object) -> Group:
+    def make(ticket: int, *, num_prompt: int = 3, client: str = "", asker: str = "", **changes: object) -> Group:
         job = make_job([7] * num_prompt, **changes)
-        return Group(ticket, job, slot=0, version=0, streams=False, client=client, make_stops=lambda job: None)
+        return Group(
+            ticket, job, slot=0, version=0, streams=False, account=Account(asker, client), make_stops=lambda job: None
+        )
 
     return make
 
@@ -57,6 +60,24 @@ def test_clients_take_turns(group: MakeGroup) -> None:
     plan.add(group(300, client="third"))
     plan.add(group(301, client="third"))
     assert [join.group.ticket for join in joins_of(plan)] == [0, 200, 300, 1, 301, 2]
+
+
+def test_projects_take_turns_and_so_do_the_clients_of_each(group: MakeGroup) -> None:
+    """Many clients of one project do not crowd out the only one of another."""
+    plan = scheduler(max_rows=8)
+    for ticket in range(20):
+        plan.add(group(ticket, asker="large", client=f"client-{ticket % 4}"))
+    plan.add(group(200, asker="small", client="client-0"))
+    plan.add(group(201, asker="small", client="client-0"))
+    assert [join.group.ticket for join in joins_of(plan)] == [0, 200, 1, 201, 2, 3, 4, 5]
+
+
+def test_a_project_has_its_share_of_the_rows_however_many_its_clients(group: MakeGroup) -> None:
+    plan = scheduler(max_rows=12)
+    for number in range(3):
+        plan.add(group(number, asker="large", client=str(number), num_samples=100))
+    plan.add(group(9, asker="small", num_samples=6))
+    assert [(join.group.ticket, len(join.sequences)) for join in joins_of(plan)][:3] == [(0, 2), (9, 6), (1, 4)]
 
 
 def test_a_large_group_leaves_room_for_others_that_wait(group: MakeGroup) -> None:

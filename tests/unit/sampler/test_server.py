@@ -35,7 +35,7 @@ from farstep_sampler.server import make_sampler_app
 from farstep_sampler.submissions import Submissions
 from farstep_sampler.versions import AtLeast, Exactly, PolicyId
 from farstep_sampler.weight_sync import SyncConfig
-from farstep_serving.keys import KeyRing
+from farstep_serving.keys import OPERATOR, KeyRing
 from farstep_serving.process import bind, url_of
 
 KEY = "fsk-test"
@@ -169,7 +169,7 @@ async def test_policies_arrive_by_the_feed(
     feed = FeedConfig(f"127.0.0.1:{port}", None, "test")
     replica = Replica(base, EngineThread(engine), limits=limits, store=store, policies=feed)
     async with replica.running():
-        response = await replica.prepare(request(run_id="r"), AtLeast(4))()
+        response = await replica.prepare(request(run_id="r"), AtLeast(4), OPERATOR)()
         replica.check_health()
     await server.stop(None)
     assert response.policy_version == 4
@@ -584,7 +584,7 @@ async def test_policies_arrive_by_a_weight_sync_uri(
         weights = tmp_path / "sync" / "r" / "v1-h" / "adapter_model.safetensors"
         if is_damaged_first:
             weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-        waiting = asyncio.create_task(replica.prepare(request(run_id="r"), AtLeast(1))())
+        waiting = asyncio.create_task(replica.prepare(request(run_id="r"), AtLeast(1), OPERATOR)())
         if is_damaged_first:
             await asyncio.sleep(0.3)
             assert not waiting.done()
@@ -592,12 +592,12 @@ async def test_policies_arrive_by_a_weight_sync_uri(
         assert (await waiting).policy_version == 1
         for version in (2, 3):
             put(version)
-            assert (await replica.prepare(request(run_id="r"), AtLeast(version))()).policy_version == version
+            assert (await replica.prepare(request(run_id="r"), AtLeast(version), OPERATOR)()).policy_version == version
         (tmp_path / "sync" / "not a run").mkdir()
         put(7)
-        assert (await replica.prepare(request(run_id="r"), Exactly(7))()).policy_version == 7
+        assert (await replica.prepare(request(run_id="r"), Exactly(7), OPERATOR)()).policy_version == 7
         with pytest.raises(NotFound, match="at hand are 1, 2, 3, 7"):
-            await replica.prepare(request(run_id="r"), Exactly(6))()
+            await replica.prepare(request(run_id="r"), Exactly(6), OPERATOR)()
 
 
 async def test_sequences_switch_to_a_newer_version_when_asked_to(

@@ -164,3 +164,6 @@ async def test_operation_routes():
         finished = operations_pb2.PollResponse.FromString(answer.content).finished
         assert [operation.error.error_class for operation in finished] == ["CancelledError"]
         assert (await client.post(paths.POLL, json={})).status_code == 400
+        for wait_s in ("NaN", -1.0):
+            refused = await client.post(paths.POLL, json={"client_id": "c", "wait_s": wait_s})
+            assert (refused.status_code, error_of(refused)["field"]) == (400, "wait_s")

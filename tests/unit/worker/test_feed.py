@@ -1,16 +1,17 @@
 """The policy feed over a real gRPC connection."""
 
 import asyncio
+import dataclasses
 import hashlib
 from contextlib import asynccontextmanager
 
 import grpc
 import pytest
 
-from farstep_proto.errors import NotFound
+from farstep_proto.errors import NotFound, Unauthenticated, Unavailable
 from farstep_proto.v1 import feed_pb2 as pb
 from farstep_proto.v1.feed_pb2_grpc import PolicyFeedStub
-from farstep_serving.keys import KeyRing
+from farstep_serving.keys import Caller, KeyRing
 from farstep_worker.feed import CHUNK_BYTES, FeedServer, Policy, PolicyFeed
 
 KEY = "fsk-test"
@@ -162,3 +163,46 @@ async def test_an_old_policy_is_fetched_by_its_number(feed):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await fetched(feed, 1, key="wrong")
     assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+class Revocable:
+    """Keys that can be taken back; nobody can tell while it is `away`."""
+
+    def __init__(self):
+        self.callers = {}
+        self.is_away = False
+
+    async def identify(self, authorization):
+        if self.is_away:
+            raise Unavailable("nobody there")
+        try:
+            return self.callers[authorization]
+        except KeyError:
+            raise Unauthenticated("wrong key") from None
+
+
+async def test_a_subscription_ends_when_its_key_is_revoked_and_not_because_nobody_can_tell():
+    keys = Revocable()
+    keys.callers["Bearer fsk-anne"] = Caller("1", "anne")
+    feed = PolicyFeed(keys, check_again_s=0.02)
+    server = FeedServer(feed)
+    feed.address = await server.start("127.0.0.1", 0)
+    async with subscription(feed, key="fsk-anne") as call:
+        await asyncio.sleep(0)
+        feed.offer(policy("b", 1))
+        feed.offer(dataclasses.replace(policy("a", 1), project="anne"))
+        assert (await receive(call))[0].run_id == "a"
+        keys.is_away = True
+        await silent(call)
+    async with subscription(feed, key="fsk-anne") as call:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        keys.is_away = False
+    async with subscription(feed, key="fsk-anne") as call:
+        assert (await receive(call))[0].project == "anne"
+        keys.callers.clear()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await asyncio.wait_for(call.read(), 10)
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    await server.stop()

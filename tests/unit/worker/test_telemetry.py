@@ -9,7 +9,7 @@ from opentelemetry.trace import StatusCode
 
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker.spans import OtelSpans
-from farstep_worker.telemetry import KEPT, Telemetry
+from farstep_worker.telemetry import KEPT, Telemetry, seen_trace
 from tests.unit.worker.wire import ADAM, PROTO
 
 
@@ -105,3 +105,12 @@ async def test_a_trainer_counts_what_it_ran_and_what_it_did_not(trainer, request
     assert "farstep_runs 1.0" in text
     assert "farstep_queued_operations 0.0" in text
     assert (await trainer.http.get("/metrics", headers={"authorization": ""})).status_code == 401
+
+
+def test_a_trace_names_only_what_its_reader_may_know_of():
+    trace = pb.OperationTrace(operation_id="a:1", fused_with=["b:1", "c:2"], num_tokens=3)
+    assert seen_trace(trace, lambda wanted: True) is trace
+    seen = seen_trace(trace, lambda wanted: wanted.startswith("b"))
+    assert list(seen.fused_with) == ["b:1"]
+    assert (seen.operation_id, seen.num_tokens) == ("a:1", 3)
+    assert len(trace.fused_with) == 2

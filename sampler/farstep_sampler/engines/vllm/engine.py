@@ -19,7 +19,9 @@ from farstep_model.adapter import Adapter
 from farstep_model.load import BaseModel, load_skeleton
 from farstep_model.lora import LoraLayers
 from farstep_proto.errors import ApiError, Internal, InvalidInput
+from farstep_sampler.account import NOBODY, Account, Charge, free_of_charge, usage_of
 from farstep_sampler.engines.base import not_finite, stopped
+from farstep_sampler.engines.shared_time import SharedTime
 from farstep_sampler.engines.vllm.adapters import SERVED_KINDS, VllmAdapters
 from farstep_sampler.engines.vllm.job import VllmJob, Weights
 from farstep_sampler.engines.vllm.process import VllmProcess, VllmSettings, built_for, default_dtype, parse_options
@@ -39,12 +41,22 @@ class VllmEngine:
     Args:
         layers: of a skeleton: vLLM reads the weights itself.
         patience_s: how long vLLM may answer nothing before it counts as dead.
+        charge: is told what each job used, when it has ended in whatever way.
     """
 
     name = "vllm"
 
-    def __init__(self, layers: LoraLayers, settings: VllmSettings, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        layers: LoraLayers,
+        settings: VllmSettings,
+        *,
+        patience_s: float = PATIENCE_S,
+        charge: Charge = free_of_charge,
+    ) -> None:
         self.layers = layers
+        self._charge = charge
+        self._clock = SharedTime()
         self.num_slots = settings.num_slots
         self.device = built_for()
         self._settings = settings
@@ -79,7 +91,7 @@ class VllmEngine:
         self._adapters.close()
 
     def sampling(
-        self, job: SampleJob, *, slot: int, version: int = 0, streams: bool = False, client: str = ""
+        self, job: SampleJob, *, slot: int, version: int = 0, streams: bool = False, account: Account = NOBODY
     ) -> Sampling:
         if not self.is_alive:
             raise stopped()
@@ -99,8 +111,9 @@ class VllmEngine:
             Weights(self._adapters.get(slot), version),
             watch=sampling.push if streams else None,
             decode=self.layers.base.text,
+            asker=account.asker,
         )
-        task = asyncio.create_task(self._run(job, running, sampling))
+        task = asyncio.create_task(self._charged(account, job, running, sampling))
         self._in_flight[task] = sampling
         task.add_done_callback(lambda done: self._in_flight.pop(done, None))
         return sampling
@@ -114,6 +127,21 @@ class VllmEngine:
             raise stopped()
         assert self._process is not None
         await self._adapters.load(self._process.llm, slot, adapter)
+
+    async def _charged(self, account: Account, job: SampleJob, running: VllmJob, sampling: Sampling) -> None:
+        """Runs a job and tells what it used, with the time shared by the samples that are under way together."""
+        with self._clock.shared_by(job.num_samples) as share:
+            try:
+                await self._run(job, running, sampling)
+            finally:
+                used = usage_of(
+                    account,
+                    num_samples=running.num_finished,
+                    tokens_prompted=len(job.prompt),
+                    tokens_sampled=running.num_sampled,
+                    seconds=share(),
+                )
+                self._charge(used)
 
     async def _run(self, job: SampleJob, running: VllmJob, sampling: Sampling) -> None:
         try:
@@ -179,6 +207,7 @@ def make_vllm_engine(
     cache_tokens: int,
     options: str,
     patience_s: float = PATIENCE_S,
+    charge: Charge = free_of_charge,
 ) -> tuple[BaseModel, VllmEngine]:
     """What is known of a model, and an engine for it that has not started.
 
@@ -206,7 +235,7 @@ def make_vllm_engine(
         options=parse_options(options),
     )
     settings.engine_args()  # a wrong option shows before anything is loaded
-    return base, VllmEngine(layers, settings, patience_s=patience_s)
+    return base, VllmEngine(layers, settings, patience_s=patience_s, charge=charge)
 
 
 def _failed(error: Exception) -> Internal:

@@ -106,6 +106,7 @@ class VllmJob:
     Args:
         watch: gets every sample's news as they come; None: only the result is wanted.
         decode: the tokenizer's, for stop strings.
+        asker: who asks; what one has left in vLLM's prefix cache is found by no other.
     """
 
     def __init__(
@@ -116,7 +117,11 @@ class VllmJob:
         *,
         watch: Callable[[SampleDelta], None] | None,
         decode: Decode,
+        asker: str = "",
     ) -> None:
+        self.num_sampled = 0  # tokens
+        self.num_finished = 0  # samples
+        self._salt = asker or None
         self._llm = llm
         self._job = job
         self._weights = weights
@@ -190,12 +195,14 @@ class VllmJob:
                     if num_cached is None:
                         num_cached = output.num_cached_tokens or 0
                     delta = sample.take(output.outputs[0], num_topk=job.num_topk, version=weights.version)
+                    self.num_sampled += len(delta.tokens)
                     if self._watch is not None and (delta.tokens or delta.stop_reason):
                         self._watch(delta)
                     if sample.stop_reason is not None:
                         break
             if sample.stop_reason is None:
                 self._check_switched(weights)
+        self.num_finished += 1
         return sample.result(), num_cached or 0
 
     async def _request(
@@ -205,7 +212,9 @@ class VllmJob:
         name = str(next(_ids))
         self._running[name] = weights
         try:
-            generating = self._llm.generate(tokens_input(tokens), params, name, lora_request=weights.adapter)
+            generating = self._llm.generate(
+                tokens_input(tokens, cache_salt=self._salt), params, name, lora_request=weights.adapter
+            )
             async with aclosing(generating) as outputs:
                 async for output in outputs:
                     yield output

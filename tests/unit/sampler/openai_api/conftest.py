@@ -29,7 +29,7 @@ from farstep_sampler.request import ModelLimits, job_of
 from farstep_sampler.server import make_sampler_app
 from farstep_sampler.submissions import Submissions, Work
 from farstep_sampler.versions import VersionGate
-from farstep_serving.keys import KeyRing
+from farstep_serving.keys import Caller, KeyRing
 from farstep_serving.process import bind, url_of
 
 KEY = "fsk-openai"
@@ -98,7 +98,7 @@ class Scripted:
     pause_s: float = 0.0
     error: Exception | None = None
 
-    def prepare(self, request: pb.SampleRequest, gate: VersionGate) -> Work:
+    def prepare(self, request: pb.SampleRequest, gate: VersionGate, caller: Caller) -> Work:
         self._check(request)
 
         async def work() -> pb.SampleResponse:
@@ -111,7 +111,7 @@ class Scripted:
 
         return work
 
-    def open_stream(self, request: pb.SampleRequest, gate: VersionGate) -> Events:
+    def open_stream(self, request: pb.SampleRequest, gate: VersionGate, caller: Caller) -> Events:
         self._check(request)
         return self._say(gate)
 
@@ -140,7 +140,7 @@ class Scripted:
         """The text of the last request's prompt."""
         return self.base.tokenizer.decode(ids_from_bytes(self.seen[-1].prompt.chunks[0].encoded_text.tokens).tolist())
 
-    async def list_policies(self, *, after: int, wait_s: float) -> pb.ListPoliciesResponse:
+    async def list_policies(self, caller: Caller, *, after: int, wait_s: float) -> pb.ListPoliciesResponse:
         return pb.ListPoliciesResponse()
 
     async def info(self) -> training_pb2.ServerInfo:

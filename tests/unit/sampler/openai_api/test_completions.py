@@ -13,6 +13,7 @@ from farstep_model.load import BaseModel
 from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.replica import Replica
 from farstep_sampler.versions import PolicyId
+from farstep_serving.keys import OPERATOR
 from tests.unit.sampler.openai_api.conftest import KEY, MODEL
 
 MakeAdapter = Callable[..., Adapter]
@@ -125,7 +126,7 @@ async def test_sampling_parameters_arrive(client: Client, base: BaseModel) -> No
 async def test_models_and_their_names(client: Client, replica: Replica, make_adapter: MakeAdapter) -> None:
     for version in (1, 2):
         replica._swapper.offer(PolicyId("run-a", version), make_adapter(version).to_bytes())
-        await replica.wait_for_policy("run-a", min_version=version, wait_s=10)
+        await replica.wait_for_policy("run-a", OPERATOR, min_version=version, wait_s=10)
     listed = {model.id async for model in client.models.list()}
     assert {MODEL, "tiny", "run-a", "run-a@1", "run-a@2"} <= listed
     assert (await client.models.retrieve("run-a@2")).id == "run-a@2"

@@ -18,6 +18,8 @@ from farstep_model.load import load_base_model
 from farstep_model.lora import LoraLayers
 from farstep_model.spec import LoraSpec
 from farstep_proto.errors import Internal, InvalidInput
+from farstep_proto.v1 import control_pb2
+from farstep_sampler.account import Account
 from farstep_sampler.engines.vllm.engine import VllmEngine, make_vllm_engine
 from farstep_sampler.engines.vllm.process import vllm_rank
 from farstep_sampler.engines.vllm.request import seed_of
@@ -80,6 +82,29 @@ async def test_an_adapter_that_vllm_cannot_serve_is_refused_and_costs_nothing(
         with pytest.raises(InvalidInput, match=message):
             await engine.load(2, adapter)
     assert (await engine.sample(make_job(PROMPT), slot=1)).sequences[0].tokens == before.tokens
+
+
+@in_one_loop
+async def test_what_one_project_has_computed_is_not_found_by_another(
+    engine: VllmEngine, make_job: Callable[..., SampleJob]
+) -> None:
+    """Each is charged for its own, and the time that both take together is divided."""
+    charged: list[control_pb2.Usage] = []
+    engine._charge = charged.append
+    job = make_job([11 + token % 100 for token in range(100)], max_tokens=2)
+
+    async def num_cached(project: str) -> int:
+        async with engine.sampling(job, slot=0, account=Account(asker=project, project=project)) as sampling:
+            return (await sampling.result()).num_cached
+
+    assert await num_cached("anne") == 0
+    assert await num_cached("anne") > 0
+    assert await num_cached("bob") == 0
+    assert await num_cached("") == 0
+    assert [(used.project, used.num_samples, used.tokens_prompted, used.tokens_sampled) for used in charged] == [
+        (project, 1, 100, 2) for project in ("anne", "anne", "bob", "")
+    ]
+    assert all(used.sampler_seconds > 0 for used in charged)
 
 
 @in_one_loop
