@@ -1,4 +1,4 @@
-"""What the journal costs: the same steps and tiny operations on two workers, one with a journal and one without, in turn.
+"""What the journal costs: the same steps and tiny operations on two workers, with a journal and without, in turn.
 
 Both train the same weights on the same fresh batches and must agree on every loss to the bit. Figures are ratios and
 differences of medians. The last line of output is one JSON object.
