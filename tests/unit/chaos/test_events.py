@@ -1,4 +1,4 @@
-"""What faults are aimed by: files that change are told, also in new directories, and waiting misses nothing."""
+"""What faults are aimed by: changed files are told, also in directories that are new, and waiting misses nothing."""
 
 import sys
 
