@@ -52,6 +52,8 @@ class Submissions:
     def submit(self, key: str, *, client_id: str, digest: bytes, work: Work) -> operations_pb2.Accepted:
         """Enters a sample under the key that its client chose, and starts it unless it is there already.
 
+        One that failed because nobody was there to do it (503) is started again.
+
         Raises:
             Conflict: the key was used for another request.
             TooManyRequests: too much is in flight.
@@ -59,6 +61,7 @@ class Submissions:
         """
         if key not in self._tasks:
             self.check_room()
+            self.table.forget_lost(key, digest)
         if self.table.open(key, client_id=client_id, verb="sample", digest=digest):
             task = asyncio.create_task(self._run(key, work))
             self._tasks[key] = task

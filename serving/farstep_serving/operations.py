@@ -138,6 +138,22 @@ class OperationTable:
         self._tell_also(client_id, operation_id, known)
         return True
 
+    def forget_lost(self, operation_id: str, digest: bytes) -> None:
+        """Before a repetition is entered: forgets an outcome that says only that there was nobody to do it (503).
+
+        For work that changes nothing, so that a repetition may do what the first one could not have done. A server that
+        is draining keeps it: it would not take the repetition.
+        """
+        entry = self._entries.get(operation_id)
+        if entry is None or not entry.outcome or entry.digest != digest or self._draining:
+            return
+        if pb.Operation.FromString(entry.outcome).error.status != Draining.status:
+            return
+        if self._unclaimed.pop(operation_id, operation_id) is not None:
+            self._acked.remove(operation_id)
+            self._acked_bytes -= len(entry.outcome)
+        self._drop(operation_id)
+
     def list_of(self, prefix: str, *, unfetched: bool) -> list[pb.Operation]:
         """Operations whose ids begin so, without outcomes; `unfetched`: only those that no client has acknowledged."""
         return [

@@ -271,6 +271,32 @@ async def test_without_any_replica_it_says_so(fleet: Fleet, until: Until) -> Non
     assert (await fleet.http.get(paths.HEALTH)).status_code == 503
 
 
+async def test_a_sample_that_nobody_was_left_for_is_done_when_it_is_submitted_again(fleet: Fleet, until: Until) -> None:
+    for replica in fleet.replicas:
+        replica.open_gate.clear()
+    body, headers = request().SerializeToString(), {paths.CLIENT_ID: "me"}
+
+    async def submit() -> None:
+        assert (await fleet.http.post(f"{paths.SAMPLES}?key=k", content=body, headers=headers)).status_code == 202
+
+    async def outcome() -> operations_pb2.Operation:
+        poll = operations_pb2.PollRequest(client_id="me", wait_s=20).SerializeToString()
+        answer = operations_pb2.PollResponse.FromString((await fleet.http.post(paths.POLL, content=poll)).content)
+        return answer.finished[0]
+
+    await submit()
+    await until(lambda: any(replica.seen for replica in fleet.replicas))
+    for wire in fleet.wires:
+        wire.is_cut = True
+    assert (await outcome()).error.status == 503
+    for wire, replica in zip(fleet.wires, fleet.replicas, strict=True):
+        wire.is_cut = False
+        replica.open_gate.set()
+    await until(lambda: all(link.is_healthy for link in fleet.links))
+    await submit()
+    assert (await outcome()).sample.prompt_cache_hit_tokens in (1, 2)
+
+
 async def test_bad_input_is_refused_before_it_travels(fleet: Fleet) -> None:
     message = request()
     message.num_samples = 0

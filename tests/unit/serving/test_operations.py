@@ -6,6 +6,7 @@ import tracemalloc
 import pytest
 
 from farstep_proto.errors import Conflict, Draining, NotFound
+from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import operations_pb2 as pb
 from farstep_serving.operations import OperationTable
 
@@ -105,6 +106,44 @@ async def test_a_submission_repeated_after_its_outcome_was_acknowledged_brings_i
     assert await poll(table, client="other") == ([], [])
     assert table._channels == {}
     assert table._entries == {}
+
+
+@pytest.mark.parametrize("is_acknowledged", [False, True])
+async def test_what_nobody_was_there_to_do_can_be_submitted_again(is_acknowledged):
+    table = opened("a")
+    table.fail("a", common_pb2.Error(status=503))
+    assert await poll(table) == (["a"], [])
+    if is_acknowledged:
+        assert await poll(table, ack=["a"]) == ([], [])
+    table.forget_lost("a", b"d")
+    assert table.open("a", client_id="c", verb="forward", digest=b"d")
+    assert await poll(table) == ([], [])
+    table.finish("a", pb.Operation(state=DONE))
+    assert await poll(table) == (["a"], [])
+    assert await poll(table, ack=["a"]) == ([], [])
+    assert (await table.wait("a", 0)).state == DONE
+    assert table.num_pending == 0
+
+
+@pytest.mark.parametrize("status", [422, 500])
+async def test_other_failures_are_remembered(status):
+    table = opened("a", "pending")
+    table.fail("a", common_pb2.Error(status=status))
+    for operation_id in ("a", "pending", "unknown"):
+        table.forget_lost(operation_id, b"d")
+    assert not table.open("a", client_id="c", verb="forward", digest=b"d")
+    assert table.is_pending("pending")
+
+
+async def test_a_failure_of_other_content_or_while_draining_is_remembered():
+    table = opened("a")
+    table.fail("a", common_pb2.Error(status=503))
+    table.forget_lost("a", b"other")
+    with pytest.raises(Conflict):
+        table.open("a", client_id="c", verb="forward", digest=b"other")
+    table.drain()
+    table.forget_lost("a", b"d")
+    assert not table.open("a", client_id="c", verb="forward", digest=b"d")
 
 
 async def test_finishing_twice_is_a_mistake():
