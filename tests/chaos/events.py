@@ -117,6 +117,6 @@ class Tree:
                 if number not in self._paths:
                     continue
                 path = self._paths[number] / name
-                self._events.tell(Seen("file", str(path.relative_to(self._root))))
                 if mask & _IS_DIRECTORY and mask & (_CREATE | _MOVED_TO):
                     self._watch(path)
+                self._events.tell(Seen("file", str(path.relative_to(self._root))))
