@@ -15,7 +15,8 @@ from starlette.applications import Starlette
 
 from farstep_infra.control.app import make_control_app
 from farstep_infra.control.control import Control
-from farstep_infra.control.db import Database, url_of_file
+from farstep_infra.control.db import Database
+from farstep_infra.control.engine import url_of_file
 from farstep_infra.control.keys import IssuedKeys
 from farstep_infra.control.projects import Projects
 from farstep_infra.control.provisioning import Provisioning

@@ -3,13 +3,15 @@
 import asyncio
 import contextlib
 import sqlite3
+import sys
 import time
 
 import psutil
 import pytest
 from sqlalchemy import text
 
-from farstep_infra.control.db import Database, url_of_file
+from farstep_infra.control.db import Database, reason_of
+from farstep_infra.control.engine import url_of_file
 from farstep_proto.errors import InvalidInput, StorageFull, Unavailable
 from tests.support.postgres import cluster
 
@@ -198,11 +200,29 @@ async def test_what_was_acknowledged_is_on_the_disk(tmp_path):
     assert pragmas == {"synchronous": 2, "journal_mode": "wal"}
 
 
-@pytest.mark.parametrize("url", ["", "nonsense", "mysql://host/name", "sqlite:///file.db", "postgresql://host:port/x"])
-def test_what_is_no_database_is_refused(url):
-    with pytest.raises(InvalidInput) as caught:
-        Database(url)
-    assert caught.value.field == "--database"
+async def test_what_an_operator_must_change_is_told_to_operators(mortal, monkeypatch):
+    monkeypatch.setattr("farstep_infra.control.db.START_S", 0.1)
+    for url, reason in (
+        (mortal.url("nothing"), 'database "nothing" does not exist'),
+        (mortal.url("postgres").replace("//farstep@", "//nobody@"), 'role "nobody" does not exist'),
+    ):
+        with pytest.raises(Unavailable) as caught:
+            await Database(url).opened().__aenter__()
+        assert reason in reason_of(caught.value)
+        assert reason not in caught.value.message
+
+
+def test_what_is_no_database_is_refused(monkeypatch):
+    wrong = ["", "nonsense", "mysql://host/name", "sqlite:///file.db", "postgresql://host:port/x"]
+    wrong += ["postgresql://host/x?sslmode=huh", "postgresql://host/x?command_timeout=1"]
+    for url in wrong:
+        with pytest.raises(InvalidInput) as caught:
+            Database(url)
+        assert caught.value.field == "--database"
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(InvalidInput, match="asyncpg") as caught:
+        Database("postgresql://host/x")
+    assert "farstep[postgres]" in caught.value.hint
 
 
 def test_passwords_are_not_shown():
