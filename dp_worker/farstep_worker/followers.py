@@ -1,7 +1,8 @@
 """The other processes of a data-parallel trainer: started by rank 0, watched, and gone when it is.
 
-Each has a pipe of ours as standard input and ends when that closes, so that none outlives this process, however it
-dies. One that dies is reported once, and never restarted: a replica cannot be made while its runs train.
+Each has a pipe of ours as standard input and ends when that closes, and is on a leash, so that none outlives this
+process, however it dies. One that dies is reported once, and never restarted: a replica cannot be made while its runs
+train.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+
+from farstep_serving.leash import leashed
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +39,11 @@ class Followers:
         for rank, command in enumerate(commands, start=1):
             # A session of its own: Ctrl-C in the terminal reaches us alone.
             child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=sys.stderr.fileno(), env=dict(env), start_new_session=True
+                leashed(command),
+                stdin=subprocess.PIPE,
+                stdout=sys.stderr.fileno(),
+                env=dict(env),
+                start_new_session=True,
             )
             self._children.append(child)
             threading.Thread(target=self._watch, args=(rank, child), name=f"watch-rank-{rank}", daemon=True).start()

@@ -40,7 +40,7 @@ class Keeper:
         self._executor = executor
         self.journal = journal
         self._outcomes = Outcomes(journal)
-        self._kept: dict[str, list[str]] = {}
+        self._kept: dict[str, list[int]] = {}
         self._deleted: set[str] = set()
         self._snapshots: Snapshots | None = None
         if journal is not None:
@@ -158,9 +158,9 @@ class Keeper:
         """Has files of snapshots removed that do not count, of an earlier process."""
         assert self._snapshots is not None
         for run in recorded:
-            names = [] if run.is_deleted else [row.name for row in reversed(run.snapshots)]
-            self._kept[run.run_id] = names
-            self._snapshots.keep_only(run.run_id, set(names))
+            seqs = [] if run.is_deleted else sorted(row.seq for row in run.snapshots)
+            self._kept[run.run_id] = seqs
+            self._snapshots.remove(run.run_id, partial(_is_none_of, frozenset(seqs)))
 
     def begin_run(self, run: Run) -> None:
         """A run was brought back."""
@@ -182,5 +182,9 @@ class Keeper:
     def _take_in(self, row: SnapshotRow) -> None:
         assert self._snapshots is not None
         if row.run_id not in self._deleted:
-            kept = self._kept[row.run_id] = [*self._kept.get(row.run_id, ()), row.name][-2:]
-            self._outcomes.snapshot(row, partial(self._snapshots.keep_only, row.run_id, set(kept)))
+            oldest, *_ = self._kept[row.run_id] = [*self._kept.get(row.run_id, ()), row.seq][-2:]
+            self._outcomes.snapshot(row, partial(self._snapshots.remove, row.run_id, lambda seq: seq < oldest))
+
+
+def _is_none_of(kept: frozenset[int], seq: int) -> bool:
+    return seq not in kept

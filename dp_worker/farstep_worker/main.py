@@ -40,6 +40,7 @@ from farstep_worker.publisher import DEFAULT_KEEP, Publisher, WeightSync
 from farstep_worker.ranks import device_of
 from farstep_worker.registry import DEFAULT_MAX_RUNS
 from farstep_worker.server import DEFAULT_MAX_REQUEST_BYTES, TrainerApi, make_server
+from farstep_worker.snapshots import SnapshotLimits
 from farstep_worker.telemetry import SpanWriter
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class WorkerConfig:
     num_threads: int
     journal: Path | None
     journal_bytes: int
+    snapshots: SnapshotLimits
     spans: SpanWriter | None
     ends_with_parent: bool
     log_level: str
@@ -121,6 +123,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         num_threads=max(1, _num_threads(os.environ.get("OMP_NUM_THREADS")) // flags.nproc),
         journal=_journal(flags),
         journal_bytes=flags.journal_mib << 20,
+        snapshots=_snapshots(flags),
         spans=_spans(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
         ends_with_parent=flags.exit_with_parent,
         log_level=flags.log_level,
@@ -176,6 +179,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=DEFAULT_MAX_BYTES >> 20,
         help="of operations and outcomes in it; two snapshots of each run come on top",
+    )
+    parser.add_argument(
+        "--snapshot-operations",
+        type=_positive,
+        default=os.environ.get("FARSTEP_SNAPSHOT_OPERATIONS"),
+        metavar="N",
+        help="a snapshot of a run after every N operations, whatever it costs: the fewer, the sooner a killed trainer "
+        "is back (default: $FARSTEP_SNAPSHOT_OPERATIONS, or as its cost and that of a replay say)",
     )
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
@@ -295,6 +306,7 @@ async def _run_with_keys(
         max_runs=config.max_runs,
         spans=config.spans,
         journal=journal,
+        snapshots=config.snapshots,
     )
     checkpoints = Checkpoints(executor.store, secret=config.keys.secret())
     api = TrainerApi(executor.base, dispatcher, checkpoints, max_request_bytes=config.max_request_bytes)
@@ -335,6 +347,12 @@ def _scratch(store: str) -> Path:
     if "://" not in store:
         return Path(store)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "farstep"
+
+
+def _snapshots(flags: argparse.Namespace) -> SnapshotLimits:
+    if flags.snapshot_operations is None:
+        return SnapshotLimits()
+    return SnapshotLimits(operations=flags.snapshot_operations, worth=0.0)
 
 
 def _journal(flags: argparse.Namespace) -> Path | None:

@@ -99,6 +99,8 @@ class TrainerApi:
             instance_id=self.dispatcher.table.instance_id,
             feed=self.feed_address,
             version=version("farstep"),
+            idle_s=self.dispatcher.table.idle_s,
+            num_pending=self.dispatcher.table.num_pending,
         )
         return respond(request, message)
 
@@ -211,9 +213,11 @@ def make_server(api: TrainerApi, *, keys: Keys, feed: FeedServer, host: str, fee
         api.feed_address = await feed.start(host, feed_port)
         api.dispatcher.start()
         await api.dispatcher.recover()
-        yield
-        await api.dispatcher.drain()
-        await feed.stop()
+        try:
+            yield
+        finally:
+            await api.dispatcher.drain()
+            await feed.stop()
 
     return make_app(api.routes(), keys=keys, lifespan=lifespan, open_paths=OPEN_PATHS, title="Farstep trainer")
 

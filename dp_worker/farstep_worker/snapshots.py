@@ -33,6 +33,7 @@ from farstep_worker.submission import LoadState, SaveState
 
 log = logging.getLogger(__name__)
 
+_PREFIX = "seq-"
 _STATE_FILE = "state.json"
 _TENSORS_FILE = "tensors.safetensors"
 _RETRY_S = 1.0
@@ -68,7 +69,7 @@ class _Captured:
 
     @property
     def name(self) -> str:
-        return f"seq-{self.state.seq}"
+        return f"{_PREFIX}{self.state.seq}"
 
 
 @dataclass(slots=True)
@@ -139,7 +140,7 @@ class Snapshots:
 
     def forget(self, run_id: str) -> None:
         self._courses.pop(run_id, None)
-        self._thread.submit(self._remove_run, run_id)
+        self._thread.submit(self._remove, run_id, lambda seq: True)
 
     def _is_due(self, work: Work, course: _Course) -> bool:
         since, limits = course.since, self._limits
@@ -186,23 +187,20 @@ class Snapshots:
         self._deliver(SnapshotRow(run_id, state.seq, captured.name, manifest.size_bytes))
         return True
 
-    def _remove_run(self, run_id: str) -> None:
-        self._keep_only(run_id, set())
-
-    def _keep_only(self, run_id: str, names: set[str]) -> None:
+    def _remove(self, run_id: str, is_over: Callable[[int], bool]) -> None:
         try:
             for manifest in self._store.list(run_id):
-                if manifest.path.name not in names:
+                if is_over(_seq_of(manifest.path.name)):
                     self._store.delete(manifest.path)
         except (ApiError, OSError) as error:
             log.warning("old snapshots of run %s cannot be removed: %s", run_id, error)
 
     # On any thread
 
-    def keep_only(self, run_id: str, names: set[str]) -> None:
-        """Has files of other snapshots of a run removed, if not now then at the next start."""
+    def remove(self, run_id: str, is_over: Callable[[int], bool]) -> None:
+        """Has files of a run's snapshots removed, chosen by their seq, if not now then at the next start."""
         with suppress(RuntimeError):  # closed
-            self._thread.submit(self._keep_only, run_id, names)
+            self._thread.submit(self._remove, run_id, is_over)
 
     def settle(self) -> None:
         """Returns when all that was begun is written or given up."""
@@ -225,6 +223,10 @@ def read_snapshot(store: CheckpointStore, row: SnapshotRow) -> tuple[RunState, d
     if state.seq != row.seq:
         raise InvalidInput(f"the snapshot {row.name} of run {row.run_id} is of another operation")
     return state, tensors
+
+
+def _seq_of(name: str) -> int:
+    return int(name.removeprefix(_PREFIX))
 
 
 def _path(run_id: str, name: str) -> CheckpointPath:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from farstep_infra import up
+from farstep_infra import settings, up
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="farstep_infra", description="Farstep's control plane")
     commands = parser.add_subparsers(dest="command", required=True)
-    up.add_arguments(commands.add_parser("up", help="run control plane, trainer and sampler until stopped"))
+    settings.add_arguments(commands.add_parser("up", help="run control plane, trainer and sampler until stopped"))
     return up.run(parser.parse_args())
 
 

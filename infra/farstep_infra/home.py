@@ -22,7 +22,7 @@ _PRIVATE = 0o600
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """`<directory>/{local.json, api_key, control.db, store/, logs/, up.lock}`."""
+    """`<directory>/{local.json, api_key, port, control.db, store/, logs/, journals/, up.lock}`."""
 
     directory: Path
 
@@ -33,6 +33,10 @@ class Home:
     @property
     def logs(self) -> Path:
         return self.directory / "logs"
+
+    @property
+    def journals(self) -> Path:
+        return self.directory / "journals"
 
     @property
     def database(self) -> Path:
@@ -82,6 +86,16 @@ class Home:
         key = make_key()
         replace_file(path, key.encode(), mode=_PRIVATE)
         return key
+
+    def last_port(self) -> int:
+        """Of the control plane that was here before; 0 where there was none."""
+        try:
+            return int((self.directory / "port").read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def remember_port(self, port: int) -> None:
+        replace_file(self.directory / "port", str(port).encode(), mode=_PRIVATE)
 
     def write_local(self, *, base_url: str, api_key: str) -> None:
         """Tells clients on this machine how to connect."""

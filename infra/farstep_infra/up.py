@@ -12,32 +12,40 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 from starlette.applications import Starlette
 
-from farstep_infra.control import requests
 from farstep_infra.control.app import make_control_app
+from farstep_infra.control.commands import Commands
 from farstep_infra.control.control import Control
 from farstep_infra.control.db import Database, reason_of
-from farstep_infra.control.engine import url_of_file
 from farstep_infra.control.fleet import Fleet
+from farstep_infra.control.health import HealthWatch
 from farstep_infra.control.housekeeping import Housekeeping
 from farstep_infra.control.keys import IssuedKeys
+from farstep_infra.control.placements import Placements
 from farstep_infra.control.projects import Projects
 from farstep_infra.control.provisioning import Provisioning
+from farstep_infra.control.residency import DEFAULT_IDLE_TIMEOUT_S, LIVE_S, Residency
+from farstep_infra.control.run_stacks import RunStacks
 from farstep_infra.control.runs import Runs
 from farstep_infra.control.samplers import FreshSamplers
 from farstep_infra.control.schema import SchemaRefused
+from farstep_infra.control.servers import Site
 from farstep_infra.control.sessions import Sessions
+from farstep_infra.control.stacks import Stack
 from farstep_infra.control.trainers import Trainers
 from farstep_infra.control.usage import UsageLedger
+from farstep_infra.control.uses import Uses
 from farstep_infra.home import Home
-from farstep_infra.launchers.local import LaunchFailed, torch_environment
+from farstep_infra.launchers.base import Launcher, LaunchFailed
+from farstep_infra.launchers.local import LocalLauncher, torch_environment
+from farstep_infra.launchers.ports import choose_port
+from farstep_infra.settings import Settings, settings_of
 from farstep_infra.store.archive import Checkpoints
 from farstep_infra.store.checkpoints import CheckpointStore, open_store
 from farstep_proto.errors import ApiError, InvalidInput, Unavailable
@@ -46,95 +54,8 @@ from farstep_serving.process import announce, bind, exit_with_parent, serve, set
 
 log = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "farstep/tiny"
-DEFAULT_PORT = 8787
 SWEEP_EVERY_S = 600.0
-SESSION_SILENCE_S = 24 * 3600.0
-_WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - these are refused
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What `up` was told; `api_key` empty means the home's own."""
-
-    home: Path
-    store: str
-    model: str
-    host: str
-    port: int
-    replicas: int
-    device: str
-    api_key: str
-    database: str
-    session_silence_s: float
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="base model to start with (default: %(default)s)")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address of this machine to listen on (default: %(default)s)"
-    )
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--replicas", type=int, default=1, help="sampler processes (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:0 (default: %(default)s)")
-    parser.add_argument("--home", type=Path, default=None, help="default: $FARSTEP_HOME or ~/.farstep")
-    parser.add_argument(
-        "--store",
-        default="",
-        metavar="PLACE",
-        help="of checkpoints: directory or s3://bucket/prefix (default: HOME/store)",
-    )
-    parser.add_argument(
-        "--database",
-        default=os.environ.get("FARSTEP_DATABASE_URL", ""),
-        metavar="URL",
-        help="postgresql://user:password@host/name (default: $FARSTEP_DATABASE_URL, or a SQLite file in HOME)",
-    )
-    parser.add_argument(
-        "--session-silence",
-        type=float,
-        default=SESSION_SILENCE_S,
-        metavar="SECONDS",
-        help="close sessions whose client was silent for that long (default: %(default).0f)",
-    )
-    parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
-    parser.add_argument("--log-level", default="INFO", help="(default: %(default)s)")
-
-
-def settings_of(arguments: argparse.Namespace) -> Settings:
-    """Raises:
-    SystemExit: an argument that cannot be.
-    """
-    try:
-        requests.check_base_model(arguments.model)
-    except InvalidInput as error:
-        raise SystemExit(f"--model: {error.message}") from error
-    if not 1 <= arguments.replicas <= requests.MAX_REPLICAS:
-        raise SystemExit(f"--replicas: {arguments.replicas} is not between 1 and {requests.MAX_REPLICAS}")
-    if arguments.host in _WILDCARDS:
-        raise SystemExit(f"--host: clients are given this address, so {arguments.host} will not do; name one")
-    if not arguments.session_silence > 0:
-        raise SystemExit(f"--session-silence: {arguments.session_silence} is not a number of seconds")
-    home = (arguments.home or Path(os.environ.get("FARSTEP_HOME") or Path.home() / ".farstep")).expanduser().resolve()
-    return Settings(
-        home=home,
-        store=_store(arguments.store, home),
-        model=arguments.model,
-        host=arguments.host,
-        port=arguments.port,
-        replicas=arguments.replicas,
-        device=arguments.device,
-        api_key=os.environ.get("FARSTEP_API_KEY", ""),
-        database=arguments.database or url_of_file(Home(home).database),
-        session_silence_s=arguments.session_silence,
-    )
-
-
-def _store(place: str, home: Path) -> str:
-    """Where every process of this installation finds the checkpoints, whatever its working directory."""
-    if "://" in place:
-        return place
-    return str(Path(place).expanduser().resolve()) if place else str(Home(home).store)
+TRIM_LOGS_EVERY_S = 30.0
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -146,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end as KeyboardInterrupt, after the clean-up
     if arguments.exit_with_parent:
         exit_with_parent()
-    with home.locked(), _bound(settings) as sock:
+    with home.locked(), _bound(settings, home) as sock:
         up = _Up(settings, home, sock)
         try:
             home.write_local(base_url=url_of(sock), api_key=up.api_key)
@@ -171,9 +92,18 @@ def _database(url: str) -> Database:
         raise SystemExit(f"{error.field}: {error.message} ({error.hint})") from error
 
 
-def _bound(settings: Settings) -> socket.socket:
+def _bound(settings: Settings, home: Home) -> socket.socket:
+    """Clients hold the address: without a port that was asked for it is that of last time, where it is still free."""
+    last_port = home.last_port()
     try:
-        return bind(settings.host, settings.port)
+        if settings.port == 0 and last_port:
+            with suppress(SystemExit):
+                return bind(settings.host, last_port)
+        sock = bind(settings.host, settings.port or choose_port(settings.host))
+        home.remember_port(sock.getsockname()[1])
+        return sock
+    except OSError as error:
+        raise SystemExit(f"cannot listen on {settings.host}: {error.strerror}") from error
     except SystemExit as error:
         raise SystemExit(f"{error}; choose another port with --port, or --port 0 for a free one") from error
 
@@ -216,47 +146,97 @@ class _Up:
             # Children are on this machine: a proxy in the environment is not for them.
             client = await parts.enter_async_context(httpx.AsyncClient(headers=headers, trust_env=False))
             db = self._db
-            where = {"host": self._settings.host, "device": self._settings.device, "store": self._settings.store}
-            fleet = Fleet(self._home, environment=environment, client=client, **where)
+            site = self._site(environment, client)
+            fleet = Fleet(site, Placements(db, host=self._settings.host))
             parts.push_async_callback(fleet.close)
             parts.push_async_callback(self._provisioning.close)
+            uses = Uses(db)
+            residency = Residency(
+                fleet,
+                idle_timeout_s=self._settings.idle_timeout_s,
+                max_stacks=self._settings.max_stacks,
+                last_seen=uses.last_seen,
+            )
+            stacks = RunStacks(db, fleet, residency, self._provisioning, uses, Trainers(client))
+            residency.on_woken, residency.on_rested = stacks.woken, stacks.rested
             control = Control(
                 base_url=url_of(self._sock),
                 fleet=fleet,
                 projects=Projects(db),
                 sessions=Sessions(db),
-                runs=Runs(db, fleet, self._provisioning, Trainers(client)),
-                samplers=FreshSamplers(db, fleet, self._provisioning, store),
+                runs=Runs(db, fleet, stacks, self._provisioning),
+                samplers=FreshSamplers(db, fleet, residency, self._provisioning, store),
                 checkpoints=Checkpoints(store, secret=self.api_key),
                 usage=UsageLedger(db),
+                is_ending=lambda: self._provisioning.is_released,
             )
             silent_s = self._settings.session_silence_s
             housekeeping = Housekeeping(db, control.sessions, control.samplers, control.usage, silent_s=silent_s)
-            await control.runs.mark_lost()
-            await control.samplers.mark_lost()
+            await self._restore(control, residency, uses, stacks)
             app.state.control = control
-            self._provisioning.start("default-model", self._start_default_model(fleet))
             self._provisioning.start("sweep", _sweep(store))
             self._provisioning.start("housekeeping", housekeeping.run())
+            self._provisioning.start("health", HealthWatch(fleet, client).run())
+            self._provisioning.start("idle-stacks", residency.run())
+            self._provisioning.start("logs", _trim_logs(site.launcher))
             yield
 
-    async def _start_default_model(self, fleet: Fleet) -> None:
+    def _site(self, environment: dict[str, str], client: httpx.AsyncClient) -> Site:
+        settings = self._settings
+        commands = Commands(
+            host=settings.host,
+            store=settings.store,
+            device=settings.device,
+            journals=settings.journals,
+            weight_sync_uri=settings.weight_sync_uri,
+            front_flags=settings.front_flags,
+        )
+        return Site(LocalLauncher(self._home.logs, host=settings.host), commands, environment, client)
+
+    async def _restore(self, control: Control, residency: Residency, uses: Uses, stacks: RunStacks) -> None:
+        """What was there is there again: at once where somebody uses it, else as soon as somebody asks."""
+        fleet = control.fleet
+        await fleet.restore()
+        known = await uses.known_stacks()
+        for stack in fleet.stacks:
+            if not stack.spec.is_shared and stack.spec.stack_id not in known:
+                await fleet.remove(stack)  # whoever it was for came to nothing
+        default = await fleet.default(self._settings.model, num_trainers=self._settings.trainer_replicas)
+        default.is_pinned = True
+        self._provisioning.start("default-model", self._start_default_model(default, residency))
+        await control.runs.restore()
+        await control.samplers.restore()
+        live_s = max(LIVE_S, self._settings.idle_timeout_s or DEFAULT_IDLE_TIMEOUT_S)
+        live = await uses.live_stacks(since=time.time() - live_s)
+        for stack in fleet.stacks:
+            if stack.spec.stack_id in live and stack is not default:
+                self._provisioning.start(f"wake-{stack.spec.stack_id}", residency.wake_quietly(stack))
+            elif stack is not default:
+                await stacks.rested(stack)
+
+    async def _start_default_model(self, stack: Stack, residency: Residency) -> None:
         try:
-            stack = await fleet.stack(self._settings.model, with_sampler=True, replicas=self._settings.replicas)
+            await residency.wake(stack, num_samplers=self._settings.replicas)
         except Exception as error:
             is_ours = not isinstance(error, LaunchFailed)
             log.error("%s cannot be served: %s", self._settings.model, error, exc_info=is_ours)
             os.kill(os.getpid(), signal.SIGTERM)
             return
         self.exit_code = 0
-        assert stack.samplers is not None
+        assert stack.trainer is not None
         announce(
             url=url_of(self._sock),
             trainer_url=stack.trainer.url,
-            sampler_url=stack.samplers.url,
+            sampler_url=stack.sampler_url,
             home=str(self._home.directory),
             pid=os.getpid(),
         )
+
+
+async def _trim_logs(launcher: Launcher) -> None:
+    while True:
+        await asyncio.sleep(TRIM_LOGS_EVERY_S)
+        await launcher.trim_logs()
 
 
 async def _sweep(store: CheckpointStore) -> None:

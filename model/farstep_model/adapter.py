@@ -169,6 +169,7 @@ class Adapter:
         Raises:
             InvalidInput: the bytes are no such blob, or of another model.
         """
+        peft_format.check_header(data, num_layers=len(layers.targets))
         config = peft_format.metadata(data).get("adapter_config")
         if config is None:
             raise InvalidInput("no adapter_config in the metadata", field="adapter")
@@ -192,10 +193,7 @@ class Adapter:
             if name not in files:
                 raise InvalidInput(f"{name} is missing", field=name)
         spec = peft_format.read_config(files[peft_format.CONFIG_FILE])
-        try:
-            tensors = load(files[peft_format.TENSORS_FILE])
-        except SafetensorError as error:
-            raise InvalidInput(f"not a safetensors file: {error}", field=peft_format.TENSORS_FILE) from error
+        tensors = _tensors_of(files[peft_format.TENSORS_FILE], num_layers=len(layers.targets))
         _drop_base_weights(layers, tensors)
         chosen = _layers_of(layers, tensors)
         spec = dataclasses.replace(spec, target_modules=layers.module_names(chosen))
@@ -220,6 +218,18 @@ class Adapter:
 
     def _tensors_on_cpu(self) -> dict[str, Tensor]:
         return {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
+
+
+def _tensors_of(data: bytes, *, num_layers: int) -> dict[str, Tensor]:
+    peft_format.check_header(data, num_layers=num_layers)
+    try:
+        tensors: dict[str, Tensor] = load(data)
+    except SafetensorError as error:
+        raise InvalidInput(f"not a safetensors file: {error}", field=peft_format.TENSORS_FILE) from error
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise InvalidInput(f"{tensor.dtype} is not floating point", field=name)
+    return tensors
 
 
 def _trained(a_rI: Tensor, b_Or: Tensor, m_O: Tensor | None = None) -> LayerWeights:

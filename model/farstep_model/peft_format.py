@@ -17,6 +17,7 @@ from peft import LoraConfig
 
 from farstep_model.spec import LoraSpec
 from farstep_proto.errors import InvalidInput
+from farstep_proto.validation import MAX_LORA_RANK
 
 TENSORS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -46,6 +47,10 @@ _HARMLESS = frozenset(
 )
 # Ways to draw the first weights that leave the base as it is.
 _HARMLESS_INIT = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+_MOST_SHOWN = 200
+_HEADER_BYTES, _HEADER_BYTES_A_LAYER = 64 << 10, 2 << 10  # metadata with a config in it; four entries of 512 bytes
 
 
 def tensor_keys(module: str, *, use_dora: bool = False) -> tuple[str, ...]:
@@ -88,12 +93,14 @@ def read_config(data: bytes) -> LoraSpec:
     """
     try:
         content = json.loads(data)
-        rank, alpha = int(content["r"]), float(content["lora_alpha"])
+        rank, alpha = content["r"], float(content["lora_alpha"])
         dropout = float(content.get("lora_dropout") or 0.0)
-    except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"not a LoRA config: {error!r}", field=CONFIG_FILE) from error
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise InvalidInput(f"not a LoRA config: {_short(error)}", field=CONFIG_FILE) from error
+    if type(rank) is not int or not 1 <= rank <= MAX_LORA_RANK:
+        raise InvalidInput(f"{_short(rank)} is not between 1 and {MAX_LORA_RANK}", field=f"{CONFIG_FILE}.r")
     if content.get("peft_type") != "LORA":
-        raise InvalidInput(f"{content.get('peft_type')!r} is not LORA", field=f"{CONFIG_FILE}.peft_type")
+        raise InvalidInput(f"{_short(content.get('peft_type'))} is not LORA", field=f"{CONFIG_FILE}.peft_type")
     _check_plain(content)
     use_rslora, use_dora = (bool(content.get(name)) for name in ("use_rslora", "use_dora"))
     return LoraSpec(rank=rank, alpha=alpha, dropout=dropout, use_rslora=use_rslora, use_dora=use_dora)
@@ -109,8 +116,22 @@ def metadata(data: bytes) -> dict[str, str]:
         (size,) = struct.unpack_from("<Q", data)
         header = json.loads(data[8 : 8 + size])
         return dict(header.get("__metadata__", {}))
-    except (struct.error, ValueError, AttributeError) as error:
+    except (struct.error, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidInput("not a safetensors blob", field="adapter") from error
+
+
+def check_header(data: bytes, *, num_layers: int) -> None:
+    """Refuses a blob whose header is larger than the names of so many layers' tensors: it takes twenty times its size.
+
+    Raises:
+        InvalidInput: as said, or there is no header.
+    """
+    if len(data) < 8:
+        raise InvalidInput("not a safetensors file: it has no header", field=TENSORS_FILE)
+    (size,) = struct.unpack_from("<Q", data)
+    most = _HEADER_BYTES + num_layers * _HEADER_BYTES_A_LAYER
+    if size > most:
+        raise InvalidInput(f"a header of {size} bytes, at most {most} are possible here", field=TENSORS_FILE)
 
 
 def _check_plain(content: dict[str, Any]) -> None:
@@ -122,9 +143,15 @@ def _check_plain(content: dict[str, Any]) -> None:
             is_plain = key in _HARMLESS or not value or value == plain.get(key)
         if not is_plain:
             raise InvalidInput(
-                f"{key}={value!r} changes what is computed in a way that is not understood",
-                field=f"{CONFIG_FILE}.{key}",
+                f"{key[:_MOST_SHOWN]}={_short(value)} changes what is computed in a way that is not understood",
+                field=f"{CONFIG_FILE}.{key[:_MOST_SHOWN]}",
             )
+
+
+def _short(value: object) -> str:
+    """For a message: what somebody wrote may be a megabyte."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def _plain(value: object) -> object:

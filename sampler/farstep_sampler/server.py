@@ -122,6 +122,8 @@ class _Handlers:
         info = await self._backend.info()
         info.instance_id = self._submissions.table.instance_id
         info.max_request_bytes = MAX_BODY_BYTES
+        info.idle_s = self._submissions.idle_s
+        info.num_pending = self._submissions.num_in_flight
         return respond(request, info)
 
     @describe("Fetch the tokenizer", gives=training_pb2.TokenizerFiles)

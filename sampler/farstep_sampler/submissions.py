@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -35,6 +36,18 @@ class Submissions:
         self._max_pending = max_pending
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._num_watched = 0
+        self._watched_at = time.monotonic()
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._tasks) + self._num_watched
+
+    @property
+    def idle_s(self) -> float:
+        """For how long nothing has been in flight."""
+        if self._num_watched:
+            return 0.0
+        return min(self.table.idle_s, time.monotonic() - self._watched_at)
 
     def submit(self, key: str, *, client_id: str, digest: bytes, work: Work) -> operations_pb2.Accepted:
         """Enters a sample under the key that its client chose, and starts it unless it is there already.
@@ -54,9 +67,8 @@ class Submissions:
 
     def check_room(self) -> None:
         """Raises TooManyRequests when nothing more is taken."""
-        num_in_flight = len(self._tasks) + self._num_watched
-        if num_in_flight >= self._max_pending:
-            raise TooManyRequests(f"{num_in_flight} samples are in flight already", retry_after_s=1.0)
+        if self.num_in_flight >= self._max_pending:
+            raise TooManyRequests(f"{self.num_in_flight} samples are in flight already", retry_after_s=1.0)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -67,6 +79,7 @@ class Submissions:
             yield
         finally:
             self._num_watched -= 1
+            self._watched_at = time.monotonic()
 
     async def settled(self, timeout_s: float) -> bool:
         """Waits until every client that listens has heard of its samples; whether it came to that in time."""

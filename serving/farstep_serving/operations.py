@@ -92,6 +92,18 @@ class OperationTable:
         self._acked_bytes = 0
         self._unclaimed: OrderedDict[str, None] = OrderedDict()
         self._draining = False
+        self._num_pending = 0
+        self._used_at = clock()
+
+    @property
+    def num_pending(self) -> int:
+        """How many were opened and have no outcome yet."""
+        return self._num_pending
+
+    @property
+    def idle_s(self) -> float:
+        """For how long nothing has been pending."""
+        return 0.0 if self._num_pending else self._clock() - self._used_at
 
     def open(self, operation_id: str, *, client_id: str, verb: str, digest: bytes) -> bool:
         """Enters a submission; False if it is there already, with the same content.
@@ -109,6 +121,7 @@ class OperationTable:
         channel = self._channel(client_id)
         channel.num_pending += 1
         channel.heard_at = self._clock()
+        self._num_pending += 1
         return True
 
     def repeats(self, operation_id: str, digest: bytes, *, client_id: str) -> bool:
@@ -143,6 +156,7 @@ class OperationTable:
         for client_id in clients:
             self._tell(client_id, operation_id, entry)
         if not outcome:
+            self._num_pending += 1
             return
         if clients:
             entry.expires_at = self._clock() + self._unclaimed_s
@@ -175,6 +189,8 @@ class OperationTable:
         """The same with what `sealed` gave."""
         entry = self._entries[operation_id]
         assert not entry.outcome, f"{operation_id} finished twice"
+        self._num_pending -= 1
+        self._used_at = self._clock()
         entry.state = state
         entry.outcome = outcome
         entry.expires_at = self._clock() + self._unclaimed_s

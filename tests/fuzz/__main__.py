@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -22,17 +23,14 @@ from tests.fuzz.by_schema import attack_by_schema
 from tests.fuzz.campaign import Report, Target, attack
 from tests.fuzz.feed import attack_feed
 from tests.fuzz.probe import numbers_of
+from tests.fuzz.targets import IDS, control_plane
 from tests.support.processes import KEY, Server, running, trainer_and_sampler
-from tests.unit.infra.conftest import Up, start_up
+from tests.unit.infra.conftest import start_up
 
 # A process that has done so much grows a little: allocators keep what they had, and servers remember what they promise
 # to (4,096 outcomes, 32 MiB of them at most; deleted runs; 64 grammars). Beyond this it is a leak.
 MOST_MIB = 64.0
 MOST_MORE = 12  # files and threads: idle connections, and pools that grow to their size
-IDS = {
-    "run_id": ["fuzz"], "name": ["one"], "kind": ["weights", "sampler_weights"], "file": ["adapter_model.safetensors"],
-    "operation_id": ["fuzz:1"], "model": ["farstep/tiny"],
-}  # fmt: skip
 _SHARES = {"trainer": 0.3, "sampler": 0.3, "router": 0.15, "control plane": 0.25}
 
 
@@ -42,9 +40,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--examples", type=int, default=60, help="Schemathesis's, for each operation")
     parser.add_argument("--feed-calls", type=int, default=2000)
-    parser.add_argument("--processes", type=int, default=2, help="how many servers are attacked at a time")
+    parser.add_argument("--processes", type=int, default=4, help="how many servers are attacked at a time")
     flags = parser.parse_args()
     os.environ["FARSTEP_API_KEY"] = KEY
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and with it, the servers
     started = time.monotonic()
     with ExitStack() as stack, tempfile.TemporaryDirectory() as home:
         trainer, sampler = stack.enter_context(trainer_and_sampler(Path(home, "store")))
@@ -53,7 +52,7 @@ def main() -> int:
         stack.callback(up.stop)
         servers = {"trainer": trainer, "sampler": sampler, "router": router}
         targets = [Target(name, server.url, server.process.pid, KEY, IDS) for name, server in servers.items()]
-        targets.append(_control_plane(up))
+        targets.append(control_plane(up))
         summary = _attack_all(flags, targets, trainer, sampler)
         alive = [each.process.poll() is None for each in servers.values()] + [up.process.poll() is None]
         summary["crashes"] = alive.count(False)
@@ -67,16 +66,9 @@ def main() -> int:
     return 0 if is_good else 1
 
 
-def _control_plane(up: Up) -> Target:
-    session_id = up.session()
-    run_id = up.run(session_id)["run_id"]
-    ids = {**IDS, "run_id": [run_id], "session_id": [session_id], "sampler_id": ["sampler-0"], "project": ["default"]}
-    return Target("control plane", up.url, up.process.pid, up.key, ids)
-
-
 def _attack_all(flags: argparse.Namespace, targets: list[Target], trainer: Server, sampler: Server) -> dict[str, Any]:
     before = numbers_of(trainer.url, sampler.url)
-    total: dict[str, Any] = {name: 0 for name in ("requests", "server_errors", "complaints", "dropped")}
+    total: dict[str, Any] = dict.fromkeys(("requests", "server_errors", "complaints", "dropped"), 0)
     leaks: dict[str, float] = {"leaked_mib": 0.0, "leaked_fds": 0, "leaked_threads": 0}
     with ProcessPoolExecutor(flags.processes) as pool:
         shares = {target.name: int(flags.requests * _SHARES[target.name]) for target in targets}

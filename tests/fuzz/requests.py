@@ -14,16 +14,19 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
 
 from farstep_proto import paths
+from farstep_proto.v1 import control_pb2, operations_pb2, sampling_pb2, training_pb2
 from tests.fuzz import messages
 
 # These stop the server, or have a router look for servers that are none; they have tests of their own.
 LEFT_OUT = {("POST", paths.DRAIN)}
+_KNOWN_TO_PROTOBUF = (control_pb2, operations_pb2, sampling_pb2, training_pb2)  # by being imported
 HEADERS: tuple[tuple[str, str], ...] = (
     ("Content-Encoding", "gzip"), ("Content-Encoding", "zstd"), ("Content-Length", "-1"), ("Host", "["), ("Host", ""),
     ("Host", "a b"), ("Host", "x" * 3000), ("X-Forwarded-Proto", "javascript"), ("X-Forwarded-For", "\xff"),
     ("Range", "bytes=0-,0-,0-"), ("Cookie", "a" * 9000), ("Accept", "\xff"), ("Accept-Encoding", "zstd;q=1"),
     ("X-Policy-Version", "9" * 30), ("X-Min-Policy-Version", "-1"), ("X-Farstep-Client", "\xe9" * 3000),
-    ("Authorization", ""), ("Authorization", "Bearer"), ("Authorization", "Basic \xff"), ("Idempotency-Key", "\xff\x01"),
+    ("Authorization", ""), ("Authorization", "Bearer"), ("Authorization", "Basic \xff"),
+    ("Idempotency-Key", "\xff\x01"),
 )  # fmt: skip
 MEDIA = (paths.PROTOBUF, paths.JSON, "", "text/plain", "application/xml", "multipart/form-data", "\xff", "*/*")
 VERSION_WAITS = ("0", "0.01", "-1", "nan", "x", "")  # never long ones

@@ -120,8 +120,14 @@ class Worker:
         self._known.ids["run_id"][0] = message.run_id
 
     async def _leave_run(self) -> None:
-        if self._run_id:
-            await self._http.delete(paths.RUN.format(run_id=self._run_id), headers=self._headers())
+        """Deletes its own run and those that its requests have made; other workers keep theirs."""
+        if not self._run_id:
+            return
+        listed = await self._http.get(paths.RUNS, headers=self._headers())
+        for run in training_pb2.ListRunsResponse.FromString(listed.content).runs:
+            if run.run_id == self._run_id or not run.run_id.startswith("fuzz-"):
+                await self._http.delete(paths.RUN.format(run_id=run.run_id), headers=self._headers())
+        self._run_id = ""
 
     async def _resume(self) -> None:
         """Gives up what lies open, so that what comes next runs."""

@@ -1,7 +1,7 @@
 """A real HTTP proxy between a client and one server, which does to single exchanges what networks do.
 
 It reads whole requests, so it knows what "delivered" means, and passes answers on as they come, so that parked
-polls and streams go through it. Besides the faults of single exchanges (`network_faults`) it can refuse
+polls and streams go through it. It stands before one server, or, as a client's `http_proxy`, before all of them. Besides the faults of single exchanges (`network_faults`) it can refuse
 connections, swallow everything in silence, and cut all that is open, as a laptop that changes its network does.
 It refuses to be fast, and to speak anything but HTTP/1.1.
 """
@@ -30,7 +30,7 @@ class FaultyProxy:
     """Every method may be called from any thread.
 
     Args:
-        upstream: the server's address; may be changed while it runs.
+        upstream: the server's address; may be changed while it runs. Requests that name their server go there.
         delay_s: of DELAY, and before a LATE_DUPLICATE.
         hole_s: how long BLACK_HOLE says nothing before it ends the connection.
     """
@@ -208,13 +208,15 @@ class FaultyProxy:
     @contextlib.asynccontextmanager
     async def _sent(self, request: h11.Request, body: bytes, *, is_whole: bool = True) -> AsyncIterator[_Link]:
         """A connection of its own to the server, with the request on it."""
-        parts = urlsplit(self.upstream)
+        target = urlsplit(request.target.decode())
+        parts = target if target.netloc else urlsplit(self.upstream)
         upstream = _Link(*await asyncio.open_connection(parts.hostname, parts.port), h11.CLIENT)
         hop = (b"connection", b"keep-alive", b"host")
         headers = [(name, value) for name, value in request.headers if name not in hop]
         headers += [(b"Host", parts.netloc.encode()), (b"Connection", b"close")]
         try:
-            await upstream.write(h11.Request(method=request.method, target=request.target, headers=headers))
+            path = target._replace(scheme="", netloc="").geturl()
+            await upstream.write(h11.Request(method=request.method, target=path, headers=headers))
             if body:
                 await upstream.write(h11.Data(data=body))
             if is_whole:

@@ -68,7 +68,7 @@ async def train_many_at_a_time(client):
     futures = []
     for first in range(0, STEPS, 4):
         submitted = []
-        for step in range(first, first + 4):
+        for step in range(first, min(first + 4, STEPS)):
             submitted.append(client.forward_backward_async(training_loop.batch(step)))
             submitted.append(client.optim_step_async(AdamParams(learning_rate=5e-3)))
         futures += await asyncio.gather(*submitted)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -45,6 +45,7 @@ class LocalStack:
         device: "auto", "cpu", "cuda" or "cuda:0".
         home: directory of state, logs and, unless `store` names another place, checkpoints.
         store: a directory or s3://bucket/prefix.
+        more: further flags of the control plane.
         database: postgresql://user:password@host/name; empty: $FARSTEP_DATABASE_URL, or a file in the home.
         on_wait: called a few times a second while it starts, with the seconds so far.
     """
@@ -59,6 +60,7 @@ class LocalStack:
         device: str = "auto",
         home: Path | None = None,
         store: str = "",
+        more: Sequence[str] = (),
         database: str = "",
         on_wait: Callable[[float], None] = lambda elapsed_s: None,
     ) -> None:
@@ -76,7 +78,7 @@ class LocalStack:
         model_args = [] if model is None else [f"--model={model}"]
         store_args = [f"--store={store}"] if store else []
         settings = [f"--host={host}", f"--port={port}", f"--replicas={replicas}", f"--device={device}"]
-        self._argv = ["up", "--exit-with-parent", f"--home={self.home}", *settings, *model_args, *store_args]
+        self._argv = ["up", "--exit-with-parent", f"--home={self.home}", *settings, *model_args, *store_args, *more]
 
     def __enter__(self) -> LocalStack:
         """Returns when everything is ready.

@@ -18,6 +18,16 @@ from rich.console import Console
 
 from farstep.cli.local_stack import LocalStack, LocalStackError, default_home
 
+_PASSED_ON = (
+    "trainer_replicas",
+    "journal_dir",
+    "weight_sync_uri",
+    "served_model_name",
+    "tool_call_parser",
+    "idle_timeout",
+    "max_stacks",
+)
+
 _HOW_TO_CONNECT = """\
 Farstep runs at {base_url}; Ctrl-C stops it.
 
@@ -71,9 +81,20 @@ def _stack(arguments: argparse.Namespace, *, on_wait: Callable[[float], None]) -
         device=arguments.device,
         home=arguments.home,
         store=arguments.store,
+        more=_passed_on(arguments),
         database=arguments.database,
         on_wait=on_wait,
     )
+
+
+def _passed_on(arguments: argparse.Namespace) -> list[str]:
+    """What the control plane is told as it is, where it was said at all."""
+    flags = []
+    for name in _PASSED_ON:
+        value = getattr(arguments, name)
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        flags += [f"--{name.replace('_', '-')}={each}" for each in values]
+    return flags
 
 
 def _waiting(arguments: argparse.Namespace, elapsed_s: float) -> str:
@@ -108,6 +129,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8787, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--replicas", type=int, default=1, help="sampler processes (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:0 (default: %(default)s)")
+    _add_passed_on(parser)
     parser.add_argument(
         "--store",
         default="",
@@ -122,3 +144,34 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--home", type=Path, help="state, logs and checkpoints (default: $FARSTEP_HOME or ~/.farstep)")
     return parser.parse_args(argv)
+
+
+def _add_passed_on(parser: argparse.ArgumentParser) -> None:
+    servers = parser.add_argument_group("trainers and samplers")
+    servers.add_argument(
+        "--trainer-replicas", type=int, metavar="N", help="processes that train the model (default: 1)"
+    )
+    servers.add_argument(
+        "--journal-dir", type=_absolute, metavar="FOLDER", help="of trainers' journals (default: HOME/journals)"
+    )
+    servers.add_argument(
+        "--weight-sync-uri",
+        metavar="URI",
+        help="where trainers write policies for samplers elsewhere: file:// or s3://",
+    )
+    servers.add_argument(
+        "--served-model-name", action="append", metavar="NAME", help="another name of the model in the OpenAI API"
+    )
+    servers.add_argument("--tool-call-parser", metavar="FORMAT", help="how the model writes tool calls")
+    residency = parser.add_argument_group("what is loaded")
+    residency.add_argument(
+        "--idle-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="stop other models that nobody has used for that long; 0: never (default: 1800)",
+    )
+    residency.add_argument("--max-stacks", type=int, metavar="N", help="load at most N base models at once")
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).expanduser().resolve()

@@ -189,10 +189,10 @@ class Writer:
 
     def _recover(self) -> None:
         """After something was written: the trouble is over once there is room for the reserve, too."""
-        if not self.trouble:
+        if self._has_reserve and not self.trouble:
             return
         if self._has_reserve or self._folder.free_bytes > 2 * self._folder.reserve_bytes:
             self._has_reserve = self._has_reserve or self._folder.keep_reserve()
-            if self._has_reserve:
+            if self._has_reserve and self.trouble:
                 log.warning("the journal at %s can be written again", self._folder.path)
                 self.trouble = ""

@@ -11,15 +11,17 @@ from farstep_infra.control import overview, runs, samplers, sessions
 from farstep_infra.control.control import control_of
 from farstep_infra.control.idempotency import once_of
 from farstep_infra.control.keys import IssuedKeys
+from farstep_infra.control.process_log import process_log
 from farstep_infra.control.project_routes import key_routes, project_routes
 from farstep_infra.control.projects import only_operators
 from farstep_infra.control.queries import LISTS, ONCE, one_of, page_of, project_of, state_in, text_of
+from farstep_infra.launchers.logs import MAX_TAIL_LINES
 from farstep_infra.store.routes import OPEN_PATHS, checkpoint_routes
 from farstep_proto import paths
-from farstep_proto.errors import Conflict, Forbidden, NotFound, QuotaExceeded
+from farstep_proto.errors import Conflict, Forbidden, NotFound, QuotaExceeded, TooManyRequests
 from farstep_proto.v1 import common_pb2, control_pb2
 from farstep_serving.app import Lifespan, make_app
-from farstep_serving.descriptions import WAIT_S, describe, query
+from farstep_serving.descriptions import WAIT_S, Media, describe, query
 from farstep_serving.keys import caller_of
 from farstep_serving.messages import read_message, respond, wait_s_of
 
@@ -42,6 +44,8 @@ def make_control_app(*, keys: IssuedKeys, lifespan: Lifespan) -> Starlette:
         Route(paths.RUNS, _list_runs, methods=["GET"]),
         Route(paths.RUN, _get_run, methods=["GET"]),
         Route(paths.RUN, _delete_run, methods=["DELETE"]),
+        Route(paths.RUN_DEACTIVATE, _deactivate_run, methods=["POST"]),
+        Route(paths.PROCESS_LOG, _process_log, methods=["GET"]),
         Route(paths.CAPABILITIES, _get_capabilities, methods=["GET"]),
         Route(paths.STATUS, _get_status, methods=["GET"]),
         *project_routes(),
@@ -118,7 +122,7 @@ async def _heartbeat(request: Request) -> Response:
     gives=control_pb2.ProvisionedRun,
     status=202,
     parameters=[ONCE],
-    errors=[QuotaExceeded, Conflict],
+    errors=[TooManyRequests, QuotaExceeded, Conflict],
 )
 async def _create_run(request: Request) -> Response:
     message = await read_message(request, control_pb2.ProvisionRunRequest)
@@ -134,7 +138,7 @@ async def _create_run(request: Request) -> Response:
     gives=control_pb2.ProvisionedSampler,
     status=202,
     parameters=[ONCE],
-    errors=[QuotaExceeded, Conflict],
+    errors=[TooManyRequests, QuotaExceeded, Conflict],
 )
 async def _create_sampler(request: Request) -> Response:
     message = await read_message(request, control_pb2.ProvisionSamplerRequest)
@@ -160,7 +164,7 @@ async def _list_samplers(request: Request) -> Response:
     return respond(request, listed)
 
 
-@describe("Look at a sampler", gives=control_pb2.ProvisionedSampler, parameters=[WAIT_S])
+@describe("Look at a sampler", gives=control_pb2.ProvisionedSampler, parameters=[WAIT_S], errors=[TooManyRequests])
 async def _get_sampler(request: Request) -> Response:
     wait_s = wait_s_of(request, most=MAX_WAIT_S)
     sampler_id = request.path_params["sampler_id"]
@@ -186,7 +190,7 @@ async def _list_runs(request: Request) -> Response:
     return respond(request, listed)
 
 
-@describe("Look at a run", gives=control_pb2.ProvisionedRun, parameters=[WAIT_S])
+@describe("Look at a run", gives=control_pb2.ProvisionedRun, parameters=[WAIT_S], errors=[TooManyRequests])
 async def _get_run(request: Request) -> Response:
     wait_s = wait_s_of(request, most=MAX_WAIT_S)
     run_id = request.path_params["run_id"]
@@ -197,6 +201,26 @@ async def _get_run(request: Request) -> Response:
 async def _delete_run(request: Request) -> Response:
     await control_of(request).runs.delete(request.path_params["run_id"], caller=caller_of(request))
     return respond(request, common_pb2.Empty())
+
+
+@describe("Let a run rest until somebody waits for it", gives=control_pb2.ProvisionedRun, errors=[Conflict])
+async def _deactivate_run(request: Request) -> Response:
+    run_id = request.path_params["run_id"]
+    return respond(request, await control_of(request).runs.deactivate(run_id, caller=caller_of(request)))
+
+
+@describe(
+    "Read what a process has written",
+    gives=Media({"text/plain": {"type": "string"}}),
+    parameters=[
+        query("tail", "how many of its last lines", type="integer", minimum=0, maximum=MAX_TAIL_LINES),
+        query("follow", "go on with what it writes", type="boolean"),
+    ],
+    errors=[Forbidden],
+)
+async def _process_log(request: Request) -> Response:
+    control = control_of(request)
+    return await process_log(request, control.fleet, is_ending=control.is_ending)
 
 
 @describe("Tell what can be provisioned", gives=control_pb2.Capabilities)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -27,6 +28,7 @@ class Control:
     samplers: FreshSamplers
     checkpoints: Checkpoints
     usage: UsageLedger
+    is_ending: Callable[[], bool]  # whether nobody is to wait any more
 
 
 def control_of(request: Request) -> Control:

@@ -18,12 +18,13 @@ _STARTED_AT = time.time()
 
 def capabilities(fleet: Fleet) -> control_pb2.Capabilities:
     """Of the models that are loaded now; any other is loaded on demand."""
-    stacks = fleet.stacks()
-    infos = [stack.trainer.info for stack in stacks]
-    replicas = [server for stack in stacks if stack.samplers is not None for server in stack.samplers.replicas]
+    stacks = [stack for stack in fleet.stacks if stack.is_loaded]
+    infos = [stack.trainer.info for stack in stacks if stack.trainer is not None and stack.trainer.info.role]
+    replicas = [server for stack in stacks for server in stack.replicas]
+    lengths = {info.base_model: info.max_seq_len for info in infos}
     models = [
-        control_pb2.SupportedModel(model_name=stack.base_model, max_context_length=info.max_seq_len, warm=True)
-        for stack, info in zip(stacks, infos, strict=True)
+        control_pb2.SupportedModel(model_name=name, max_context_length=length, warm=True)
+        for name, length in lengths.items()
     ]
     return control_pb2.Capabilities(
         supported_models=models,
@@ -39,16 +40,18 @@ def capabilities(fleet: Fleet) -> control_pb2.Capabilities:
 
 async def status(fleet: Fleet, sessions: Sessions, runs: Runs, *, base_url: str) -> control_pb2.Status:
     control = control_pb2.ProcessStatus(
-        role="control", url=base_url, pid=os.getpid(), state="running", started_at=_STARTED_AT
+        name="control", role="control", url=base_url, pid=os.getpid(), state="running", started_at=_STARTED_AT
     )
     processes = [
         control_pb2.ProcessStatus(
+            name=facts.name,
             role=facts.role,
             url=facts.url,
             pid=facts.pid,
             state=facts.state,
             base_model=facts.base_model,
             started_at=facts.started_at,
+            num_restarts=facts.num_restarts,
             log_path=facts.log_path,
         )
         for facts in fleet.processes()

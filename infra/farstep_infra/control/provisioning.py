@@ -35,6 +35,15 @@ class Provisioning:
             task.cancel()
             await asyncio.wait([task])
 
+    def has(self, work_id: str) -> bool:
+        """Whether that work goes on."""
+        return work_id in self._tasks
+
+    @property
+    def is_released(self) -> bool:
+        """Whether nobody is to wait any more."""
+        return self._released.is_set()
+
     def release(self) -> None:
         """Lets everybody go who waits, now and later."""
         self._released.set()

@@ -56,12 +56,7 @@ def check_run(request: control_pb2.ProvisionRunRequest) -> None:
     resolve_lora(request.lora)
     if request.max_seq_len < 0:
         raise InvalidInput(f"{request.max_seq_len} is negative", field="max_seq_len")
-    if not 0 <= request.replicas <= 1:
-        raise InvalidInput(
-            f"{request.replicas} trainer replicas: one process trains a run",
-            field="replicas",
-            hint="leave replicas at 1; several samplers are possible with sampler_replicas",
-        )
+    _check_replicas(request.replicas, field="replicas")
     _check_replicas(request.sampler_replicas, field="sampler_replicas")
     _check_text(request.name, field="name")
     _check_metadata(request.user_metadata)

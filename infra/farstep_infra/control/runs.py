@@ -1,62 +1,57 @@
-"""Runs: each is bound to the stack of its base model, which is started for it where there is none.
+"""Runs: each is bound to a stack, for good: its adapter lives in that trainer, and in its journal.
 
-The database says what was asked for and how provisioning ended; whether the trainer still runs is asked of
-the stack at every look. A run is never moved to another trainer: its adapter lives in that one.
+The database says what was asked for and how provisioning ended; whether the trainer runs just now is asked of the stack
+at every look.
 """
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 
 from sqlalchemy import func, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from farstep_infra.control import quotas, requests
 from farstep_infra.control.db import Database
-from farstep_infra.control.fleet import Fleet, Stack
+from farstep_infra.control.fleet import Fleet
 from farstep_infra.control.idempotency import Once
+from farstep_infra.control.machine import Machine
 from farstep_infra.control.pages import PageRequest, read_page
 from farstep_infra.control.projects import hold
 from farstep_infra.control.provisioning import Provisioning
+from farstep_infra.control.run_stacks import RunStacks, describe
 from farstep_infra.control.scope import find, visible
 from farstep_infra.control.sessions import find_open
 from farstep_infra.control.tables import RunRow
-from farstep_infra.control.trainers import Trainers
-from farstep_infra.launchers.local import LaunchFailed
 from farstep_proto.errors import Conflict, NotFound, Unavailable
 from farstep_proto.v1 import control_pb2
 from farstep_proto.validation import resolve_lora
 from farstep_serving.keys import Caller
 
-log = logging.getLogger(__name__)
-
-_AFTER_RESTART = (
-    "its trainer ended with the control plane; its checkpoints are kept: go on from one of them "
-    "with create_training_client_from_state_with_optimizer"
+_BEFORE_STACKS = (
+    "its trainer was that of an older version of the control plane, and ended with it; its checkpoints are kept: "
+    "go on from one of them with create_training_client_from_state_with_optimizer"
 )
 STATES = ("provisioning", "ready", "inactive", "failed", "deleted")
 _DELETED = "its checkpoints are kept until they are deleted or expire"
 
 
 class Runs:
-    def __init__(self, db: Database, fleet: Fleet, provisioning: Provisioning, trainers: Trainers) -> None:
+    def __init__(self, db: Database, fleet: Fleet, stacks: RunStacks, provisioning: Provisioning) -> None:
         self._db = db
         self._fleet = fleet
+        self._stacks = stacks
         self._provisioning = provisioning
-        self._trainers = trainers
-        self._stacks: dict[str, Stack] = {}
+        self._machine = Machine.here()
 
-    async def mark_lost(self) -> None:
-        """At the start of a control plane: what an earlier one had running has ended with it."""
-        lost = (
-            update(RunRow)
-            .where(RunRow.state.not_in(("failed", "deleted")))
-            .values(state="failed", message=_AFTER_RESTART)
-        )
+    async def restore(self) -> None:
+        """At the start of a control plane: what an earlier one began is gone on with."""
+        lost = update(RunRow).where(RunRow.stack_id.is_(None), RunRow.state.not_in(("failed", "deleted")))
         async with self._db.transaction() as db:
-            await db.execute(lost)
+            await db.execute(lost.values(state="failed", message=_BEFORE_STACKS))
+            begun = (await db.execute(select(RunRow).where(RunRow.state == "provisioning"))).scalars().all()
+        for row in begun:
+            self._provisioning.start(row.run_id, self._stacks.provision(row))
 
     async def create(
         self, session_id: str, request: control_pb2.ProvisionRunRequest, *, caller: Caller, once: Once
@@ -67,8 +62,11 @@ class Runs:
             InvalidInput: naming the field.
             NotFound: no open session of that id that the caller may see.
             QuotaExceeded: the project has as many as it may have.
+            TooManyRequests: so many base models are loaded, and all of them are in use.
         """
         requests.check_run(request)
+        self._machine.check_trainer_replicas(request.replicas, device=self._fleet.device)
+        await self._stacks.check_room(request)
         request.lora.CopyFrom(resolve_lora(request.lora))
         row = RunRow(
             run_id=f"run-{secrets.token_hex(8)}",
@@ -93,22 +91,37 @@ class Runs:
                 answer = self._to_proto(row)
                 await once.keep(db, answer)
         except Unavailable:  # whether it was entered nobody knows before the database is back
-            self._provisioning.start(row.run_id, self._provision_if_entered(row.run_id, request))
+            self._provisioning.start(row.run_id, self._provision_if_entered(row))
             raise
-        self._provisioning.start(row.run_id, self._provision(row.run_id, request))
+        self._provisioning.start(row.run_id, self._stacks.provision(row))
         return answer
 
     async def get(self, run_id: str, *, caller: Caller, wait_s: float = 0.0) -> control_pb2.ProvisionedRun:
-        """Waits up to `wait_s` seconds for a run that is being provisioned.
+        """Who waits, up to `wait_s` seconds, has a use for the run: it is woken where it rests.
 
         Raises:
             NotFound: no such run that the caller may see.
+            TooManyRequests: it rests, so many base models are loaded, and all of them are in use.
         """
         row = await self._row(run_id, caller)
-        if row.state == "provisioning" and wait_s > 0:
+        if wait_s > 0:
+            await self._stacks.want(row)
             await self._provisioning.wait(run_id, wait_s)
             row = await self._row(run_id, caller)
         return self._to_proto(row)
+
+    async def deactivate(self, run_id: str, *, caller: Caller) -> control_pb2.ProvisionedRun:
+        """Has a run rest until somebody waits for it; its stack as well, unless others use that or it has work to do.
+
+        Raises:
+            NotFound: no such run that the caller may see.
+            Conflict: it is being provisioned, or failed, or is deleted.
+        """
+        row = await self._row(run_id, caller)
+        if row.state not in ("ready", "inactive"):
+            raise Conflict(f"run {run_id} is {row.state}", field="run_id", hint="only a ready run can be deactivated")
+        await self._stacks.deactivate(row)
+        return self._to_proto(await self._row(run_id, caller))
 
     async def list(
         self, page: PageRequest, *, caller: Caller, project: str = "", state: str = "", session_id: str = ""
@@ -129,7 +142,9 @@ class Runs:
             return (await db.execute(select(func.count()).select_from(RunRow))).scalar_one()
 
     async def delete(self, run_id: str, *, caller: Caller) -> None:
-        """Ends a run on its trainer, where that is still there; it stays listed, as "deleted". Again does nothing.
+        """Ends a run; it stays listed, as "deleted". Again does nothing.
+
+        A trainer that rests or is being started again hears of it as soon as it is back.
 
         Raises:
             NotFound: no such run that the caller may see.
@@ -139,38 +154,22 @@ class Runs:
         row = await self._row(run_id, caller)
         if row.state == "provisioning":
             raise Conflict(f"run {run_id} is being provisioned", field="run_id", hint="delete it when it is ready")
-        stack = self._stacks.get(run_id)
-        if row.state == "ready" and stack is not None and stack.trainer.is_running:
-            await self._trainers.delete_run(stack.trainer.url, run_id)
+        if row.state == "deleted":
+            return
+        await self._stacks.delete_on_trainer(row)
         async with self._db.transaction() as db:
-            await _settle(db, run_id, "deleted", _DELETED)
+            this = update(RunRow).where(RunRow.run_id == run_id)
+            await db.execute(this.values(state="deleted", message=_DELETED, stack_id=row.stack_id))
+        self._provisioning.start(f"release-{run_id}", self._stacks.release(row))
 
     async def exists(self, run_id: str, *, caller: Caller) -> bool:
         """Whether there is such a run that the caller may see."""
         async with self._db.reading() as db:
             return await find(db, RunRow, run_id, caller) is not None
 
-    async def _provision_if_entered(self, run_id: str, request: control_pb2.ProvisionRunRequest) -> None:
-        if await self._db.insist(lambda db: db.get(RunRow, run_id)) is not None:
-            await self._provision(run_id, request)
-
-    async def _provision(self, run_id: str, request: control_pb2.ProvisionRunRequest) -> None:
-        try:
-            self._stacks[run_id] = await self._fleet.stack(
-                request.base_model, with_sampler=request.with_sampler, replicas=max(1, request.sampler_replicas)
-            )
-        except LaunchFailed as error:
-            await self._settle(run_id, "failed", str(error))
-        except Exception as error:
-            log.exception("provisioning %s", run_id)
-            await self._settle(
-                run_id, "failed", f"the control plane made a mistake ({error!r}); its log has the details"
-            )
-        else:
-            await self._settle(run_id, "ready", "")
-
-    async def _settle(self, run_id: str, state: str, message: str) -> None:
-        await self._db.insist(lambda db: _settle(db, run_id, state, message))
+    async def _provision_if_entered(self, row: RunRow) -> None:
+        if await self._db.insist(lambda db: db.get(RunRow, row.run_id)) is not None:
+            await self._stacks.provision(row)
 
     async def _row(self, run_id: str, caller: Caller) -> RunRow:
         async with self._db.reading() as db:
@@ -196,24 +195,6 @@ class Runs:
         )
         if request.HasField("seed"):
             run.seed = request.seed
-        if row.state == "ready" and row.run_id in self._stacks:
-            _add_processes(run, self._stacks[row.run_id], with_sampler=request.with_sampler)
+        if row.state == "ready":
+            describe(run, self._fleet.find(row.stack_id or ""), with_sampler=request.with_sampler)
         return run
-
-
-async def _settle(db: AsyncSession, run_id: str, state: str, message: str) -> None:
-    await db.execute(update(RunRow).where(RunRow.run_id == run_id).values(state=state, message=message))
-
-
-def _add_processes(run: control_pb2.ProvisionedRun, stack: Stack, *, with_sampler: bool) -> None:
-    if not stack.trainer.is_running:
-        run.state = "failed"
-        run.message = f"its trainer is gone: {stack.trainer.process.epitaph()}"
-        return
-    run.trainer_url = stack.trainer.url
-    if not with_sampler or stack.samplers is None:
-        return
-    ended = [server.process for server in stack.samplers.servers if not server.is_running]
-    if ended:
-        run.message = f"part of its sampler is gone: {ended[0].epitaph()}"
-    run.sampler_url = stack.samplers.url

@@ -1,4 +1,4 @@
-"""Fresh samplers: one set of processes for one sampling client, gone with its session."""
+"""Fresh samplers: a stack of samplers alone for one sampling client, gone with its session."""
 
 from __future__ import annotations
 
@@ -12,39 +12,52 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from farstep_infra.control import quotas, requests
 from farstep_infra.control.db import Database
-from farstep_infra.control.fleet import Fleet, Samplers
+from farstep_infra.control.fleet import Fleet
 from farstep_infra.control.idempotency import Once
 from farstep_infra.control.pages import PageRequest, read_page
 from farstep_infra.control.projects import hold
 from farstep_infra.control.provisioning import Provisioning
+from farstep_infra.control.residency import Residency
 from farstep_infra.control.scope import find, visible
 from farstep_infra.control.sessions import find_open
+from farstep_infra.control.stacks import Stack
 from farstep_infra.control.tables import RunRow, SamplerRow, SessionRow
-from farstep_infra.launchers.local import LaunchFailed
+from farstep_infra.launchers.base import LaunchFailed
 from farstep_infra.store.checkpoints import CheckpointStore
-from farstep_proto.errors import InvalidInput, NotFound, Unavailable
+from farstep_proto.errors import ApiError, InvalidInput, NotFound, Unavailable
 from farstep_proto.v1 import control_pb2
 from farstep_serving.keys import Caller
 
 log = logging.getLogger(__name__)
 
-STATES = ("provisioning", "ready", "failed")
+STATES = ("provisioning", "ready", "inactive", "failed")
+_BEFORE_STACKS = "it ended with the older version of the control plane that had started it"
 
 
 class FreshSamplers:
-    def __init__(self, db: Database, fleet: Fleet, provisioning: Provisioning, store: CheckpointStore) -> None:
+    def __init__(
+        self,
+        db: Database,
+        fleet: Fleet,
+        residency: Residency,
+        provisioning: Provisioning,
+        store: CheckpointStore,
+    ) -> None:
         self._db = db
         self._fleet = fleet
+        self._residency = residency
         self._provisioning = provisioning
         self._store = store
-        self._running: dict[str, Samplers] = {}
         self._entering = asyncio.Lock()  # a sampler is entered whole before a closing session is searched for it
 
-    async def mark_lost(self) -> None:
-        """At the start of a control plane: what an earlier one had running has ended with it."""
-        lost = update(SamplerRow).where(SamplerRow.state != "failed")
+    async def restore(self) -> None:
+        """At the start of a control plane: what an earlier one began is gone on with."""
+        lost = update(SamplerRow).where(SamplerRow.stack_id.is_(None), SamplerRow.state != "failed")
         async with self._db.transaction() as db:
-            await db.execute(lost.values(state="failed", message="it ended with the control plane"))
+            await db.execute(lost.values(state="failed", message=_BEFORE_STACKS))
+            begun = (await db.execute(select(SamplerRow).where(SamplerRow.state == "provisioning"))).scalars().all()
+        for row in begun:
+            self._provisioning.start(row.sampler_id, self._provision(row))
 
     async def create(
         self, session_id: str, request: control_pb2.ProvisionSamplerRequest, *, caller: Caller, once: Once
@@ -55,6 +68,7 @@ class FreshSamplers:
             InvalidInput: naming the field.
             NotFound: no open session of that id, or no such checkpoint, that the caller may see.
             QuotaExceeded: the project has as many as it may have.
+            TooManyRequests: so many base models are loaded, and all of them are in use.
         """
         base_model = await self._base_model(request, caller)
         row = SamplerRow(
@@ -65,8 +79,9 @@ class FreshSamplers:
             base_model=base_model,
             model_path=request.model_path,
             created_at=time.time(),
+            replicas=max(1, request.replicas),
         )
-        replicas = max(1, request.replicas)
+        await self._residency.check_room()
         async with self._entering:
             try:
                 async with self._db.transaction() as db:
@@ -75,25 +90,27 @@ class FreshSamplers:
                     session = await find_open(db, session_id, caller, lock=True)
                     project = await hold(db, session.project)
                     await quotas.refuse_another(db, project, "max_samplers")
-                    quotas.refuse_replicas(project, "max_sampler_replicas", replicas)
+                    quotas.refuse_replicas(project, "max_sampler_replicas", row.replicas)
                     row.project, session.last_seen_at = session.project, row.created_at
                     db.add(row)
                     answer = self._to_proto(row)
                     await once.keep(db, answer)
             except Unavailable:  # whether it was entered nobody knows before the database is back
-                self._provisioning.start(row.sampler_id, self._provision_if_entered(row, replicas))
+                self._provisioning.start(row.sampler_id, self._provision_if_entered(row))
                 raise
-            self._provisioning.start(row.sampler_id, self._provision(row, replicas))
+            self._provisioning.start(row.sampler_id, self._provision(row))
         return answer
 
     async def get(self, sampler_id: str, *, caller: Caller, wait_s: float = 0.0) -> control_pb2.ProvisionedSampler:
-        """Waits up to `wait_s` seconds for one that is being provisioned.
+        """Who waits, up to `wait_s` seconds, has a use for it: it is woken where it rests.
 
         Raises:
             NotFound: no such sampler that the caller may see.
+            TooManyRequests: it rests, so many base models are loaded, and all of them are in use.
         """
         row = await self._row(sampler_id, caller)
-        if row.state == "provisioning" and wait_s > 0:
+        if wait_s > 0:
+            await self._want(row)
             await self._provisioning.wait(sampler_id, wait_s)
             row = await self._row(sampler_id, caller)
         return self._to_proto(row)
@@ -129,9 +146,12 @@ class FreshSamplers:
 
     async def _stop(self, row: SamplerRow) -> None:
         await self._provisioning.cancel(row.sampler_id)
-        samplers = self._running.pop(row.sampler_id, None)
-        if samplers is not None:
-            await self._fleet.stop(samplers.servers)
+        async with self._db.reading() as db:
+            query = select(SamplerRow.stack_id).where(SamplerRow.sampler_id == row.sampler_id)
+            stack_id = (await db.execute(query)).scalar()  # it may have come since
+        stack = self._fleet.find(stack_id or "")
+        if stack is not None:
+            await self._fleet.remove(stack)
         async with self._db.transaction() as db:
             await db.execute(delete(SamplerRow).where(SamplerRow.sampler_id == row.sampler_id))
 
@@ -157,22 +177,47 @@ class FreshSamplers:
         requests.check_base_model(saved)
         return saved
 
-    async def _provision_if_entered(self, row: SamplerRow, replicas: int) -> None:
-        if await self._db.insist(lambda db: db.get(SamplerRow, row.sampler_id)) is not None:
-            await self._provision(row, replicas)
+    async def _want(self, row: SamplerRow) -> None:
+        stack = self._fleet.find(row.stack_id or "")
+        if row.state not in ("ready", "inactive") or stack is None:
+            return
+        stack.touch()
+        if stack.is_up or self._provisioning.has(row.sampler_id):
+            return
+        await self._residency.check_room(stack)
+        self._provisioning.start(row.sampler_id, self._residency.wake_quietly(stack))
 
-    async def _provision(self, row: SamplerRow, replicas: int) -> None:
+    async def _provision_if_entered(self, row: SamplerRow) -> None:
+        if await self._db.insist(lambda db: db.get(SamplerRow, row.sampler_id)) is not None:
+            await self._provision(row)
+
+    async def _provision(self, row: SamplerRow) -> None:
         try:
-            samplers = await self._fleet.fresh_samplers(row.base_model, model_path=row.model_path, replicas=replicas)
+            stack = await self._stack_of(row)
+            await self._residency.wake(stack, num_samplers=row.replicas)
         except LaunchFailed as error:
-            await self._settle(row.sampler_id, "failed", str(error))
+            await self._fail(row, str(error))
+        except ApiError as error:
+            await self._fail(row, error.message)
         except Exception as error:
             log.exception("provisioning %s", row.sampler_id)
-            message = f"the control plane made a mistake ({error!r}); its log has the details"
-            await self._settle(row.sampler_id, "failed", message)
+            await self._fail(row, f"the control plane made a mistake ({error!r}); its log has the details")
         else:
-            self._running[row.sampler_id] = samplers
             await self._settle(row.sampler_id, "ready", "")
+
+    async def _fail(self, row: SamplerRow, message: str) -> None:
+        await self._settle(row.sampler_id, "failed", message)
+        if (stack := self._fleet.find(row.stack_id or "")) is not None:
+            await self._fleet.remove(stack)
+
+    async def _stack_of(self, row: SamplerRow) -> Stack:
+        if (stack := self._fleet.find(row.stack_id or "")) is not None:
+            return stack
+        stack = await self._fleet.own(row.base_model, num_trainers=0, model_path=row.model_path)
+        row.stack_id = stack.spec.stack_id
+        this = update(SamplerRow).where(SamplerRow.sampler_id == row.sampler_id)
+        await self._db.insist(lambda db: db.execute(this.values(stack_id=row.stack_id)))
+        return stack
 
     async def _settle(self, sampler_id: str, state: str, message: str) -> None:
         async def write(db: AsyncSession) -> None:
@@ -192,12 +237,16 @@ class FreshSamplers:
             base_model=row.base_model,
             model_path=row.model_path,
         )
-        running = self._running.get(row.sampler_id)
-        if row.state != "ready" or running is None:
+        stack = self._fleet.find(row.stack_id or "")
+        if row.state != "ready" or stack is None:
             return sampler
-        ended = [server.process for server in running.servers if not server.is_running]
-        if ended:
-            sampler.state, sampler.message = "failed", ended[0].epitaph()
-        else:
-            sampler.sampler_url = running.url
+        sampler.message = "; ".join(stack.troubles())
+        match stack.condition:
+            case "ready":
+                sampler.sampler_url = stack.sampler_url
+            case "starting":
+                sampler.state = "provisioning"
+                sampler.sampler_url = stack.sampler_url
+            case "inactive" | "failed" as state:
+                sampler.state = state
         return sampler

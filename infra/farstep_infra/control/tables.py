@@ -81,6 +81,10 @@ class RunRow(Base):
     base_model: Mapped[str]
     request: Mapped[bytes]  # the serialized ProvisionRunRequest
     created_at: Mapped[float] = mapped_column(default=time.time)
+    stack_id: Mapped[str | None] = mapped_column(
+        default="", index=True
+    )  # empty: not chosen; NULL: before there were any
+    deactivated_at: Mapped[float | None] = mapped_column(default=None)  # by somebody who asked for it
 
 
 class SamplerRow(Base):
@@ -98,6 +102,33 @@ class SamplerRow(Base):
     base_model: Mapped[str]
     model_path: Mapped[str]
     created_at: Mapped[float] = mapped_column(default=time.time)
+    stack_id: Mapped[str | None] = mapped_column(default="", index=True)  # as a run's
+    replicas: Mapped[int] = mapped_column(default=1)
+
+
+class StackRow(Base):
+    """A trainer with its samplers, or samplers alone: what they are for, whether or not they run."""
+
+    __tablename__ = "stacks"
+
+    stack_id: Mapped[str] = mapped_column(primary_key=True)
+    base_model: Mapped[str]
+    model_path: Mapped[str]
+    num_trainers: Mapped[int]
+    is_shared: Mapped[bool]
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class ServerRow(Base):
+    """The one place of a stack's server: it is started there again and again."""
+
+    __tablename__ = "servers"
+
+    role: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    stack_id: Mapped[str] = mapped_column(ForeignKey("stacks.stack_id"), index=True)
+    port: Mapped[int]
+    feed_port: Mapped[int]  # 0 but for a trainer
 
 
 class AnsweredRow(Base):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from farstep_proto.errors import ApiError, Internal
+from farstep_proto.errors import ApiError, Internal, StorageFull
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -53,7 +53,7 @@ def clear_disk_errors(what: str) -> Iterator[None]:
     """Turns a failing disk into an error that says what to do.
 
     Raises:
-        ApiError: in place of any `OSError` from the block.
+        StorageFull, Internal: in place of any `OSError` from the block.
     """
     try:
         yield
@@ -63,7 +63,7 @@ def clear_disk_errors(what: str) -> Iterator[None]:
 
 def _disk_error(what: str, error: OSError) -> ApiError:
     if error.errno in _NO_SPACE:
-        return Internal(
+        return StorageFull(
             f"no space left on the server's disk for {what}; nothing was kept of it",
             hint="delete checkpoints that are not needed, or give the store a larger disk, and try again",
         )

@@ -16,7 +16,8 @@ def home(monkeypatch, tmp_path) -> Path:
     """A home of the test's own, in which every child finds the fakes."""
     for name in [name for name in os.environ if name.startswith("FARSTEP_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("PYTHONPATH", str(FAKES))
+    before = [path for path in [os.environ.get("PYTHONPATH")] if path]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAKES), *before]))
     monkeypatch.setenv("FARSTEP_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 

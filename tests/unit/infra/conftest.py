@@ -62,6 +62,29 @@ class Up:
         """What a fake server was started with."""
         return httpx.get(server_url + "/asked", headers={"Authorization": f"Bearer {self.key}"}).json()
 
+    def says(self, server_url: str, name: str, value: Any) -> bool:
+        """Whether a fake server is there and tells that of itself."""
+        try:
+            return self.asked(server_url)[name] == value
+        except httpx.HTTPError:
+            return False
+
+    def text(self, method: str, path: str) -> str:
+        response = httpx.request(method, self.url + path, headers={"Authorization": f"Bearer {self.key}"}, timeout=30)
+        assert response.status_code == 200, response.text
+        return response.text
+
+    def kill_process(self, pid: int) -> None:
+        """kill -9; returns when it is gone."""
+        process = psutil.Process(pid)
+        process.kill()
+        psutil.wait_procs([process], timeout=20)
+
+    def process_at(self, url: str) -> dict[str, Any]:
+        """What the control plane tells of the process with that address."""
+        (found,) = [process for process in self.processes() if process["url"] == url]
+        return found
+
     def kill_server(self, server_url: str) -> None:
         with pytest.raises(httpx.HTTPError):
             httpx.get(server_url + "/die", headers={"Authorization": f"Bearer {self.key}"})

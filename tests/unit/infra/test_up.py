@@ -1,9 +1,11 @@
 """`python -m farstep_infra up`: what it says, what it leaves behind, and what it refuses."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import sqlite3
 import stat
 import time
 
@@ -146,16 +148,72 @@ def test_the_key_of_the_environment_wins_and_is_on_no_command_line(start):
     assert up.processes("trainer")
 
 
-def test_what_was_asked_for_survives_a_restart(start):
-    up = start()
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_everything_is_there_again_after_a_restart_at_the_same_addresses(start, how):
+    up = start("--replicas=2")
     session_id = up.session(project="p", user_metadata={"who": "me"})
     run = up.run(session_id, name="first")
-    assert run["state"] == "ready"
+    other = up.run(session_id, base_model="fake/other")
+    sampler = up.call("POST", f"/v1/sessions/{session_id}/samplers", {"base_model": "fake/one"})
+    sampler = up.call("GET", f"/v1/samplers/{sampler['sampler_id']}?wait_s=30")
+    assert {thing["state"] for thing in (run, other, sampler)} == {"ready"}
+    family = up.family()
+    up.stop(how)
+    assert psutil.wait_procs(family, timeout=20)[1] == []
+    again = start("--replicas=2")
+    assert (again.url, again.key) == (up.url, up.key)
+    assert again.call("GET", f"/v1/sessions/{session_id}")["user_metadata"] == {"who": "me"}
+    assert again.call("GET", f"/v1/runs/{run['run_id']}?wait_s=30") == run
+    assert again.call("GET", f"/v1/runs/{other['run_id']}?wait_s=30") == other
+    assert again.call("GET", f"/v1/samplers/{sampler['sampler_id']}?wait_s=30") == sampler
+    journals = {up.asked(each["trainer_url"])["journal"] for each in (run, other)}
+    assert len(journals) == 2
+
+
+def test_of_a_run_whose_client_has_gone_the_processes_come_back_when_somebody_asks(start):
+    up = start()
+    session_id = up.session()
+    run = up.run(session_id, base_model="fake/later")
+    up.call("DELETE", f"/v1/sessions/{session_id}")
     up.stop()
     again = start()
-    assert again.call("GET", f"/v1/sessions/{session_id}")["user_metadata"] == {"who": "me"}
-    (listed,) = again.call("GET", "/v1/runs")["runs"]
-    assert (listed["run_id"], listed["name"], listed["state"]) == (run["run_id"], "first", "failed")
-    assert "checkpoints are kept" in listed["message"]
-    assert "trainer_url" not in listed
-    assert again.run(again.session(reuse_from_session_id=session_id))["state"] == "ready"
+    assert len(again.family()) == 2
+    assert again.call("GET", f"/v1/runs/{run['run_id']}")["state"] == "inactive"
+    assert len(again.family()) == 2, "to look is not to need"
+    assert again.call("GET", f"/v1/runs/{run['run_id']}?wait_s=30") == run
+    assert len(again.family()) == 4
+
+
+def test_a_home_of_an_older_version_says_what_became_of_its_runs(start, tmp_path):
+    up = start()
+    run = up.run(up.session(), name="old")
+    up.stop()
+    with contextlib.closing(sqlite3.connect(tmp_path / "home" / "control.db")) as db:
+        db.execute("UPDATE runs SET stack_id = NULL")
+        db.commit()
+    told = start().call("GET", f"/v1/runs/{run['run_id']}?wait_s=5")
+    assert told["state"] == "failed"
+    assert "checkpoints are kept" in told["message"]
+    assert "trainer_url" not in told
+
+
+def test_a_free_port_that_was_chosen_is_kept_unless_another_has_taken_it(start):
+    first = start()
+    first.stop()
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", int(first.url.rpartition(":")[2])))
+        taken.listen()
+        second = start()
+        assert second.url != first.url
+        second.stop()
+    assert start().url == second.url
+
+
+def test_flags_are_passed_on_to_those_who_know_them(start, tmp_path):
+    uri = f"file://{tmp_path}/sync"
+    up = start(f"--weight-sync-uri={uri}", "--tool-call-parser=hermes", f"--journal-dir={tmp_path}/j")
+    trainer, sampler = (up.asked(up.announcement[f"{which}_url"]) for which in ("trainer", "sampler"))
+    assert trainer["weight_sync_uri"] == uri
+    assert trainer["journal"].startswith(f"{tmp_path}/j/stack-")
+    assert sampler["tool_call_parser"] == "hermes"

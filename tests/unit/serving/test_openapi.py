@@ -20,6 +20,8 @@ from farstep_serving.app import make_app
 from farstep_serving.json_schema import schemas_of
 from farstep_serving.keys import KeyRing
 from farstep_serving.openapi import undescribed
+from farstep_serving.operations import OperationTable
+from farstep_serving.usage import UsageCounters, usage_route
 from farstep_worker.server import TrainerApi, make_server
 
 KEYS = KeyRing.of("fsk-test")
@@ -30,12 +32,13 @@ def control():
 
 
 def trainer():
-    dispatcher = SimpleNamespace(table=None, cancel=None)
+    dispatcher = SimpleNamespace(table=OperationTable(), cancel=None, usage=UsageCounters())
     return make_server(TrainerApi(None, dispatcher, None), keys=KEYS, feed=None, host="", feed_port=0)
 
 
 def sampler():
-    return make_sampler_app(None, Submissions(max_pending=1), keys=KEYS)
+    more = [usage_route(UsageCounters(), instance_id="")]
+    return make_sampler_app(None, Submissions(max_pending=1), keys=KEYS, more_routes=more)
 
 
 def router():

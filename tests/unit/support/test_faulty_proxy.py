@@ -161,6 +161,17 @@ def test_a_server_that_is_gone_ends_the_connection(client: httpx.Client, proxy: 
         post(client)
 
 
+def test_before_all_servers_at_once(host: Host, echo: Echo) -> None:
+    """As a client's proxy: requests name their server, and go there."""
+    url = host.serve(echo.app)
+    with faulty_proxy("") as proxy, httpx.Client(proxy=proxy.url, timeout=10) as client:
+        assert client.post(f"{url}/echo?a=b", content=BODY).content == BODY
+        proxy.plan.next_one("/echo", Fault.DROP_RESPONSE)
+        with pytest.raises(httpx.TransportError):
+            client.post(f"{url}/echo", content=b"lost")
+    assert echo.bodies == [BODY, b"lost"]
+
+
 def test_the_same_seed_draws_the_same_faults() -> None:
     def row(seed: int) -> list[Fault]:
         plan = FaultPlan.everything(0.5, seed=seed)

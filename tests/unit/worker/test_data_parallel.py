@@ -20,6 +20,7 @@ from farstep_proto import paths
 from farstep_proto.errors import InvalidInput
 from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import operations_pb2
+from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker.compute import ComputeSettings
 from farstep_worker.data_parallel import shares
 from farstep_worker.evicted import EvictedRuns
@@ -447,8 +448,48 @@ def connect(server):
     return Trainer(httpx.AsyncClient(base_url=server.url, headers=headers, timeout=30), None)
 
 
+@pytest.fixture
+def unjournalled(tmp_path):
+    server = Server("farstep_worker", "--store", tmp_path / "store", "--nproc", "2", "--journal", "off").start()
+    yield server
+    server.stop() if server.process.returncode is None else None
+
+
 @pytest.mark.system
-async def test_a_rank_that_dies_while_it_computes_is_a_clear_error_and_the_end(server, make_pass):
+async def test_what_a_group_lost_with_a_rank_the_next_one_does(server, make_pass):
+    """The run comes back on both ranks, in the middle of its life; nobody hears of the loss."""
+    calls = [("forward_backward", to_request(make_pass())), ("reset", pb.ResetRequest(lora_rank=2))]
+    calls += [("forward_backward", to_request(make_pass(seed=seed))) for seed in (1, 2)] + [
+        ("optim_step", ADAM_REQUEST)
+    ]
+    calls += [("forward_backward", to_request(make_pass(seed=3))), ("optim_step", ADAM_REQUEST)]
+    trainer = connect(server)
+    async with trainer.http:
+        await trainer.create()
+        for seq, (verb, message) in enumerate(calls[:5], start=1):
+            await trainer.submit(verb, message, seq)
+        assert (await trainer.outcome("run:5")).HasField("optim_step")
+        (follower,) = followers_of(server.process.pid)
+        follower.suspend()  # rank 0 will wait for it
+        for seq in (6, 7):
+            await trainer.submit(*calls[seq - 1], seq)
+        follower.kill()
+    assert end_of(server, [follower], within_s=20) == 1
+    server.restart()
+    trainer = connect(server)
+    async with trainer.http:
+        await trainer.create("twin")
+        for seq, (verb, message) in enumerate(calls, start=1):
+            await trainer.submit(verb, message, seq, run_id="twin")
+        for seq in range(1, 8):
+            mine, its = await trainer.outcome(f"run:{seq}"), await trainer.outcome(f"twin:{seq}")
+            its.operation_id = mine.operation_id
+            assert mine == its
+
+
+@pytest.mark.system
+async def test_a_rank_that_dies_while_it_computes_is_a_clear_error_and_the_end(unjournalled, make_pass):
+    server = unjournalled
     trainer = connect(server)
     async with trainer.http:
         await trainer.create()

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from farstep_worker.main import read_config
+from farstep_worker.snapshots import SnapshotLimits
 
 BASE = ["--store", "/tmp/store"]
 
@@ -35,6 +36,17 @@ def test_the_environment_gives_key_and_threads(monkeypatch):
     assert config.num_threads == 3
     assert len(config.keys.digests) == 1
     assert "secret" not in repr(config)
+
+
+def test_snapshots_as_often_as_the_operator_says(monkeypatch):
+    monkeypatch.delenv("FARSTEP_SNAPSHOT_OPERATIONS", raising=False)
+    assert read_config(BASE).snapshots == SnapshotLimits()
+    assert read_config([*BASE, "--snapshot-operations", "7"]).snapshots == SnapshotLimits(operations=7, worth=0.0)
+    monkeypatch.setenv("FARSTEP_SNAPSHOT_OPERATIONS", "9")
+    assert read_config(BASE).snapshots.operations == 9
+    monkeypatch.setenv("FARSTEP_SNAPSHOT_OPERATIONS", "often")
+    with pytest.raises(SystemExit):
+        read_config(BASE)
 
 
 def test_several_processes_share_the_threads(monkeypatch):

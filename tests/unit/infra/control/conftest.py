@@ -14,18 +14,26 @@ import pytest
 from starlette.applications import Starlette
 
 from farstep_infra.control.app import make_control_app
+from farstep_infra.control.commands import Commands
 from farstep_infra.control.control import Control
 from farstep_infra.control.db import Database
 from farstep_infra.control.engine import url_of_file
+from farstep_infra.control.fleet import Fleet
 from farstep_infra.control.keys import IssuedKeys
+from farstep_infra.control.placements import Placements
 from farstep_infra.control.projects import Projects
 from farstep_infra.control.provisioning import Provisioning
+from farstep_infra.control.residency import Residency
+from farstep_infra.control.run_stacks import RunStacks
 from farstep_infra.control.runs import Runs
 from farstep_infra.control.samplers import FreshSamplers
+from farstep_infra.control.servers import Site
 from farstep_infra.control.sessions import Sessions
 from farstep_infra.control.tables import Base
+from farstep_infra.control.trainers import Trainers
 from farstep_infra.control.usage import UsageLedger
-from farstep_infra.launchers.local import LaunchFailed
+from farstep_infra.control.uses import Uses
+from farstep_infra.launchers.base import LaunchFailed, ProcessSpec
 from farstep_infra.store.archive import Checkpoints
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_serving.keys import KeyRing
@@ -93,6 +101,7 @@ class Here:
     control: Control
     db: Database
     store: CheckpointStore
+    launcher: "NoMachine"
     key: str = OWN_KEY
 
     async def send(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
@@ -114,27 +123,33 @@ class Here:
         return dataclasses.replace(self, key=created["secret"])
 
 
-class NoFleet:
-    """Provisioning begins, and ends in vain when the test says so."""
+class NoMachine:
+    """A launcher: starting begins, and ends in vain when the test says so."""
 
     def __init__(self) -> None:
         self.ended = asyncio.Event()
 
-    async def stack(self, base_model: str, **_: Any) -> Any:
+    async def adopt(self, spec: ProcessSpec) -> None:
+        return None
+
+    async def start(self, spec: ProcessSpec) -> Any:
         await self.ended.wait()
         raise LaunchFailed("there is no machine")
 
-    async def fresh_samplers(self, base_model: str, **_: Any) -> Any:
-        await self.stack(base_model)
 
-    async def stop(self, servers: Any) -> None:
-        raise AssertionError("nothing was started")
-
-    def stacks(self) -> list[Any]:
-        return []
-
-    def processes(self) -> list[Any]:
-        return []
+def parts(db: Database, launcher: NoMachine, store: CheckpointStore, provisioning: Provisioning) -> dict[str, Any]:
+    """Of a control plane, those that have to do with processes."""
+    commands = Commands(host="127.0.0.1", store="", device="cpu", journals=Path("/nowhere"))
+    client = httpx.AsyncClient()
+    fleet = Fleet(Site(launcher, commands, {}, client), Placements(db, host="127.0.0.1"))
+    uses = Uses(db)
+    residency = Residency(fleet, idle_timeout_s=0, max_stacks=0, last_seen=uses.last_seen)
+    stacks = RunStacks(db, fleet, residency, provisioning, uses, Trainers(client))
+    return {
+        "fleet": fleet,
+        "runs": Runs(db, fleet, stacks, provisioning),
+        "samplers": FreshSamplers(db, fleet, residency, provisioning, store),
+    }
 
 
 @pytest.fixture
@@ -150,18 +165,18 @@ async def here(db: Database, tmp_path: Path) -> AsyncIterator[Here]:
 
 @contextlib.asynccontextmanager
 async def served(db: Database, tmp_path: Path) -> AsyncIterator[Here]:
-    provisioning, fleet, store = Provisioning(), NoFleet(), CheckpointStore(tmp_path / "store")
+    provisioning, launcher, store = Provisioning(), NoMachine(), CheckpointStore(tmp_path / "store")
     keys = IssuedKeys(db, KeyRing.of(OWN_KEY))
     app = make_control_app(keys=keys, lifespan=contextlib.nullcontext)
     app.state.control = control = Control(
         base_url="http://here",
-        fleet=fleet,
         projects=Projects(db),
         sessions=Sessions(db),
-        runs=Runs(db, fleet, provisioning, trainers=None),
-        samplers=FreshSamplers(db, fleet, provisioning, store),
         checkpoints=Checkpoints(store, secret="secret"),
         usage=UsageLedger(db),
+        is_ending=lambda: provisioning.is_released,
+        **parts(db, launcher, store, provisioning),
     )
-    yield Here(app, control, db, store)
+    yield Here(app, control, db, store, launcher)
     await provisioning.close()
+    await control.fleet.close()

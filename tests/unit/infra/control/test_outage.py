@@ -80,7 +80,7 @@ async def test_what_happened_meanwhile_is_written_when_it_is_back(here, mortal):
     session = await here.call("POST", "/v1/sessions", {})
     run = await here.call("POST", f"/v1/sessions/{session['session_id']}/runs", RUN)
     await asyncio.to_thread(mortal.stop)
-    here.control.runs._fleet.ended.set()
+    here.launcher.ended.set()
     await refused(here)
     await asyncio.to_thread(mortal.start)
     settled = await here.call("GET", f"/v1/runs/{run['run_id']}?wait_s=30")
@@ -120,7 +120,7 @@ async def test_a_creation_whose_end_nobody_heard_is_gone_on_with(here, monkeypat
     path = f"/v1/sessions/{session['session_id']}/{what}"
     monkeypatch.setattr(here.db, "transaction", cut_off)
     await here.call("POST", path, body, status=503, **once)
-    here.control.runs._fleet.ended.set()
+    here.launcher.ended.set()
     again = await here.call("POST", path, body, **once)
     (ident,) = [value for name, value in again.items() if name in ("run_id", "sampler_id")]
     settled = await here.call("GET", f"/v1/{what}/{ident}?wait_s=30")

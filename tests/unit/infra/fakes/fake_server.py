@@ -1,7 +1,8 @@
 """A server process that keeps the launcher's side of the contract and does nothing else.
 
-The name of its base model says how it behaves: `fake/fails` ends before it is ready, `fake/hangs` never is.
-`GET /asked` tells what it was started with.
+The name of its base model says how it behaves: `fake/fails` ends before it is ready, `fake/hangs` never is, and
+`fake/cursed` as well where there is a file `cursed` in its store.
+`GET /asked` tells what it was started with; `GET /work?n=` has it say that so many operations are pending.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -29,7 +31,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--exit-with-parent", action="store_true")
-    for name in ("model", "store", "device", "feed", "feed-port", "model-path"):
+    for name in (
+        "model",
+        "store",
+        "device",
+        "feed",
+        "feed-port",
+        "model-path",
+        "nproc",
+        "journal",
+        "weight-sync-uri",
+        "tool-call-parser",
+    ):
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--replica", action="append", default=[])
     return parser.parse_args()
@@ -40,6 +53,8 @@ def main(role: str) -> None:
     print(f"{role} says something before it is ready")
     if arguments.exit_with_parent:
         exit_with_parent()
+    if arguments.model == "fake/cursed" and Path(arguments.store, "cursed").exists():
+        sys.exit("a curse lies on it")
     if arguments.model == "fake/fails":
         print(f"{role}: there is no model fake/fails", file=sys.stderr)
         sys.exit(3)
@@ -63,10 +78,18 @@ async def run(role: str, arguments: argparse.Namespace) -> None:
         return respond(request, common_pb2.Empty())
 
     num_asked = itertools.count()
+    idle_since = time.monotonic()
+
+    async def work(request):
+        nonlocal idle_since
+        info.num_pending = int(request.query_params["n"])
+        idle_since = time.monotonic()
+        return respond(request, common_pb2.Empty())
 
     async def get_info(request):
         if role == "router" and next(num_asked) < 2:
             raise Draining("it has not met its replicas yet")
+        info.idle_s = 0.0 if info.num_pending else time.monotonic() - idle_since
         return respond(request, info)
 
     async def asked(request):
@@ -89,16 +112,19 @@ async def run(role: str, arguments: argparse.Namespace) -> None:
         print(f"{role} was told to die", file=sys.stderr, flush=True)
         os._exit(7)
 
-    async def change_replicas(request):
-        if request.method == "DELETE":
-            arguments.replica.remove(request.query_params["url"])
-        else:
-            arguments.replica.append((await read_message(request, sampling_pb2.AddReplicaRequest)).url)
+    async def add_replica(request):
+        arguments.replica.append((await read_message(request, sampling_pb2.AddReplicaRequest)).url)
         return respond(request, common_pb2.Empty())
 
-    routes = [Route(paths.HEALTH, health), Route(paths.INFO, get_info), Route("/asked", asked), Route("/die", die)]
+    routes = [
+        Route(paths.HEALTH, health),
+        Route(paths.INFO, get_info),
+        Route("/asked", asked),
+        Route("/die", die),
+        Route("/work", work),
+    ]
     if role == "router":
-        routes.append(Route(paths.REPLICAS, change_replicas, methods=["POST", "DELETE"]))
+        routes.append(Route(paths.REPLICAS, add_replica, methods=["POST"]))
     routes.append(Route(paths.RUN, delete_run, methods=["DELETE"]))
     sock = bind(arguments.host, arguments.port)
     facts = {"feed": f"{arguments.host}:{arguments.feed_port or 4242}"} if role == "trainer" else {}

@@ -3,19 +3,26 @@
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 import sys
 
 import psutil
 import pytest
 
-from farstep_infra.launchers.local import LaunchFailed, LocalProcess, torch_environment
+from farstep_infra.launchers.base import LaunchFailed, ProcessSpec
+from farstep_infra.launchers.local import LocalLauncher, torch_environment
 
 READY = 'import sys; print(\'{"event": "ready", "url": "http://x", "pid": 3}\', flush=True); '
 
 
-async def launch(tmp_path, code, **env):
+def spec(code, *, ports=None, **env):
     env = {"PATH": os.environ["PATH"], **env}
-    return await LocalProcess.start("it", [sys.executable, "-c", code], env=env, logs=tmp_path / "logs")
+    return ProcessSpec("it", "trainer", (sys.executable, "-c", code), env, ports=ports or {})
+
+
+async def launch(tmp_path, code, **more):
+    return await LocalLauncher(tmp_path / "logs", host="127.0.0.1").start(spec(code, **more))
 
 
 def log_of(tmp_path):
@@ -98,8 +105,59 @@ async def test_one_that_will_not_end_is_killed_with_its_children(tmp_path):
 
 
 async def test_a_program_that_is_not_there(tmp_path):
+    nothing = ProcessSpec("it", "trainer", (str(tmp_path / "none"),), {})
     with pytest.raises(LaunchFailed, match="cannot start it"):
-        await LocalProcess.start("it", [str(tmp_path / "none")], env={}, logs=tmp_path)
+        await LocalLauncher(tmp_path, host="127.0.0.1").start(nothing)
+
+
+async def test_a_port_that_another_has_is_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(LaunchFailed, match=rf"port {port} of 127\.0\.0\.1 for its feed server.*has taken it"):
+            await launch(tmp_path, READY, ports={"feed": port})
+
+
+async def test_death_is_seen_though_a_child_of_it_goes_on_and_holds_its_output(tmp_path):
+    code = (
+        "import subprocess, sys\n"
+        'child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)\n'
+        + READY.replace('"pid": 3', "\"pid\": ' + str(child.pid) + '")
+        + "\nsys.exit(4)"
+    )
+    process = await launch(tmp_path, code)
+    grandchild = psutil.Process(int((await process.ready(deadline_s=20))["pid"]))
+    try:
+        await asyncio.wait_for(process.ended(), 20)
+        assert process.state == "died"
+        assert "exit code 4" in process.epitaph()
+    finally:
+        grandchild.kill()
+
+
+def test_kill_minus_nine_of_the_parent_leaves_no_child_also_none_that_hangs(tmp_path):
+    """The child is stopped, so that it reads no pipe; its parent is killed with it still in that state."""
+    program = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from farstep_infra.launchers.base import ProcessSpec\n"
+        "from farstep_infra.launchers.local import LocalLauncher\n"
+        "async def main():\n"
+        "    launcher = LocalLauncher(Path(sys.argv[1]), host='127.0.0.1')\n"
+        "    spec = ProcessSpec('it', 'trainer', (sys.executable, '-c', sys.argv[2]), {})\n"
+        "    process = await launcher.start(spec)\n"
+        "    await process.ready(deadline_s=20)\n"
+        "    print(process.pid, flush=True)\n"
+        "    await process.ended()\n"
+        "asyncio.run(main())\n"
+    )
+    argv = [sys.executable, "-c", program, str(tmp_path), READY + "import time; time.sleep(600)"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        child.suspend()
+        parent.kill()
+    assert psutil.wait_procs([child], timeout=20)[1] == []
 
 
 def test_what_the_user_sets_for_torch_comes_first(monkeypatch):

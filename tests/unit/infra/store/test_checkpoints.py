@@ -13,7 +13,7 @@ import pytest
 
 from farstep_infra.store import directories as module
 from farstep_infra.store.checkpoints import CLOCK_SKEW_S, CheckpointStore
-from farstep_proto.errors import Conflict, Internal, InvalidInput, NotFound
+from farstep_proto.errors import Conflict, Internal, InvalidInput, NotFound, StorageFull
 from farstep_proto.names import CheckpointPath
 
 PATH = CheckpointPath("run:1", "weights", "step-10")
@@ -244,8 +244,11 @@ def test_a_writer_killed_before_the_rename_leaves_no_checkpoint(tmp_path):
     assert not left.exists()
 
 
-@pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "no space left"), (errno.EACCES, "cannot write")])
-def test_a_failing_disk_is_a_clear_error_and_leaves_nothing(store, tmp_path, monkeypatch, number, said):
+@pytest.mark.parametrize(
+    ("number", "kind", "said"),
+    [(errno.ENOSPC, StorageFull, "no space left"), (errno.EACCES, Internal, "cannot write")],
+)
+def test_a_failing_disk_is_a_clear_error_and_leaves_nothing(store, tmp_path, monkeypatch, number, kind, said):
     store.write(PATH, FILES, META)
     before = names_on_disk(tmp_path)
     real = module.write_file
@@ -256,7 +259,7 @@ def test_a_failing_disk_is_a_clear_error_and_leaves_nothing(store, tmp_path, mon
         real(path, data)
 
     monkeypatch.setattr(module, "write_file", failing)
-    with pytest.raises(Internal, match=said) as caught:
+    with pytest.raises(kind, match=said) as caught:
         store.write(PATH, FILES, META, overwrite=True)
     assert caught.value.hint
     assert names_on_disk(tmp_path) == before

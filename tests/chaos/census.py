@@ -1,0 +1,73 @@
+"""Which processes there are, by the mark in their environment: who is who, what they hold, what they leave behind."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+Role = Literal["control", "trainer", "replica", "router", "client", "other"]
+
+MARK = "FARSTEP_CHAOS_MARK"
+_MODULES: Mapping[str, Role] = {
+    "farstep_infra": "control",
+    "farstep_worker": "trainer",
+    "farstep_sampler": "replica",
+    "farstep_sampler.router": "router",
+    "tests.chaos.client": "client",
+}
+GONE_S = 30.0  # a server gives its open requests ten seconds, and its parent looks on for a few more
+
+
+def by_role(mark: str) -> dict[Role, list[int]]:
+    """Living processes with that mark, oldest first."""
+    found: dict[Role, list[tuple[float, int]]] = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
+                found.setdefault(_role(process.cmdline()), []).append((process.create_time(), process.pid))
+    return {role: [pid for _, pid in sorted(each)] for role, each in found.items()}
+
+
+def left_behind(mark: str, host: str, scratch: Path) -> list[str]:
+    """Processes, ports and temporary files that outlived their installation, after the time that it has for its end."""
+    deadline = time.monotonic() + GONE_S
+    while by_role(mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes = [f"process {pid} ({role})" for role, pids in by_role(mark).items() for pid in pids]
+    listening = [
+        f"port {connection.laddr.port} of process {connection.pid}"
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip == host and connection.pid is None
+    ]
+    return [*processes, *listening, *(f"file {path}" for path in sorted(scratch.rglob("*")) if path.is_file())]
+
+
+def dump_stacks(mark: str) -> None:
+    """Every process writes the stacks of its threads to its log, and ends: PYTHONFAULTHANDLER is set in all of them."""
+    for pids in by_role(mark).values():
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+                os.kill(pid, signal.SIGABRT)
+
+
+def end_all(mark: str) -> None:
+    for pids in by_role(mark).values():
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _role(argv: list[str]) -> Role:
+    for flag, module in itertools.pairwise(argv):
+        if flag == "-m":
+            return _MODULES.get(module, "other")
+    return "other"
