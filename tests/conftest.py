@@ -14,9 +14,15 @@ def key_checks():
 
 
 @pytest.fixture(scope="session")
-def pair(tmp_path_factory, key_checks):
+def pair_home(tmp_path_factory):
+    """The folder of the shared pair's store, `store`."""
+    return tmp_path_factory.mktemp("pair")
+
+
+@pytest.fixture(scope="session")
+def pair(pair_home, key_checks):
     """One dp_worker and one sampler on the embedded model, for all contract tests; each test makes its own runs."""
-    with trainer_and_sampler(tmp_path_factory.mktemp("pair") / "store", env=key_checks.env) as servers:
+    with trainer_and_sampler(pair_home / "store", env=key_checks.env) as servers:
         yield servers
 
 

@@ -7,6 +7,8 @@ import time
 started = time.perf_counter()
 import farstep  # noqa: E402
 
+for name in farstep.__all__:
+    getattr(farstep, name)
 seconds = time.perf_counter() - started
 
 heavy = [name for name in ("torch", "transformers", "wandb", "grpc", "starlette") if importlib.util.find_spec(name)]

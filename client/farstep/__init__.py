@@ -7,61 +7,68 @@
     sampler = trainer.save_weights_and_get_sampling_client()
     sampler.sample(prompt).result()
 
-Everything public is here; importing it loads neither torch nor transformers nor wandb.
+Everything public is here. A name is loaded when it is first used, so that a command that needs none of them starts at
+once; none loads torch, transformers or wandb.
 """
 
-from farstep.checkpoints import ArchiveFile, Checkpoint, CheckpointArchive, ImportedAdapter
-from farstep.errors import (
-    AuthenticationError,
-    ClientClosedError,
-    ConflictError,
-    FarstepError,
-    InvalidInputError,
-    MissingExtraError,
-    NotFoundError,
-    PayloadTooLargeError,
-    PermissionDeniedError,
-    PolicyNotReadyError,
-    ProvisioningError,
-    PublishTimeoutError,
-    RateLimitError,
-    RemoteOpError,
-    ResultTimeout,
-    ServerError,
-    ServerShutdownError,
-    StorageFullError,
-    TransportError,
-    UnknownRequestError,
-)
-from farstep.future import Future
-from farstep.sampling import SamplingClient
-from farstep.service import ServiceClient
-from farstep.stream import TokenStream
-from farstep.training import TrainingClient
-from farstep.types import (
-    AdamParams,
-    Datum,
-    EncodedTextChunk,
-    ForwardBackwardOutput,
-    ImageChunk,
-    LoadWeightsResponse,
-    LoraConfig,
-    ModelInput,
-    OperationTrace,
-    OptimStepResponse,
-    QueuedOperation,
-    RunInfo,
-    SampledSequence,
-    SampledToken,
-    SampleResult,
-    SamplingParams,
-    SaveWeightsResponse,
-    ServerCapabilities,
-    SupportedModel,
-    TensorData,
-    TrainingInfo,
-    WandbConfig,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from farstep.checkpoints import ArchiveFile, Checkpoint, CheckpointArchive, ImportedAdapter
+    from farstep.control import ControlClient
+    from farstep.errors import (
+        AuthenticationError,
+        ClientClosedError,
+        ConflictError,
+        FarstepError,
+        InvalidInputError,
+        MissingExtraError,
+        NotFoundError,
+        PayloadTooLargeError,
+        PermissionDeniedError,
+        PolicyNotReadyError,
+        ProvisioningError,
+        PublishTimeoutError,
+        RateLimitError,
+        RemoteOpError,
+        ResultTimeout,
+        ServerError,
+        ServerShutdownError,
+        StorageFullError,
+        TransportError,
+        UnknownRequestError,
+    )
+    from farstep.future import Future
+    from farstep.records import CreatedKey, KeyInfo, ProjectInfo, Quotas, SamplerInfo, SessionInfo, Usage
+    from farstep.sampling import SamplingClient
+    from farstep.service import ServiceClient
+    from farstep.stream import TokenStream
+    from farstep.training import TrainingClient
+    from farstep.types import (
+        AdamParams,
+        Datum,
+        EncodedTextChunk,
+        ForwardBackwardOutput,
+        ImageChunk,
+        LoadWeightsResponse,
+        LoraConfig,
+        ModelInput,
+        OperationTrace,
+        OptimStepResponse,
+        QueuedOperation,
+        RunInfo,
+        SampledSequence,
+        SampledToken,
+        SampleResult,
+        SamplingParams,
+        SaveWeightsResponse,
+        ServerCapabilities,
+        SupportedModel,
+        TensorData,
+        TrainingInfo,
+        WandbConfig,
+    )
 
 __all__ = [
     "AdamParams",
@@ -71,6 +78,8 @@ __all__ = [
     "CheckpointArchive",
     "ClientClosedError",
     "ConflictError",
+    "ControlClient",
+    "CreatedKey",
     "Datum",
     "EncodedTextChunk",
     "FarstepError",
@@ -79,6 +88,7 @@ __all__ = [
     "ImageChunk",
     "ImportedAdapter",
     "InvalidInputError",
+    "KeyInfo",
     "LoadWeightsResponse",
     "LoraConfig",
     "MissingExtraError",
@@ -89,9 +99,11 @@ __all__ = [
     "PayloadTooLargeError",
     "PermissionDeniedError",
     "PolicyNotReadyError",
+    "ProjectInfo",
     "ProvisioningError",
     "PublishTimeoutError",
     "QueuedOperation",
+    "Quotas",
     "RateLimitError",
     "RemoteOpError",
     "ResultTimeout",
@@ -99,6 +111,7 @@ __all__ = [
     "SampleResult",
     "SampledSequence",
     "SampledToken",
+    "SamplerInfo",
     "SamplingClient",
     "SamplingParams",
     "SaveWeightsResponse",
@@ -106,6 +119,7 @@ __all__ = [
     "ServerError",
     "ServerShutdownError",
     "ServiceClient",
+    "SessionInfo",
     "StorageFullError",
     "SupportedModel",
     "TensorData",
@@ -114,5 +128,43 @@ __all__ = [
     "TrainingInfo",
     "TransportError",
     "UnknownRequestError",
+    "Usage",
     "WandbConfig",
 ]
+
+_NAMES_OF = {
+    "farstep.checkpoints": "ArchiveFile Checkpoint CheckpointArchive ImportedAdapter",
+    "farstep.control": "ControlClient",
+    "farstep.errors": (
+        "AuthenticationError ClientClosedError ConflictError FarstepError InvalidInputError MissingExtraError "
+        "NotFoundError PayloadTooLargeError PermissionDeniedError PolicyNotReadyError ProvisioningError "
+        "PublishTimeoutError RateLimitError RemoteOpError ResultTimeout ServerError ServerShutdownError "
+        "StorageFullError TransportError UnknownRequestError"
+    ),
+    "farstep.future": "Future",
+    "farstep.records": "CreatedKey KeyInfo ProjectInfo Quotas SamplerInfo SessionInfo Usage",
+    "farstep.sampling": "SamplingClient",
+    "farstep.service": "ServiceClient",
+    "farstep.stream": "TokenStream",
+    "farstep.training": "TrainingClient",
+    "farstep.types": (
+        "AdamParams Datum EncodedTextChunk ForwardBackwardOutput ImageChunk LoadWeightsResponse LoraConfig "
+        "ModelInput OperationTrace OptimStepResponse QueuedOperation RunInfo SampledSequence SampledToken "
+        "SampleResult SamplingParams SaveWeightsResponse ServerCapabilities SupportedModel TensorData "
+        "TrainingInfo WandbConfig"
+    ),
+}
+_HOME_OF = {name: home for home, names in _NAMES_OF.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    if home := _HOME_OF.get(name):
+        found = globals()[name] = getattr(import_module(home), name)
+        return found
+    if f"farstep.{name}" in _NAMES_OF or name == "results":
+        return import_module(f"farstep.{name}")
+    raise AttributeError(f"module 'farstep' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

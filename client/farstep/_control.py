@@ -104,10 +104,6 @@ class ControlPlane:
     async def delete_run(self, run_id: str) -> None:
         await self.connection.call("DELETE", path_of(paths.RUN, run_id=run_id), common_pb2.Empty)
 
-    async def list_runs(self) -> list[RunInfo]:
-        listed = await self.connection.call("GET", paths.RUNS, pb.ListProvisionedRunsResponse)
-        return [run_from_proto(run) for run in listed.runs]
-
     async def close_session(self, session_id: str) -> None:
         """Ends what was started for this session alone, such as fresh samplers."""
         path = path_of(paths.SESSION, session_id=session_id)
@@ -128,6 +124,7 @@ def run_from_proto(message: pb.ProvisionedRun) -> RunInfo:
         name=message.name,
         user_metadata=dict(message.user_metadata),
         created_at=datetime.fromtimestamp(message.created_at, UTC),
+        project=message.project,
     )
 
 

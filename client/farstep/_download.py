@@ -6,11 +6,12 @@ A transfer that breaks off goes on where it stopped. Lives on the background loo
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 import httpx
@@ -19,6 +20,9 @@ from farstep import _progress
 from farstep._transport import LOOPBACK, ssl_context
 from farstep.checkpoints import ArchiveFile
 from farstep.errors import ServerError, TransportError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _ATTEMPTS = 5
 _PAUSE_S = 0.5
@@ -35,8 +39,8 @@ async def download(files: Sequence[ArchiveFile], folder: Path) -> None:
     TransportError: a server does not answer, or breaks off again and again.
     ServerError: what came is not what was promised.
     """
-    with _bar(sum(file.size_bytes for file in files), folder.name) as advance:
-        for file in files:
+    with _bars(files) as bars:
+        for file, advance in zip(files, bars, strict=True):
             await _download(file, folder / file.name, advance)
 
 
@@ -77,15 +81,21 @@ def _check(response: httpx.Response, file: ArchiveFile, *, is_rest: bool) -> Non
 
 
 @contextmanager
-def _bar(num_bytes: int, label: str) -> Iterator[_Bar]:
-    """Shown where a status line may be."""
+def _bars(files: Sequence[ArchiveFile]) -> Iterator[list[_Bar]]:
+    """One for each file, shown where a status line may be."""
     if not _progress.is_shown():
-        yield lambda num_bytes: None
+        yield [lambda num_bytes: None for _ in files]
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(label, total=num_bytes)
-        yield lambda num_bytes: progress.advance(task, num_bytes)
+        tasks = [progress.add_task(file.name, total=file.size_bytes, start=False) for file in files]
+        yield [functools.partial(_advance, progress, task) for task in tasks]
+
+
+def _advance(progress: Progress, task: TaskID, num_bytes: int) -> None:
+    progress.start_task(task)  # its rate is counted from its first byte; again does nothing
+    progress.advance(task, num_bytes)

@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from farstep import _progress
 from farstep._checkpoint_requests import CheckpointRequests
 from farstep.errors import FarstepError, InvalidInputError, MissingExtraError
 from farstep_proto.names import CheckpointPath
@@ -53,7 +54,9 @@ async def export(requests: CheckpointRequests, wanted: Export) -> Path:
         adapter.mkdir(parents=True)
         await download(files, adapter)
         if wanted.is_merged:
-            await _merge(adapter, filling / "model", wanted, wanted.base_model or described.base_model)
+            base_model = wanted.base_model or described.base_model
+            with _progress.status(f"merging {described.checkpoint_id} into {base_model}"):
+                await _merge(adapter, filling / "model", wanted, base_model)
         _put_in_place(filling / "model" if wanted.is_merged else filling, wanted.out_dir)
     except OSError as error:
         raise FarstepError(f"{wanted.out_dir} cannot be written: {error.strerror}") from error

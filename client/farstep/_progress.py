@@ -116,6 +116,22 @@ def describe_state(operation: pb.Operation) -> str:
             return ""
 
 
+@contextmanager
+def status(label: str) -> Iterator[None]:
+    """A line that says what is waited for, for the length of the block, where one may be shown."""
+    if not is_shown() or not _line_is_taken.acquire(blocking=False):
+        yield
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    try:
+        with Console(stderr=True).status(escape(label)):
+            yield
+    finally:
+        _line_is_taken.release()
+
+
 @functools.cache
 def is_shown() -> bool:
     if os.environ.get("FARSTEP_PROGRESS") == "0" or os.environ.get("CI"):

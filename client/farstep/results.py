@@ -199,3 +199,4 @@ class RunInfo:
     name: str
     user_metadata: Mapping[str, str]
     created_at: datetime
+    project: str = ""

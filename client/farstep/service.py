@@ -15,7 +15,9 @@ from farstep._address import Address
 from farstep._checkpoint_calls import CheckpointCalls
 from farstep._checkpoint_requests import CheckpointRequests
 from farstep._connection import Connection
-from farstep._control import ControlPlane, run_from_proto
+from farstep._control import ControlPlane
+from farstep._control_calls import ControlCalls, checked_run_id
+from farstep._control_requests import ControlRequests
 from farstep._loop import awaiting, blocking, run
 from farstep._provisioning import LocalPair, ManagedServers, Provisioner
 from farstep._settings import check_url, find_key, load_settings
@@ -24,15 +26,15 @@ from farstep._wandb import require_wandb
 from farstep._wanted import FromStateOptions, RunOptions, WantedSampler, wanted_lora, wanted_run
 from farstep.checkpoints import ImportedAdapter
 from farstep.errors import FarstepError, InvalidInputError, checked
-from farstep.results import LoraConfig, RunInfo, ServerCapabilities
+from farstep.results import LoraConfig, ServerCapabilities
 from farstep.sampling import SamplingClient, Target, open_sampling_client, sampler_path
 from farstep.training import TrainingClient
 from farstep.types import WandbConfig
-from farstep_proto.names import CheckpointPath, check_name, check_run_id
+from farstep_proto.names import CheckpointPath, check_name
 from farstep_proto.v1 import control_pb2
 
 
-class ServiceClient(CheckpointCalls):
+class ServiceClient(ControlCalls, CheckpointCalls):
     """Creates a session on the control plane: the one constructor here that speaks to a server.
 
     Args:
@@ -223,20 +225,6 @@ class ServiceClient(CheckpointCalls):
     get_server_capabilities = blocking(_get_server_capabilities)
     get_server_capabilities_async = awaiting(_get_server_capabilities)
 
-    def _list_runs(self) -> Coroutine[Any, Any, list[RunInfo]]:
-        """All runs that the control plane knows."""
-        return self._control_plane().list_runs()
-
-    list_runs = blocking(_list_runs)
-    list_runs_async = awaiting(_list_runs)
-
-    def _get_run(self, run_id: str) -> Coroutine[Any, Any, RunInfo]:
-        """One run, as the control plane knows it."""
-        return self._described_run(self._control_plane(), _checked_run_id(run_id))
-
-    get_run = blocking(_get_run)
-    get_run_async = awaiting(_get_run)
-
     def _resume_run(self, run_id: str) -> Coroutine[Any, Any, TrainingClient]:
         """A client of a run that exists, to go on where it stands: the next call is the next operation.
 
@@ -248,7 +236,7 @@ class ServiceClient(CheckpointCalls):
             NotFoundError: there is no such run, or its trainer is gone.
             ProvisioningError, ResultTimeout: it does not wake.
         """
-        run_id = _checked_run_id(run_id)
+        run_id = checked_run_id(run_id)
         self._refuse_closed()
         return resume_run(self._provisioner, run_id)
 
@@ -264,7 +252,7 @@ class ServiceClient(CheckpointCalls):
         Raises:
             NotFoundError: there was never such a run.
         """
-        run_id = _checked_run_id(run_id)
+        run_id = checked_run_id(run_id)
         self._refuse_closed()
         return self._provisioner.delete_run(run_id)
 
@@ -274,6 +262,10 @@ class ServiceClient(CheckpointCalls):
     @property
     def _checkpoints(self) -> CheckpointRequests:
         return self._provisioner.checkpoints
+
+    @property
+    def _requests(self) -> ControlRequests:
+        return ControlRequests(self._control_plane().connection)
 
     def _import_adapter(
         self,
@@ -308,9 +300,6 @@ class ServiceClient(CheckpointCalls):
 
     async def _release(self) -> None:
         await self._provisioner.release()
-
-    async def _described_run(self, control: ControlPlane, run_id: str) -> RunInfo:
-        return run_from_proto(await control.get_run(run_id))
 
     def _from_state(
         self,
@@ -349,8 +338,3 @@ class ServiceClient(CheckpointCalls):
 
     def __repr__(self) -> str:
         return f"<ServiceClient {self.session_id or 'local'}>"
-
-
-def _checked_run_id(run_id: str) -> str:
-    with checked():
-        return check_run_id(run_id)

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import httpx
@@ -40,6 +40,7 @@ from farstep_infra.control.sessions import Sessions
 from farstep_infra.control.stacks import Stack
 from farstep_infra.control.trainers import Trainers
 from farstep_infra.control.usage import UsageLedger
+from farstep_infra.control.usage_collector import UsageCollector
 from farstep_infra.control.uses import Uses
 from farstep_infra.home import Home
 from farstep_infra.launchers.base import Launcher, LaunchFailed
@@ -146,7 +147,9 @@ class _Up:
             # Children are on this machine: a proxy in the environment is not for them.
             client = await parts.enter_async_context(httpx.AsyncClient(headers=headers, trust_env=False))
             db = self._db
-            site = self._site(environment, client)
+            usage = UsageLedger(db)
+            collector = UsageCollector(client, usage, lambda: fleet.workers())
+            site = self._site(environment, client, before_stop=collector.collect)
             fleet = Fleet(site, Placements(db, host=self._settings.host))
             parts.push_async_callback(fleet.close)
             parts.push_async_callback(self._provisioning.close)
@@ -167,7 +170,7 @@ class _Up:
                 runs=Runs(db, fleet, stacks, self._provisioning),
                 samplers=FreshSamplers(db, fleet, residency, self._provisioning, store),
                 checkpoints=Checkpoints(store, secret=self.api_key),
-                usage=UsageLedger(db),
+                usage=usage,
                 is_ending=lambda: self._provisioning.is_released,
             )
             silent_s = self._settings.session_silence_s
@@ -175,13 +178,20 @@ class _Up:
             await self._restore(control, residency, uses, stacks)
             app.state.control = control
             self._provisioning.start("sweep", _sweep(store))
+            self._provisioning.start("usage", collector.run())
             self._provisioning.start("housekeeping", housekeeping.run())
             self._provisioning.start("health", HealthWatch(fleet, client).run())
             self._provisioning.start("idle-stacks", residency.run())
             self._provisioning.start("logs", _trim_logs(site.launcher))
             yield
 
-    def _site(self, environment: dict[str, str], client: httpx.AsyncClient) -> Site:
+    def _site(
+        self,
+        environment: dict[str, str],
+        client: httpx.AsyncClient,
+        *,
+        before_stop: Callable[[Sequence[str]], Awaitable[None]],
+    ) -> Site:
         settings = self._settings
         commands = Commands(
             host=settings.host,
@@ -191,7 +201,9 @@ class _Up:
             weight_sync_uri=settings.weight_sync_uri,
             front_flags=settings.front_flags,
         )
-        return Site(LocalLauncher(self._home.logs, host=settings.host), commands, environment, client)
+        return Site(
+            LocalLauncher(self._home.logs, host=settings.host), commands, environment, client, before_stop=before_stop
+        )
 
     async def _restore(self, control: Control, residency: Residency, uses: Uses, stacks: RunStacks) -> None:
         """What was there is there again: at once where somebody uses it, else as soon as somebody asks."""

@@ -21,7 +21,7 @@ from tests.chaos.injector import Injector
 from tests.chaos.memory import Memory
 from tests.chaos.room import Room
 from tests.chaos.schedule import Fault
-from tests.chaos.stack import HOST, Stack
+from tests.chaos.stack import Stack
 from tests.chaos.trainees import Supervised
 from tests.chaos.verdict import Finding, Reference
 from tests.support import postgres
@@ -112,8 +112,9 @@ class Campaign:
                 if not self._wave(house, wave - 1):
                     break
         finally:
+            ports = census.ports(house.stack.mark)
             house.stack.stop()
-            left = census.left_behind(house.stack.mark, HOST, house.stack.scratch)
+            left = census.left_behind(house.stack.mark, ports, house.stack.scratch)
             self._find(wave - 1, [Finding("left_behind", text) for text in left])
             census.end_all(house.stack.mark)
             house.close(keep=len(self.totals.findings) > num_findings)

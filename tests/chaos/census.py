@@ -36,17 +36,24 @@ def by_role(mark: str) -> dict[Role, list[int]]:
     return {role: [pid for _, pid in sorted(each)] for role, each in found.items()}
 
 
-def left_behind(mark: str, host: str, scratch: Path) -> list[str]:
-    """Processes, ports and temporary files that outlived their installation, after the time that it has for its end."""
+def ports(mark: str) -> set[int]:
+    """On which they listen."""
+    pids = {pid for each in by_role(mark).values() for pid in each}
+    return {port for port, pid in _listening() if pid in pids}
+
+
+def left_behind(mark: str, had: set[int], scratch: Path) -> list[str]:
+    """What outlived its installation, after the time that it has for its end.
+
+    Args:
+        had: the ports that it listened on.
+        scratch: where its temporary files were.
+    """
     deadline = time.monotonic() + GONE_S
     while by_role(mark) and time.monotonic() < deadline:
         time.sleep(0.1)
     processes = [f"process {pid} ({role})" for role, pids in by_role(mark).items() for pid in pids]
-    listening = [
-        f"port {connection.laddr.port} of process {connection.pid}"
-        for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip == host and connection.pid is None
-    ]
+    listening = [f"port {port}, of process {pid}" for port, pid in _listening() if port in had]
     return [*processes, *listening, *(f"file {path}" for path in sorted(scratch.rglob("*")) if path.is_file())]
 
 
@@ -64,6 +71,12 @@ def end_all(mark: str) -> None:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _listening() -> list[tuple[int, int | None]]:
+    """Ports with the processes that hold them."""
+    connections = psutil.net_connections("tcp")
+    return [(each.laddr.port, each.pid) for each in connections if each.status == psutil.CONN_LISTEN]
 
 
 def _role(argv: list[str]) -> Role:

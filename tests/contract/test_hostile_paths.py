@@ -11,7 +11,7 @@ import pytest
 from farstep_proto import paths
 from farstep_proto.v1 import training_pb2 as pb
 from tests.fuzz.requests import operations_of
-from tests.support.processes import KEY, trainer_and_sampler
+from tests.support.processes import KEY
 
 HOSTILE = [
     "..", "../..", "..%2f..", "%2e%2e", "%2e%2e%2fcanary", "%252e%252e%252fcanary", "..%5c..", "..%c0%af..",
@@ -22,13 +22,11 @@ NAMES = [re.sub(r"%(..)", lambda match: chr(int(match[1], 16)), each) for each i
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory):
-    """A pair whose store lies beside files that are nobody's business."""
-    home = tmp_path_factory.mktemp("hostile")
-    (home / "canary").mkdir()
-    (home / "canary" / "manifest.json").write_text("secret")
-    with trainer_and_sampler(home / "store") as pair:
-        yield home, pair
+def servers(pair, pair_home):
+    """The pair, with files beside its store that are nobody's business."""
+    (pair_home / "canary").mkdir()
+    (pair_home / "canary" / "manifest.json").write_text("secret")
+    return pair_home, pair
 
 
 def everything_in(home: Path) -> set[str]:

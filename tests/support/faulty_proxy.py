@@ -1,8 +1,9 @@
 """A real HTTP proxy between a client and one server, which does to single exchanges what networks do.
 
 It reads whole requests, so it knows what "delivered" means, and passes answers on as they come, so that parked
-polls and streams go through it. It stands before one server, or, as a client's `http_proxy`, before all of them. Besides the faults of single exchanges (`network_faults`) it can refuse
-connections, swallow everything in silence, and cut all that is open, as a laptop that changes its network does.
+polls and streams go through it. It stands before one server, or, as a client's `http_proxy`, before all of them.
+Besides the faults of single exchanges (`network_faults`) it can refuse connections, swallow everything in silence,
+and cut all that is open, as a laptop that changes its network does.
 It refuses to be fast, and to speak anything but HTTP/1.1.
 """
 

@@ -1,67 +1,85 @@
 """The `farstep` command: it finds the subcommand, which does the rest.
 
-A subcommand is a module with `main(argv) -> exit code`; only the one that is asked for is imported.
+A subcommand is a module with `main(argv) -> exit code` and `add_arguments(parser)`; only the one that is asked for is
+imported. Exit codes: 0 done, 1 refused, 2 wrong usage, 130 Ctrl-C, 141 the reader of a pipe went away.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 _COMMANDS = {
     "up": "run control plane, trainer and sampler on this machine until stopped",
     "status": "show what runs",
-    "checkpoints": "list, show, remove, keep for a while, export and import checkpoints",
+    "runs": "list, show, deactivate and delete runs",
+    "checkpoints": "list, show, remove, keep for a while, export, import and push checkpoints",
+    "samplers": "list, show and stop samplers",
+    "sessions": "list sessions",
+    "usage": "show what was used: tokens, and seconds of devices",
+    "logs": "show what processes write",
+    "keys": "create, list and revoke API keys",
+    "projects": "create, list, show, limit and delete projects",
     "demo": "the whole way once on an embedded model: fine-tuning, then reinforcement learning",
+    "completion": "print a script that completes commands in a shell",
     "version": "print the version",
 }
+_INTERRUPTED = 130
+_NOBODY_READS = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
-    command = _parser().parse_args(given[:1]).command  # what follows is for the command itself
-    return _run(command, given[1:])
+    try:
+        try:
+            command = _parser().parse_args(given[:1]).command  # what follows is for the command itself
+            return importlib.import_module(f"farstep.cli.{command}").main(given[1:])  # type: ignore[no-any-return]
+        finally:
+            sys.stdout.flush()  # here, where it can be caught that nobody reads
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is not said at exit, either
+        return _NOBODY_READS
 
 
-def _run(command: str, argv: list[str]) -> int:
-    match command:
-        case "up":
-            from farstep.cli import up
-
-            return up.main(argv)
-        case "status":
-            from farstep.cli import status
-
-            return status.main(argv)
-        case "checkpoints":
-            from farstep.cli import checkpoints
-
-            return checkpoints.main(argv)
-        case "demo":
-            from farstep.cli import demo
-
-            return demo.main(argv)
-        case _:
-            sys.stdout.write(_version() + "\n")
-            return 0
+def whole_parser() -> argparse.ArgumentParser:
+    """Every command with every argument, for completion and documentation."""
+    parser, commands = _bare_parser()
+    for name, summary in _COMMANDS.items():
+        add_arguments = getattr(importlib.import_module(f"farstep.cli.{name}"), "add_arguments", None)
+        below = commands.add_parser(name, help=summary, description=summary)
+        if add_arguments is not None:
+            add_arguments(below)
+    return parser
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="farstep", description="Train LoRA adapters step by step, on GPUs that are somewhere else."
-    )
-    parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser, commands = _bare_parser()
     for name, summary in _COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
     return parser
 
 
-def _version() -> str:
-    return f"farstep {version('farstep')}"
+def _bare_parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser(
+        prog="farstep", description="Train LoRA adapters step by step, on GPUs that are somewhere else."
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    return parser, parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+
+class _Version(argparse.Action):
+    """The version is looked up where it is asked for: that takes longer than all the rest of a start."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: object) -> None:
+        from farstep.cli import version
+
+        parser.exit(version.main([]))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,9 @@ For any other program:
 
 def main(argv: list[str]) -> int:
     """The exit code: 0 when it was stopped, 1 when it did not start or ended by itself."""
-    arguments = _parse(argv)
+    parser = argparse.ArgumentParser(prog="farstep up")
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
     console, errors = Console(), Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped from outside, as by Ctrl-C
     try:
@@ -118,10 +120,8 @@ def _how_to_connect(stack: LocalStack, arguments: argparse.Namespace) -> str:
     )
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="farstep up", description="Runs control plane, trainer and sampler on this machine until stopped."
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Runs control plane, trainer and sampler on this machine until stopped."
     parser.add_argument("--model", default="farstep/tiny", help="model id or directory (default: %(default)s)")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address of this machine to listen on (default: %(default)s)"
@@ -142,8 +142,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="URL",
         help="postgresql://user@host/name (default: $FARSTEP_DATABASE_URL, or a SQLite file in HOME)",
     )
-    parser.add_argument("--home", type=Path, help="state, logs and checkpoints (default: $FARSTEP_HOME or ~/.farstep)")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--home", type=Path, metavar="FOLDER", help="state, logs and checkpoints (default: $FARSTEP_HOME or ~/.farstep)"
+    )
 
 
 def _add_passed_on(parser: argparse.ArgumentParser) -> None:

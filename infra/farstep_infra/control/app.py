@@ -41,6 +41,7 @@ def make_control_app(*, keys: IssuedKeys, lifespan: Lifespan) -> Starlette:
         Route(paths.SESSION_SAMPLERS, _create_sampler, methods=["POST"]),
         Route(paths.SAMPLERS, _list_samplers, methods=["GET"]),
         Route(paths.SAMPLER, _get_sampler, methods=["GET"]),
+        Route(paths.SAMPLER, _stop_sampler, methods=["DELETE"]),
         Route(paths.RUNS, _list_runs, methods=["GET"]),
         Route(paths.RUN, _get_run, methods=["GET"]),
         Route(paths.RUN, _delete_run, methods=["DELETE"]),
@@ -171,6 +172,12 @@ async def _get_sampler(request: Request) -> Response:
     return respond(
         request, await control_of(request).samplers.get(sampler_id, caller=caller_of(request), wait_s=wait_s)
     )
+
+
+@describe("Stop a sampler, whoever uses it", gives=common_pb2.Empty, errors=[NotFound])
+async def _stop_sampler(request: Request) -> Response:
+    await control_of(request).samplers.stop(request.path_params["sampler_id"], caller=caller_of(request))
+    return respond(request, common_pb2.Empty())
 
 
 @describe(

@@ -130,6 +130,14 @@ class FreshSamplers:
             samplers=[self._to_proto(row) for row in rows], next_page=following
         )
 
+    async def stop(self, sampler_id: str, *, caller: Caller) -> None:
+        """Stops and forgets one, whoever uses it.
+
+        Raises:
+            NotFound: no such sampler that the caller may see.
+        """
+        await self._stop(await self._row(sampler_id, caller))
+
     async def stop_all_of(self, session_id: str) -> None:
         """Stops and forgets a closed session's samplers, those that are being provisioned as well."""
         async with self._entering, self._db.reading() as db:

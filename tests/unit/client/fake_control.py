@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -29,6 +30,7 @@ class ControlPlane(Server):
         self.provisioned: list[control_pb2.ProvisionRunRequest] = []
         self.fails_with = ""
         self.is_stuck = False
+        self.logs: dict[str, list[bytes]] = {}  # by process; what it writes after the first piece comes to who follows
         self.heartbeats: list[tuple[str, list[str]]] = []
         self._answered: dict[str, control_pb2.ProvisionedRun] = {}
         super().__init__(host)
@@ -49,6 +51,8 @@ class ControlPlane(Server):
                 Route(paths.RUN_CHECKPOINTS, self._list_checkpoints),
                 Route(paths.CHECKPOINT_ARCHIVE, self._archive),
                 Route(paths.CAPABILITIES, self._capabilities),
+                Route(paths.STATUS, self._status),
+                Route(paths.PROCESS_LOG, self._log),
             ],
             keys=KeyRing.of(KEY),
         )
@@ -149,3 +153,24 @@ class ControlPlane(Server):
     async def _capabilities(self, request: Request) -> Response:
         model = control_pb2.SupportedModel(model_name=BASE_MODEL, max_context_length=MAX_SEQ_LEN, warm=True)
         return respond(request, control_pb2.Capabilities(supported_models=[model], max_lora_rank=64, version="1"))
+
+    async def _status(self, request: Request) -> Response:
+        processes = [control_pb2.ProcessStatus(name=name, role="trainer", log_path=f"/{name}") for name in self.logs]
+        control = control_pb2.ProcessStatus(name="control", role="control")
+        return respond(request, control_pb2.Status(processes=[control, *processes]))
+
+    async def _log(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self.logs:
+            raise errors.NotFound(f"no process {name!r}", field="name")
+        written, *coming = self.logs[name]
+        tail = int(request.query_params.get("tail") or 1000)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"".join(written.splitlines(keepends=True)[-tail:])
+            for piece in coming if request.query_params.get("follow") else []:
+                yield piece
+            if self.is_stuck:
+                await asyncio.Event().wait()
+
+        return StreamingResponse(pieces(), media_type="text/plain; charset=utf-8")

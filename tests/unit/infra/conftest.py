@@ -62,6 +62,11 @@ class Up:
         """What a fake server was started with."""
         return httpx.get(server_url + "/asked", headers={"Authorization": f"Bearer {self.key}"}).json()
 
+    def use(self, server_url: str, **query: Any) -> None:
+        """Has a fake server count `tokens` of a `run_id` and its `project`."""
+        headers = {"Authorization": f"Bearer {self.key}"}
+        httpx.post(server_url + "/use", params=query, headers=headers).raise_for_status()
+
     def says(self, server_url: str, name: str, value: Any) -> bool:
         """Whether a fake server is there and tells that of itself."""
         try:

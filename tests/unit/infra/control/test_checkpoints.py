@@ -206,8 +206,10 @@ def test_the_command_lists_keeps_and_removes(command, stored):
     assert code == 0
     assert json.loads(out)[0]["expires_at"]
     assert json.loads(command("ttl", str(path), "never", "--json")[1])[0]["expires_at"] is None
-    assert command("delete", str(path))[0] == 0
     code, _, said = command("delete", str(path))
+    assert (code, "say --yes" in said) == (1, True), "nobody can be asked here"
+    assert command("delete", str(path), "--yes")[0] == 0
+    code, _, said = command("delete", str(path), "--yes")
     assert (code, "no checkpoint bt://loops:run:cli/weights/one" in said) == (1, True)
     assert command("get", "nonsense")[0] == 1
 

@@ -3,6 +3,7 @@
 The name of its base model says how it behaves: `fake/fails` ends before it is ready, `fake/hangs` never is, and
 `fake/cursed` as well where there is a file `cursed` in its store.
 `GET /asked` tells what it was started with; `GET /work?n=` has it say that so many operations are pending.
+`POST /use` has it count tokens of a run.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from starlette.routing import Route
 
 from farstep_proto import paths
 from farstep_proto.errors import Draining
-from farstep_proto.v1 import common_pb2, sampling_pb2, training_pb2
+from farstep_proto.v1 import common_pb2, control_pb2, sampling_pb2, training_pb2
 from farstep_serving.app import make_app
 from farstep_serving.keys import KeyRing
 from farstep_serving.messages import read_message, respond
@@ -125,8 +126,24 @@ async def run(role: str, arguments: argparse.Namespace) -> None:
     ]
     if role == "router":
         routes.append(Route(paths.REPLICAS, add_replica, methods=["POST"]))
+    else:
+        routes += usage_routes("tokens_trained" if role == "trainer" else "tokens_sampled")
     routes.append(Route(paths.RUN, delete_run, methods=["DELETE"]))
     sock = bind(arguments.host, arguments.port)
     facts = {"feed": f"{arguments.host}:{arguments.feed_port or 4242}"} if role == "trainer" else {}
     app = make_app(routes, keys=KeyRing.of(os.environ["FARSTEP_API_KEY"]))
     await serve(app, sock, on_ready=lambda: announce(url=url_of(sock), pid=os.getpid(), **facts))
+
+
+def usage_routes(counter: str) -> list[Route]:
+    used = control_pb2.ServerUsage(instance_id=f"{counter}-{os.getpid()}")
+
+    async def use(request):
+        totals = used.usage.add(project=request.query_params["project"], run_id=request.query_params["run_id"])
+        setattr(totals, counter, int(request.query_params["tokens"]))
+        return respond(request, used)
+
+    async def usage(request):
+        return respond(request, used)
+
+    return [Route("/use", use, methods=["POST"]), Route(paths.USAGE, usage)]
