@@ -32,8 +32,9 @@ from farstep_proto.tensors import tensor_from_proto
 from farstep_proto.v1 import common_pb2, operations_pb2, ranks_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker.evicted import EvictedRuns
-from farstep_worker.executor import Executor, Outcome, failed
+from farstep_worker.executor import Executor
 from farstep_worker.gradients import PassResult
+from farstep_worker.outcome import Outcome, failed
 from farstep_worker.phases import Phases
 from farstep_worker.publisher import Publisher
 from farstep_worker.rank_messages import ReplicatedCall, read_call, to_command, to_creation

@@ -15,23 +15,19 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable
 from functools import partial
-from weakref import WeakValueDictionary
 
-from farstep_proto.errors import ApiError, Draining, ModelError, TooManyRequests
-from farstep_proto.paths import PROTOBUF, Verb
+from farstep_proto.errors import ApiError, Draining, ModelError
 from farstep_proto.v1 import operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_serving.keys import OPERATOR, Caller
 from farstep_serving.operations import OperationTable, cancelled
 from farstep_serving.usage import UsageCounters
 from farstep_worker.arrivals import Arrivals
-from farstep_worker.assembly import Address, Assembler, digest_of
 from farstep_worker.executor import Executor
 from farstep_worker.feed import PolicyFeed
 from farstep_worker.journal.journal import Journal
-from farstep_worker.journal.records import Ending, Part
+from farstep_worker.journal.records import Ending
 from farstep_worker.keeper import Keeper
 from farstep_worker.operations import (
     GAP_WAIT_S,
@@ -42,11 +38,12 @@ from farstep_worker.operations import (
     split_operation_id,
 )
 from farstep_worker.ranks import RankDied
+from farstep_worker.reception import INLINE_BYTES, Reception
 from farstep_worker.registry import DEFAULT_MAX_RUNS, RunRegistry
 from farstep_worker.restoration import Restoration
 from farstep_worker.runs import Run
 from farstep_worker.snapshots import SnapshotLimits
-from farstep_worker.submission import Call, Limits
+from farstep_worker.submission import Limits
 from farstep_worker.telemetry import SpanWriter, Telemetry
 from farstep_worker.torch_thread import Ended, TorchThread
 from farstep_worker.usage import trainer_usage
@@ -56,7 +53,6 @@ log = logging.getLogger(__name__)
 DRAIN_S = 8.0
 FAILED = operations_pb2.OPERATION_STATE_FAILED
 LIST_PAGE = 1000
-INLINE_BYTES = 64 << 10  # what is decoded and encoded on the loop: another thread would cost more than it saves
 
 
 class Dispatcher:
@@ -77,9 +73,7 @@ class Dispatcher:
         self._feed = feed
         self.registry = RunRegistry(executor, max_runs=max_runs)
         self._queue = OperationQueue(limits=limits, gap_wait_s=gap_wait_s)
-        self._assembler = Assembler()
         self._keeper = Keeper(executor, journal, to_loop=lambda do, row: self._torch.to_loop(do, row), limits=snapshots)
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._torch = TorchThread(
             executor, self._queue, num_threads=num_threads, on_start=self._on_start, after=self._keeper.executed
         )
@@ -92,6 +86,16 @@ class Dispatcher:
         self.telemetry = Telemetry(gauges=self._gauges, spans=spans)
         self._arrivals = Arrivals(self.telemetry)
         self.usage = UsageCounters()
+        self.reception = Reception(
+            self.registry,
+            self._queue,
+            self.table,
+            self._keeper,
+            self._arrivals,
+            on_entered=self._on_entered,
+            on_crowded=lambda: self._fail_overdue(crowded=True),
+            is_computing=lambda: self.is_computing,
+        )
 
     def start(self) -> None:
         self._torch.start()
@@ -139,6 +143,10 @@ class Dispatcher:
         run_id, seq = split_operation_id(wanted)
         return Ending(run_id, seq, operation.verb, self.table.digest(wanted), ran, operation.state, data), data
 
+    def _on_entered(self) -> None:
+        self._torch.wake()
+        self._watch_gaps()
+
     def _on_start(self, work: Work) -> None:
         if not self.registry.is_deleted(work.run_id):
             self.table.set_running(work.operation_id)
@@ -173,7 +181,7 @@ class Dispatcher:
                 hint="submit it again, after finding out what became of the missing one",
             )
             self._drop(work.operation_id, failure(error), "given_up")
-            self._forget_parts(operation_id(work.run_id, missing))
+            self.reception.forget_parts(operation_id(work.run_id, missing))
 
     def _drop(self, wanted: str, operation: operations_pb2.Operation, why: str) -> None:
         """Gives a waiting operation an end without running it."""
@@ -190,7 +198,7 @@ class Dispatcher:
 
     def describe(self, run: Run) -> pb.Run:
         run_id = run.config.run_id
-        in_parts = self._assembler.open_seqs(run_id)
+        in_parts = self.reception.assembler.open_seqs(run_id)
         next_seq = max(self._queue.first_free_seq(run_id), *(seq + 1 for seq in in_parts), 1)
         described = run.to_proto(vocab_size=self._executor.base.vocab_size, next_seq=next_seq)
         described.missing_seqs.extend(self._queue.missing_seqs(run_id, below=next_seq))
@@ -222,7 +230,7 @@ class Dispatcher:
             await self._keeper.settle()  # the first time may not be over
             return
         self._queue.forget(run_id)
-        self._assembler.forget_run(run_id)
+        self.reception.assembler.forget_run(run_id)
         endings = []
         for wanted in self._arrivals.of_run(run_id):
             self._arrivals.dropped(wanted, "deleted")
@@ -248,64 +256,6 @@ class Dispatcher:
 
     # Operations
 
-    def check_room(self, address: Address, *, num_bytes: int) -> None:
-        """Refuses a body of this size before it is read; raises as the queue does."""
-        own = self._assembler.size_of(address)
-        held = self._assembler.num_bytes - own
-        check = partial(self._queue.check_room, address.run_id, address.seq, num_bytes=own + num_bytes, held_bytes=held)
-        try:
-            check()
-        except TooManyRequests:
-            self._fail_overdue(crowded=True)
-            check()
-        self._keeper.check_room(num_bytes)
-
-    async def submit(
-        self,
-        address: Address,
-        verb: str,
-        body: bytes,
-        *,
-        client_id: str,
-        parse: Callable[[], Call],
-        content_type: str = PROTOBUF,
-    ) -> operations_pb2.Accepted:
-        """Enters an operation, or a part of one; the same again is the same operation.
-
-        `parse` turns the body into a checked call; it runs on another thread where the body is large.
-
-        Raises:
-            InvalidInput: the body, or parts that do not belong together.
-            Conflict: the seq is taken by other content, or was passed.
-            TooManyRequests, Draining: not now.
-            StorageFull: it cannot be written down.
-        """
-        lock = self._locks.setdefault(address.operation_id, asyncio.Lock())
-        async with lock:  # the same may come twice at once, and parts together
-            return await self._submit(address, verb, body, client_id, parse, content_type)
-
-    async def _submit(
-        self, address: Address, verb: str, body: bytes, client_id: str, parse: Callable[[], Call], content_type: str
-    ) -> operations_pb2.Accepted:
-        digest = digest_of(verb, body, address)
-        if not await self._is_known(address, verb, digest, client_id):
-            started = time.monotonic()
-            call = parse() if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse)
-            entered = time.monotonic()
-            self._check(address, call, num_bytes=len(body))
-            part = Part(
-                address.run_id, address.seq, address.part, address.num_parts, verb, content_type, digest, len(body),
-                client_id, body,
-            )  # fmt: skip
-            await self._keeper.add_part(part)
-            await self._enter(part, address, call, now=entered)
-            self._arrivals.note(address.operation_id, verb, entered=entered, decode_s=entered - started)
-        return operations_pb2.Accepted(
-            operation_id=address.operation_id,
-            queue_place=self._queue.place(address.operation_id) + self.is_computing,
-            awaits_parts=self._assembler.is_open(address.operation_id),
-        )
-
     def list_operations(self, run_id: str, *, unfetched: bool, after: int) -> operations_pb2.ListOperationsResponse:
         """A page of a run's operations by seq, from the one after `after` on, without outcomes."""
         operations = self.table.list_of(f"{run_id}:", unfetched=unfetched)
@@ -325,51 +275,6 @@ class Dispatcher:
             ending, _ = self._ending(operation_id, cancelled(), ran=False)
             await self._keeper.cancelled(ending)
         return dropped
-
-    async def _is_known(self, address: Address, verb: str, digest: bytes, client_id: str) -> bool:
-        if verb == Verb.SKIP:
-            self._forget_parts(address.operation_id)  # the rest of them will not come
-        if self._assembler.has(address, digest):
-            return True
-        had = self.table.clients(address.operation_id)
-        if not self.table.repeats(address.operation_id, digest, client_id=client_id):
-            return False
-        if client_id not in had:
-            await self._keeper.add_client(address.operation_id, client_id)
-        return True
-
-    def _forget_parts(self, operation_id: str) -> None:
-        if self._assembler.forget(operation_id):
-            self._arrivals.forget(operation_id)
-            self._keeper.withdraw_all(operation_id)
-
-    def _check(self, address: Address, call: Call, *, num_bytes: int) -> None:
-        """Whatever can refuse, before anything is written down."""
-        self.registry.find(address.run_id)  # it may have been deleted while this came in
-        self._queue.check_seq(address.run_id, address.seq)
-        self.check_room(address, num_bytes=num_bytes)
-        self._assembler.check(address, call)
-
-    async def _enter(self, part: Part, address: Address, call: Call, *, now: float) -> None:
-        """All or nothing: what has come to refuse it while it was written down takes it back."""
-        try:
-            self._enter_now(part, address, call, now=now)
-        except ApiError:
-            await self._keeper.withdraw(part)
-            raise
-
-    def _enter_now(self, part: Part, address: Address, call: Call, *, now: float) -> None:
-        self.registry.find(address.run_id)
-        self._queue.check_seq(address.run_id, address.seq)
-        self._queue.check_room(address.run_id, address.seq, num_bytes=part.num_bytes)
-        assembled = self._assembler.add(address, call, digest=part.digest, num_bytes=part.num_bytes, now=now)
-        if assembled is None:
-            self._queue.touch_gap(address.run_id, address.seq, now=now)
-        else:
-            self._queue.put(Work(address.run_id, address.seq, assembled.call, assembled.num_bytes), now=now)
-            self._torch.wake()
-            self.table.open(address.operation_id, client_id=part.client_id, verb=part.verb, digest=assembled.digest)
-        self._watch_gaps()
 
     async def recover(self) -> None:
         """Brings back what the journal has, before anybody is served; `start` comes first."""
@@ -392,7 +297,7 @@ class Dispatcher:
             self._feed,
             self.table,
             self._queue,
-            self._assembler,
+            self.reception.assembler,
             self._arrivals,
         )
 

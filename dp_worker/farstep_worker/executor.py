@@ -9,29 +9,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 
-from google.protobuf.message import Message
 from torch import Tensor
 
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_infra.store.policy_numbers import Numbered
 from farstep_model.load import BaseModel
 from farstep_model.lora import LoraLayers
-from farstep_model.metrics import mean_loss
 from farstep_model.packed import Layout
-from farstep_proto.errors import ApiError, ModelError, error_from_exception
-from farstep_proto.loss_table import LOSS_TABLE
-from farstep_proto.tensors import tensor_to_proto
-from farstep_proto.v1 import common_pb2, operations_pb2
+from farstep_proto.errors import ApiError, ModelError
+from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker import checkpoint
 from farstep_worker.device import device_at, is_out_of_memory
 from farstep_worker.evicted import EvictedRuns
-from farstep_worker.feed import Policy
 from farstep_worker.fusing import Fusing, can_share, in_order, run_together
 from farstep_worker.gradients import PassResult, run_pass
+from farstep_worker.outcome import Outcome, computed, failed, out_of_memory, succeeded
 from farstep_worker.phases import Phases
 from farstep_worker.publisher import Publisher
 from farstep_worker.residence import Residence
@@ -50,28 +45,6 @@ from farstep_worker.submission import (
 from farstep_worker.token_budget import TokenBudget
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """An operation's end, the policy to offer to samplers, if it published one, and where its time went.
-
-    `encode` makes its message. That is for whoever has the time for it, on any thread, but the one that computes.
-    """
-
-    encode: Callable[[], operations_pb2.Operation]
-    policy: Policy | None = None
-    phases_s: Mapping[str, float] = field(default_factory=dict)
-    is_fused: bool = False
-
-    @property
-    def operation(self) -> operations_pb2.Operation:
-        """The message, made anew; never raises."""
-        try:
-            return self.encode()
-        except Exception as error:
-            log.exception("an outcome cannot be encoded")
-            return failed(error).encode()
 
 
 class Executor:
@@ -232,7 +205,7 @@ class Executor:
             return failed(error)
         except Exception as error:  # one operation's failure is its own; the process goes on for the others
             if is_out_of_memory(error):
-                return failed(_out_of_memory(error))
+                return failed(out_of_memory(error))
             log.exception("%s of run %s failed", type(call).__name__, run_id)
             return failed(error)
 
@@ -274,13 +247,13 @@ class Executor:
                     return self._load_state(run, call)
             case Reset():
                 run.reset(call.lora_rank)
-                return _succeeded(empty=common_pb2.Empty())
+                return succeeded(empty=common_pb2.Empty())
             case ImportAdapter():
                 with phases.measure("checkpoint"):
                     path = checkpoint.import_adapter(self.store, run, call)
-                return _succeeded(save_weights=pb.SaveWeightsResponse(path=str(path)))
+                return succeeded(save_weights=pb.SaveWeightsResponse(path=str(path)))
             case Skip():
-                return _succeeded(empty=common_pb2.Empty())
+                return succeeded(empty=common_pb2.Empty())
 
     def _pass(self, run: Run, call: Pass, phases: Phases) -> Outcome:
         return self._taken_over(run, call, self.compute(run, call, phases, dropout_seed=run.random.current()))
@@ -290,7 +263,7 @@ class Executor:
         if result.gradients is not None:
             run.random = run.random.advanced()
             run.add_gradients(result.gradients)
-        return Outcome(partial(_encode_pass, call, replace(result, gradients=None)))  # those are the run's now
+        return computed(call, replace(result, gradients=None))  # those are the run's now
 
     def compute(self, run: Run, call: Pass, phases: Phases, *, dropout_seed: int) -> PassResult:
         """The whole of a pass; where several processes train together, they share it out here."""
@@ -320,13 +293,13 @@ class Executor:
         run.step += 1
         run.is_at_start = False
         metrics = {"grad_norm": grad_norm, "learning_rate": call.learning_rate, "step": float(run.step)}
-        return _succeeded(optim_step=pb.OptimStepResponse(metrics=metrics))
+        return succeeded(optim_step=pb.OptimStepResponse(metrics=metrics))
 
     def _save_state(self, run: Run, call: SaveState) -> Outcome:
         """With a weight-sync URI, also publishes what it saves."""
         if not self.publisher.has_sync:
             path = checkpoint.save_state(self.store, run, call)
-            return _succeeded(save_weights=pb.SaveWeightsResponse(path=str(path)))
+            return succeeded(save_weights=pb.SaveWeightsResponse(path=str(path)))
         with self._numbered(run) as number:
             path = checkpoint.save_state(self.store, run, call, policy_version=number.version)
         return self._published(run, number, path=str(path))
@@ -345,7 +318,7 @@ class Executor:
         policy = self.publisher.publish(run.config.run_id, number, run.adapter, project=run.config.project)
         run.policy_version = number.version
         response = pb.SaveWeightsResponse(path=path, policy_version=number.version)
-        return _succeeded(save_weights=response, policy=policy)
+        return succeeded(save_weights=response, policy=policy)
 
     @contextmanager
     def _numbered(self, run: Run) -> Iterator[Numbered]:
@@ -359,45 +332,4 @@ class Executor:
 
     def _load_state(self, run: Run, call: LoadState) -> Outcome:
         checkpoint.load_state(self.store, run, call)
-        return _succeeded(load_weights=pb.LoadWeightsResponse(path=str(call.path), step=run.step))
-
-
-def failed(error: Exception) -> Outcome:
-    state = operations_pb2.OPERATION_STATE_FAILED
-    operation = operations_pb2.Operation(state=state, error=error_from_exception(error))
-    return Outcome(lambda: operation)
-
-
-def _succeeded(*, policy: Policy | None = None, **outcome: Message) -> Outcome:
-    operation = _success(**outcome)
-    return Outcome(lambda: operation, policy)
-
-
-def _success(**outcome: Message) -> operations_pb2.Operation:
-    """`outcome` is the one field of `Operation` that the verb answers with."""
-    operation = operations_pb2.Operation(state=operations_pb2.OPERATION_STATE_SUCCEEDED)
-    for name, message in outcome.items():
-        getattr(operation, name).CopyFrom(message)
-    return operation
-
-
-def _encode_pass(call: Pass, result: PassResult) -> operations_pb2.Operation:
-    return _success(forward_backward=_to_proto(call, result))
-
-
-def _out_of_memory(error: Exception) -> ModelError:
-    """Of anything but a pass, which says it itself."""
-    return ModelError(
-        f"the device has too little memory for this: {error}",
-        error_class="OutOfMemoryError",
-        hint="choose a lower rank, train fewer runs on this trainer, or start it with a lower --token-budget",
-    )
-
-
-def _to_proto(call: Pass, result: PassResult) -> pb.ForwardBackwardOutput:
-    output = LOSS_TABLE[call.loss_fn].output
-    return pb.ForwardBackwardOutput(
-        loss=mean_loss(result.metrics, normalizer=call.config.get("normalizer", 1.0)),
-        metrics=result.metrics,
-        loss_fn_outputs=[pb.DatumOutput(fields={output: tensor_to_proto(array)}) for array in result.outputs],
-    )
+        return succeeded(load_weights=pb.LoadWeightsResponse(path=str(call.path), step=run.step))

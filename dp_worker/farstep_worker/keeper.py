@@ -15,10 +15,10 @@ from torch import Tensor
 
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_worker.executor import Executor
+from farstep_worker.held_outcomes import HeldOutcomes
 from farstep_worker.journal.journal import Journal
 from farstep_worker.journal.records import Ending, Part, RecordedRun, SnapshotRow
 from farstep_worker.operations import Work, split_operation_id
-from farstep_worker.outcomes import Outcomes
 from farstep_worker.registry import Keep
 from farstep_worker.runs import Run
 from farstep_worker.snapshots import SnapshotLimits, Snapshots
@@ -39,7 +39,7 @@ class Keeper:
     ) -> None:
         self._executor = executor
         self.journal = journal
-        self._outcomes = Outcomes(journal)
+        self._outcomes = HeldOutcomes(journal)
         self._kept: dict[str, list[int]] = {}
         self._deleted: set[str] = set()
         self._snapshots: Snapshots | None = None

@@ -189,12 +189,12 @@ class TrainerApi:
         verb = request.path_params["verb"]
         kind = request_type(verb)
         address = _address_of(request, run.config.run_id)
-        self.dispatcher.check_room(address, num_bytes=_declared_bytes(request))
+        self.dispatcher.reception.check_room(address, num_bytes=_declared_bytes(request))
         body = await read_body(request, limit=self.max_request_bytes)
         limits = self.dispatcher.limits(run)
         where = f"part[{address.part}]." if address.num_parts > 1 else ""
         async with bodies_of(request).decoding(len(body)):
-            accepted = await self.dispatcher.submit(
+            accepted = await self.dispatcher.reception.submit(
                 address,
                 verb,
                 body,

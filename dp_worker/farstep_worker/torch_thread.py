@@ -21,8 +21,9 @@ from typing import TypeVar
 
 import torch
 
-from farstep_worker.executor import Executor, Outcome
+from farstep_worker.executor import Executor
 from farstep_worker.operations import OperationQueue, Work
+from farstep_worker.outcome import Outcome
 
 T = TypeVar("T")
 

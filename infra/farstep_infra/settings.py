@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farstep_infra.control import requests
-from farstep_infra.control.db import url_of_file
+from farstep_infra.control.engine import url_of_file
 from farstep_infra.control.machine import Machine
 from farstep_infra.control.residency import DEFAULT_IDLE_TIMEOUT_S
 from farstep_infra.home import Home

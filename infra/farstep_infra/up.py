@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 from farstep_infra.control.app import make_control_app
 from farstep_infra.control.commands import Commands
 from farstep_infra.control.control import Control
-from farstep_infra.control.db import Database
+from farstep_infra.control.db import Database, reason_of
 from farstep_infra.control.fleet import Fleet
 from farstep_infra.control.health import HealthWatch
 from farstep_infra.control.housekeeping import Housekeeping
@@ -131,8 +131,10 @@ class _Up:
         try:
             async with self._db.opened():
                 await serve(app, self._sock, on_stop=self._provisioning.release)
-        except (SchemaRefused, Unavailable) as error:
+        except SchemaRefused as error:
             raise SystemExit(f"the database {self._db} cannot be used: {error}") from error
+        except Unavailable as error:
+            raise SystemExit(f"the database {self._db} cannot be used: {reason_of(error)}") from error
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:

@@ -169,7 +169,7 @@ class Adapter:
         Raises:
             InvalidInput: the bytes are no such blob, or of another model.
         """
-        peft_format.check_header(data, num_layers=len(layers.targets))
+        peft_format.check_header(data, num_layers=len(layers.targets), field="adapter")
         config = peft_format.metadata(data).get("adapter_config")
         if config is None:
             raise InvalidInput("no adapter_config in the metadata", field="adapter")

@@ -120,18 +120,18 @@ def metadata(data: bytes) -> dict[str, str]:
         raise InvalidInput("not a safetensors blob", field="adapter") from error
 
 
-def check_header(data: bytes, *, num_layers: int) -> None:
+def check_header(data: bytes, *, num_layers: int, field: str = TENSORS_FILE) -> None:
     """Refuses a blob whose header is larger than the names of so many layers' tensors: it takes twenty times its size.
 
     Raises:
         InvalidInput: as said, or there is no header.
     """
     if len(data) < 8:
-        raise InvalidInput("not a safetensors file: it has no header", field=TENSORS_FILE)
+        raise InvalidInput("not a safetensors file: it has no header", field=field)
     (size,) = struct.unpack_from("<Q", data)
     most = _HEADER_BYTES + num_layers * _HEADER_BYTES_A_LAYER
     if size > most:
-        raise InvalidInput(f"a header of {size} bytes, at most {most} are possible here", field=TENSORS_FILE)
+        raise InvalidInput(f"a header of {size} bytes, at most {most} are possible here", field=field)
 
 
 def _check_plain(content: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def main() -> int:
 
 def _attack_all(flags: argparse.Namespace, targets: list[Target], trainer: Server, sampler: Server) -> dict[str, Any]:
     before = numbers_of(trainer.url, sampler.url)
-    total: dict[str, Any] = dict.fromkeys(("requests", "server_errors", "complaints", "dropped"), 0)
+    total: dict[str, Any] = dict.fromkeys(("requests", "server_errors", "unavailable", "complaints", "dropped"), 0)
     leaks: dict[str, float] = {"leaked_mib": 0.0, "leaked_fds": 0, "leaked_threads": 0}
     with ProcessPoolExecutor(flags.processes) as pool:
         shares = {target.name: int(flags.requests * _SHARES[target.name]) for target in targets}
@@ -79,6 +79,7 @@ def _attack_all(flags: argparse.Namespace, targets: list[Target], trainer: Serve
             found = report.findings
             total["requests"] += found.requests
             total["server_errors"] += found.server_errors
+            total["unavailable"] += found.unavailable
             total["complaints"] += len(found.complaints)
             total["dropped"] += len(found.dropped)
             leaks["leaked_mib"] = max(leaks["leaked_mib"], round(report.leaked_mib, 1))

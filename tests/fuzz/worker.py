@@ -14,7 +14,7 @@ from farstep_proto import paths
 from farstep_proto.v1 import operations_pb2, training_pb2
 from tests.fuzz.messages import RIGHT
 from tests.fuzz.requests import Hostile, Known, Operation, request_of
-from tests.fuzz.verdict import Verdicts
+from tests.fuzz.verdict import Verdicts, is_meant
 
 _BINARY = {"Content-Type": paths.PROTOBUF, "Accept": paths.PROTOBUF}
 _POLL_EVERY = 10
@@ -28,13 +28,14 @@ class Findings:
 
     requests: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
+    unavailable: int = 0  # answers from 500 on that are meant
     refused_by_client: int = 0  # what httpx will not send
     dropped: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
     @property
     def server_errors(self) -> int:
-        return sum(count for status, count in self.statuses.items() if status >= 500)
+        return sum(count for status, count in self.statuses.items() if status >= 500) - self.unavailable
 
     def complain(self, what: str) -> None:
         if len(self.complaints) < _MOST_COMPLAINTS:
@@ -93,6 +94,7 @@ class Worker:
             self._findings.dropped.append(f"{error!r} {what}")
             return
         self._findings.statuses[response.status_code] += 1
+        self._findings.unavailable += is_meant(response.status_code, response.content)
         complaint = self._verdicts.complaint(
             hostile.operation,
             response.status_code,

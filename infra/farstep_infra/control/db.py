@@ -12,20 +12,18 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from farstep_infra.control.engine import READS, is_file, make_engine, parse
 from farstep_infra.control.schema import SchemaRefused, bring_up_to_date
 from farstep_infra.control.sole_use import SoleUse
 from farstep_infra.control.tables import Base
-from farstep_proto.errors import ApiError, InvalidInput, StorageFull, Unavailable
+from farstep_proto.errors import ApiError, StorageFull, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +34,9 @@ START_S = 30.0  # a database that starts beside us may take that long
 _ASK_AGAIN_S = 0.25
 _MIGRATION_S = 120.0
 _RETRY_AFTER_S = 2.0
-_SQLITE = "sqlite+aiosqlite"
-_POSTGRESQL = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
-_READS = "farstep_reads"
-_AWAY = ("08", "53", "57", "40001", "40P01", "55P03")  # SQLSTATEs that pass: connections, resources, shutdown, locks
+# SQLSTATEs that pass, or that an operator ends: connections, logins, no such database, resources, shutdown, locks.
+_AWAY = ("08", "28", "3D", "53", "57", "40001", "40P01", "55P03")
 _DISK_FULL = "53100"
-
-
-def url_of_file(path: Path) -> str:
-    return URL.create(_SQLITE, database=str(path)).render_as_string()
 
 
 class Database:
@@ -57,10 +49,10 @@ class Database:
     """
 
     def __init__(self, url: str, *, patience_s: float = PATIENCE_S) -> None:
-        self._url = _parse(url)
+        self._url = parse(url)
         self._patience_s = patience_s
-        self._engine = _engine(self._url, patience_s=patience_s)
-        self._reader = self._engine.execution_options(**{_READS: True})
+        self._engine = make_engine(self._url, patience_s=patience_s)
+        self._reader = self._engine.execution_options(**{READS: True})
 
     def __str__(self) -> str:
         return self._url.render_as_string(hide_password=True)
@@ -100,8 +92,12 @@ class Database:
     @asynccontextmanager
     async def _session(self, engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
         bound = _translated(within_s=self._patience_s)
-        async with bound, AsyncSession(engine, expire_on_commit=False) as session, session.begin():
-            yield session
+        try:
+            async with bound, AsyncSession(engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except Unavailable as error:
+            log.warning("%s", reason_of(error))
+            raise
 
     async def insist(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """A transaction that is tried until the database is there: for what has happened and must be known."""
@@ -117,10 +113,10 @@ class Database:
 
     @asynccontextmanager
     async def _sole_use(self) -> AsyncIterator[None]:
-        if self._url.drivername == _SQLITE:
+        if is_file(self._url):
             yield
             return
-        engine = _engine(self._url, patience_s=self._patience_s, is_pooled=False)
+        engine = make_engine(self._url, patience_s=self._patience_s, is_pooled=False)
         sole = SoleUse(engine)
 
         async def take() -> None:
@@ -149,12 +145,12 @@ class Database:
             except Unavailable as error:
                 if time.monotonic() > deadline:
                     raise
-                say("%s: %s; trying for %.0f s", self, error, START_S)
+                say("%s: %s; trying for %.0f s", self, reason_of(error), START_S)
                 say = log.debug
                 await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _migrate(self) -> None:
-        engine = _engine(self._url, patience_s=_MIGRATION_S, is_pooled=False)
+        engine = make_engine(self._url, patience_s=_MIGRATION_S, is_pooled=False)
         try:
             async with _translated(within_s=_MIGRATION_S), engine.begin() as connection:
                 await connection.run_sync(bring_up_to_date)
@@ -162,70 +158,16 @@ class Database:
             await engine.dispose()
 
 
+def reason_of(error: Unavailable) -> str:
+    """What the database said, or did not."""
+    return ": ".join([error.message, *getattr(error, "__notes__", [])])
+
+
 async def insert_new(db: AsyncSession, table: type[Base], **values: object) -> bool:
     """Inserts a row unless its key is there already; whether it did. Of two at once, the second waits for the first."""
     insert = sqlite.insert if db.get_bind().dialect.name == "sqlite" else postgresql.insert
     result = await db.execute(insert(table).values(**values).on_conflict_do_nothing())
     return bool(result.rowcount)  # type: ignore[attr-defined]
-
-
-def _parse(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
-        raise InvalidInput("not a database URL", field="--database", hint="postgresql://user@host/name") from error
-    if parsed.drivername == _SQLITE:
-        return parsed
-    if parsed.drivername not in _POSTGRESQL:
-        raise InvalidInput(
-            f"{parsed.drivername!r} is no database that Farstep knows",
-            field="--database",
-            hint="postgresql://user@host/name; without one, a SQLite file in the home is used",
-        )
-    query = dict(parsed.query)
-    if "sslmode" in query:  # as libpq and everybody's settings call it
-        query["ssl"] = query.pop("sslmode")
-    return parsed.set(drivername="postgresql+asyncpg", query=query)
-
-
-def _engine(url: URL, *, patience_s: float, is_pooled: bool = True) -> AsyncEngine:
-    """Waits for locks and for answers end a little before the patience does, and so tell what it was.
-
-    Without a pool it is for migrations, which must be free to break a reference for a moment.
-    """
-    options: dict[str, Any] = {"pool_timeout": patience_s} if is_pooled else {"poolclass": NullPool}
-    lock_ms = round(patience_s / 2 * 1000)
-    if url.drivername == _SQLITE:
-        engine = create_async_engine(url, **options)
-        pragmas = [
-            f"busy_timeout={lock_ms}",
-            "journal_mode=WAL",
-            "synchronous=FULL",  # what was answered survives the power
-            f"foreign_keys={'ON' if is_pooled else 'OFF'}",
-        ]
-        event.listen(engine.sync_engine, "connect", lambda connection, _: _configure(connection, pragmas))
-        event.listen(engine.sync_engine, "begin", _begin)
-        return engine
-    settings = {"application_name": "farstep", "lock_timeout": f"{lock_ms}", "synchronous_commit": "on"}
-    if is_pooled:
-        options["pool_pre_ping"] = True
-        settings["idle_in_transaction_session_timeout"] = f"{2 * patience_s * 1000:.0f}"  # of a client that vanished
-    waits = {"timeout": patience_s / 2, "command_timeout": patience_s * 0.8}
-    return create_async_engine(url, connect_args={**waits, "server_settings": settings}, **options)
-
-
-def _configure(connection: Any, pragmas: list[str]) -> None:
-    connection.isolation_level = None  # sqlite3 begins no transactions by itself: `_begin` does
-    cursor = connection.cursor()
-    for pragma in pragmas:
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin(connection: Connection) -> None:
-    # Who will write has the write lock from the start: what it has read is still so when it writes.
-    reads = connection.get_execution_options().get(_READS, False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
 @asynccontextmanager
@@ -260,7 +202,8 @@ def _ours(error: DBAPIError) -> ApiError | None:
 
 
 def _away(reason: str) -> Unavailable:
-    log.warning("the database does not answer: %s", reason)
-    return Unavailable(
+    away = Unavailable(
         "the control plane's database does not answer just now", hint="try again", retry_after_s=_RETRY_AFTER_S
     )
+    away.add_note(reason)  # for the operator, not for who asked
+    return away

@@ -118,7 +118,8 @@ class Sessions:
         """
         async with self._db.transaction() as db:
             row = _found(await find(db, SessionRow, session_id, caller, lock=True), session_id)
-            row.closed_at = row.closed_at or time.time()
+            if row.closed_at is None:
+                row.closed_at = row.last_seen_at = time.time()
 
     async def close_silent(self, *, silent_s: float) -> Sequence[str]:
         """Closes those whose client has given no sign of life for so long; their ids."""

@@ -71,5 +71,6 @@ class SoleUse:
 
 
 async def _drop(connection: AsyncConnection) -> None:
-    await connection.invalidate()
-    await connection.close()
+    with suppress(SQLAlchemyError, OSError, TimeoutError):  # it may be broken already
+        await connection.invalidate()
+        await connection.close()

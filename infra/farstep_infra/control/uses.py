@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from farstep_infra.control.db import Database
@@ -26,8 +26,12 @@ class Uses:
         )
 
     async def live_stacks(self, *, since: float) -> set[str]:
-        """The ids of stacks that open sessions need whose clients have been seen since then."""
-        lives = (SessionRow.closed_at.is_(None), SessionRow.last_seen_at >= since)
+        """The ids of stacks that clients need who have been seen since then.
+
+        A session that was closed lives as long as somebody else's heartbeats name one of its runs.
+        """
+        is_used = or_(SessionRow.closed_at.is_(None), SessionRow.last_seen_at > SessionRow.closed_at)
+        lives = (is_used, SessionRow.last_seen_at >= since)
         found: set[str] = set()
         async with self._db.reading() as db:
             for table in (RunRow, SamplerRow):
@@ -44,7 +48,7 @@ class Uses:
         return {stack_id for stack_id in (*runs, *samplers) if stack_id}
 
     async def _newest(self, of_runs: ColumnElement[bool], of_samplers: ColumnElement[bool]) -> float:
-        seen_at = func.max(func.coalesce(SessionRow.closed_at, SessionRow.last_seen_at))
+        seen_at = func.max(SessionRow.last_seen_at)
         newest = 0.0
         async with self._db.reading() as db:
             for table, which in ((RunRow, of_runs), (SamplerRow, of_samplers)):

@@ -142,3 +142,14 @@ def test_names_are_shown_as_they_are(capsys):
     shown = capsys.readouterr().out
     assert "[red]x[/]\N{REPLACEMENT CHARACTER}[2J" in shown
     assert "10 earlier" in shown
+
+
+def test_what_the_control_plane_is_told_is_passed_on(farstep, tmp_path):
+    told = ["--idle-timeout=7.5", "--max-stacks=3", f"--journal-dir={tmp_path}/j", "--tool-call-parser=hermes"]
+    process = farstep("up", "--model=fake/one", "--port=0", *told)
+    read_until(process, "FARSTEP_API_KEY")
+    (control,) = psutil.Process(process.pid).children()
+    assert set(told) <= set(control.cmdline())
+    assert not any("trainer-replicas" in argument for argument in control.cmdline()), "what was not said is not passed"
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=30)

@@ -302,3 +302,23 @@ async def test_a_table_is_settled_once_those_who_listen_have_heard():
     assert not table.is_settled
     now[0] += 3
     assert table.is_settled  # it never asked
+
+
+async def test_it_tells_for_how_long_nothing_has_been_pending():
+    clock = Clock()
+    table = OperationTable(clock=clock)
+    clock.now = 5
+    assert (table.num_pending, table.idle_s) == (0, 5)
+    table.open("a", client_id="c", verb="forward", digest=b"d")
+    table.open("a", client_id="other", verb="forward", digest=b"d")  # one operation all the same
+    table.restore("b", clients=("c",), verb="forward", digest=b"d")
+    table.restore(
+        "c", clients=("c",), verb="forward", digest=b"d", outcome=pb.Operation(state=DONE).SerializeToString()
+    )
+    clock.now = 9
+    assert (table.num_pending, table.idle_s) == (2, 0)
+    table.finish("a", pb.Operation(state=DONE))
+    assert (table.num_pending, table.idle_s) == (1, 0)
+    table.cancel("b")
+    clock.now = 12
+    assert (table.num_pending, table.idle_s) == (0, 3)

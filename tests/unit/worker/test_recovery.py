@@ -184,7 +184,7 @@ async def test_what_was_told_not_to_run_does_not(layers, tmp_path, request_of):
     assert stopping.done()
     async with worker(layers, tmp_path) as trainer:
         runs = (await trainer.http.get("/v1/runs")).json()["runs"]
-        assert {run["run_id"]: run["next_seq"] for run in runs} == {"run": "5", "gap": "3"}
+        assert {run["run_id"]: run["next_seq"] for run in runs} == {"run": "6", "gap": "3"}
         states = [(await trainer.outcome(f"run:{seq}")).state for seq in range(1, 5)]
         succeeded, cancelled = operations_pb2.OPERATION_STATE_SUCCEEDED, operations_pb2.OPERATION_STATE_CANCELLED
         assert states == [succeeded, succeeded, cancelled, succeeded]

@@ -16,7 +16,8 @@ from starlette.applications import Starlette
 from farstep_infra.control.app import make_control_app
 from farstep_infra.control.commands import Commands
 from farstep_infra.control.control import Control
-from farstep_infra.control.db import Database, url_of_file
+from farstep_infra.control.db import Database
+from farstep_infra.control.engine import url_of_file
 from farstep_infra.control.fleet import Fleet
 from farstep_infra.control.keys import IssuedKeys
 from farstep_infra.control.placements import Placements

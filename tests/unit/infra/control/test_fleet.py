@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from farstep_infra.control.commands import Commands
-from farstep_infra.control.db import Database, url_of_file
+from farstep_infra.control.db import Database
+from farstep_infra.control.engine import url_of_file
 from farstep_infra.control.fleet import Fleet
 from farstep_infra.control.health import HealthWatch, Silence
 from farstep_infra.control.machine import Machine

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import update
 
 from farstep_infra.control.housekeeping import Housekeeping
-from farstep_infra.control.tables import SessionRow
+from farstep_infra.control.tables import RunRow, SessionRow
+from farstep_infra.control.uses import Uses
 from farstep_proto.v1 import control_pb2
 
 RUN = {"base_model": "fake/one", "lora": {"rank": 4, "train_mlp": True}}
@@ -142,6 +143,22 @@ async def test_a_heartbeat_is_also_for_the_sessions_of_runs_that_are_used(here):
     for wrong in (["a/b"], [""], ["r"] * 10_001):
         error = await here.call("POST", f"/v1/sessions/{mine_id}/heartbeat", {"run_ids": wrong}, status=400)
         assert error["field"] == "run_ids"
+
+
+async def test_heartbeats_that_name_its_run_keep_a_stack_of_a_closed_session_in_use(here):
+    over_id, mine_id = await make_sessions(here, 2)
+    mine = {"project": "default", "base_model": "m", "message": "", "request": b""}
+    async with here.db.transaction() as db:
+        db.add(RunRow(run_id="run-1", session_id=over_id, state="ready", stack_id="s-1", **mine))
+    uses = Uses(here.db)
+    await here.call("DELETE", f"/v1/sessions/{over_id}")
+    assert await uses.last_seen("s-1") > time.time() - 60, "closing is a sign of life"
+    assert await uses.live_stacks(since=time.time() - 60) == set()
+    await silent(here, mine_id, 120)
+    closed = await uses.last_seen("s-1")
+    await here.call("POST", f"/v1/sessions/{mine_id}/heartbeat", {"run_ids": ["run-1"]})
+    assert await uses.last_seen("s-1") > closed
+    assert await uses.live_stacks(since=time.time() - 60) == {"s-1"}
 
 
 async def seen_lately(here):

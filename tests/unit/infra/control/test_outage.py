@@ -3,17 +3,19 @@
 import asyncio
 import contextlib
 import sqlite3
+import sys
 import time
 
 import psutil
 import pytest
 from sqlalchemy import text
 
-from farstep_infra.control.db import Database, url_of_file
+from farstep_infra.control.db import Database, reason_of
+from farstep_infra.control.engine import url_of_file
 from farstep_proto.errors import InvalidInput, StorageFull, Unavailable
 from tests.support.postgres import cluster
 
-PATIENCE_S = 2.0
+PATIENCE_S = 4.0
 RUN = {"base_model": "fake/one", "lora": {"rank": 4, "train_mlp": True}}
 
 
@@ -68,10 +70,16 @@ async def test_a_restart_that_nobody_noticed_is_nobodys_trouble(here, mortal):
 async def test_a_database_that_hangs_is_503_in_bounded_time(here, mortal):
     await asyncio.gather(*(here.call("POST", "/v1/sessions", {}) for _ in range(10)))  # connections are there
     with frozen(mortal):
-        for _ in range(2):
-            await refused(here)
-    answers = await asyncio.gather(*(here.call("POST", "/v1/sessions", {}) for _ in range(10)))
-    assert len(answers) == 10
+        await refused(here)
+    await recovered(here)
+    await asyncio.gather(*(here.call("POST", "/v1/sessions", {}) for _ in range(5)))
+
+
+async def recovered(here):
+    """Once it answers it is as it was; on a busy machine the first answer may come too late."""
+    async with asyncio.timeout(60):
+        while (await here.send("POST", "/v1/sessions", {})).status_code != 201:
+            pass
 
 
 async def test_what_happened_meanwhile_is_written_when_it_is_back(here, mortal):
@@ -152,14 +160,17 @@ async def test_a_second_control_plane_is_kept_off_also_after_a_restart_of_the_da
 @contextlib.contextmanager
 def frozen(running):
     processes = [psutil.Process(running.process.pid)]
+    processes[0].suspend()  # first, so that it starts no more
     processes += processes[0].children(recursive=True)
-    for process in processes:
-        process.suspend()
+    for process in processes[1:]:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it was ending just then
+            process.suspend()
     try:
         yield
     finally:
         for process in processes:
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 async def test_a_sqlite_file_that_somebody_holds_is_503_until_it_is_free(serve, tmp_path):
@@ -198,11 +209,29 @@ async def test_what_was_acknowledged_is_on_the_disk(tmp_path):
     assert pragmas == {"synchronous": 2, "journal_mode": "wal"}
 
 
-@pytest.mark.parametrize("url", ["", "nonsense", "mysql://host/name", "sqlite:///file.db", "postgresql://host:port/x"])
-def test_what_is_no_database_is_refused(url):
-    with pytest.raises(InvalidInput) as caught:
-        Database(url)
-    assert caught.value.field == "--database"
+async def test_what_an_operator_must_change_is_told_to_operators(mortal, monkeypatch):
+    monkeypatch.setattr("farstep_infra.control.db.START_S", 0.1)
+    for url, reason in (
+        (mortal.url("nothing"), 'database "nothing" does not exist'),
+        (mortal.url("postgres").replace("//farstep@", "//nobody@"), 'role "nobody" does not exist'),
+    ):
+        with pytest.raises(Unavailable) as caught:
+            await Database(url).opened().__aenter__()
+        assert reason in reason_of(caught.value)
+        assert reason not in caught.value.message
+
+
+def test_what_is_no_database_is_refused(monkeypatch):
+    wrong = ["", "nonsense", "mysql://host/name", "sqlite:///file.db", "postgresql://host:port/x"]
+    wrong += ["postgresql://host/x?sslmode=huh", "postgresql://host/x?command_timeout=1"]
+    for url in wrong:
+        with pytest.raises(InvalidInput) as caught:
+            Database(url)
+        assert caught.value.field == "--database"
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(InvalidInput, match="asyncpg") as caught:
+        Database("postgresql://host/x")
+    assert "farstep[postgres]" in caught.value.hint
 
 
 def test_passwords_are_not_shown():

@@ -1,5 +1,6 @@
 """Over HTTP: runs that rest and wake, stacks of one's own, and what a full control plane says."""
 
+import contextlib
 import threading
 
 import httpx
@@ -12,6 +13,14 @@ pytestmark = pytest.mark.system
 
 def look(up, run, *, wait_s=0):
     return up.call("GET", f"/v1/runs/{run['run_id']}" + (f"?wait_s={wait_s}" if wait_s else ""))
+
+
+def journal_of(up, run):
+    """It may rest again between being woken and being asked, where the machine is busy."""
+    while True:
+        look(up, run, wait_s=30)
+        with contextlib.suppress(httpx.HTTPError):
+            return up.asked(run["trainer_url"])["journal"]
 
 
 def deactivate(up, run, **more):
@@ -66,18 +75,18 @@ def test_several_that_train_together_have_a_stack_of_their_own_that_a_later_sess
 
 
 def test_nobody_used_it_and_it_rests_and_its_journal_is_that_of_before(start):
-    up = start("--idle-timeout=1")
+    up = start("--idle-timeout=3")
     session_id = up.session()
     run = up.run(session_id, base_model="fake/two", with_sampler=False)
     sampler = up.call("POST", f"/v1/sessions/{session_id}/samplers", {"base_model": "fake/one"})
     sampler = up.call("GET", f"/v1/samplers/{sampler['sampler_id']}?wait_s=30")
-    journal = up.asked(run["trainer_url"])["journal"]
+    journal = journal_of(up, run)
     up.call("DELETE", f"/v1/sessions/{up.session()}")  # of somebody else
-    up.wait_until(lambda: look(up, run)["state"] == "inactive")
-    up.wait_until(lambda: up.call("GET", f"/v1/samplers/{sampler['sampler_id']}")["state"] == "inactive")
+    up.wait_until(lambda: look(up, run)["state"] == "inactive", within_s=60)
+    up.wait_until(lambda: up.call("GET", f"/v1/samplers/{sampler['sampler_id']}")["state"] == "inactive", within_s=60)
     up.wait_until(lambda: len(up.family()) == 2)  # the default model's
     assert look(up, run, wait_s=30) == run
-    assert up.asked(run["trainer_url"])["journal"] == journal
+    assert journal_of(up, run) == journal
     assert up.call("GET", f"/v1/samplers/{sampler['sampler_id']}?wait_s=30") == sampler
 
 

@@ -10,7 +10,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import select, text
 
-from farstep_infra.control.db import Database, url_of_file
+from farstep_infra.control.db import Database
+from farstep_infra.control.engine import url_of_file
 from farstep_infra.control.schema import SchemaRefused
 from farstep_infra.control.tables import Base, ProjectRow, RunRow, SamplerRow, SessionRow
 

@@ -16,7 +16,8 @@ def test_a_session_is_what_was_asked_for_until_it_is_deleted(up):
     for _ in range(2):  # the first answer may have been lost
         up.call("DELETE", f"/v1/sessions/{session_id}")
     closed = up.call("GET", f"/v1/sessions/{session_id}")
-    assert {**session, "closed_at": closed["closed_at"]} == closed
+    ended = closed["closed_at"]
+    assert {**session, "closed_at": ended, "last_seen_at": ended} == closed
     for method in ("GET", "DELETE"):
         assert up.call(method, "/v1/sessions/session-none", status=404)["field"] == "session_id"
     up.call("POST", f"/v1/sessions/{session_id}/heartbeat", status=404)

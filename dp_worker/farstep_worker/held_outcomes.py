@@ -26,7 +26,7 @@ class _Held:
     tell: Callable[[], None]
 
 
-class Outcomes:
+class HeldOutcomes:
     def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
         self._held: dict[str, deque[_Held]] = {}
