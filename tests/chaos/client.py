@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from farstep import AdamParams, SamplingClient, SamplingParams, ServiceClient, TrainingClient
-from farstep.errors import FarstepError, ProvisioningError, ServerShutdownError, TransportError
+from farstep.errors import FarstepError, ProvisioningError, ServerShutdownError, StorageFullError, TransportError
 from tests.chaos import data, diary, programs, resumption
 from tests.chaos.diary import Diary, Known
 from tests.chaos.programs import Custom, Forward, ForwardBackward, Load, Program, Publish, Reset, Save, Step
@@ -192,12 +192,12 @@ class Trainee:
 
 
 def patiently(what: Callable[[], Any]) -> Any:
-    """At a start nothing has been promised yet: whoever finds nobody at home comes again."""
+    """At a start nothing has been promised yet: whoever finds nobody at home, or no room, comes again."""
     deadline = time.monotonic() + CONNECT_S
     while True:
         try:
             return what()
-        except (TransportError, ServerShutdownError, ProvisioningError):
+        except (TransportError, ServerShutdownError, ProvisioningError, StorageFullError):
             if time.monotonic() > deadline:
                 raise
             time.sleep(ROOM_S)
