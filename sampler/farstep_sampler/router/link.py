@@ -198,9 +198,12 @@ class ReplicaLink:
             self._acks.append(operation.operation_id)
             self._settle(operation)
         for key in response.unknown:
-            _fail(self._pending.get(key), ReplicaLost(f"{self.url} does not know {key}"))
+            self._accepted.discard(key)
+            _fail(self._pending.pop(key, None), ReplicaLost(f"{self.url} does not know {key}"))
 
     def _settle(self, operation: operations_pb2.Operation) -> None:
+        """Nobody asks after it any more: what is asked after once it was acknowledged comes again."""
+        self._accepted.discard(operation.operation_id)
         future = self._pending.pop(operation.operation_id, None)
         if future is None or future.done():
             return
