@@ -149,7 +149,9 @@ class OperationTable:
             return
         if pb.Operation.FromString(entry.outcome).error.status != Draining.status:
             return
-        if self._unclaimed.pop(operation_id, operation_id) is not None:
+        if operation_id in self._unclaimed:
+            del self._unclaimed[operation_id]
+        else:
             self._acked.remove(operation_id)
             self._acked_bytes -= len(entry.outcome)
         self._drop(operation_id)
