@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from farstep_proto.errors import BodyTimeout, PayloadTooLarge, TooManyRequests, UnsupportedEncoding
+from farstep_proto.errors import BodyTimeout, InvalidInput, PayloadTooLarge, TooManyRequests, UnsupportedEncoding
 
 T = TypeVar("T")
 
@@ -78,6 +78,8 @@ class Bodies:
                     patience.reschedule(min(loop.time() + self._limits.idle_s, started + overall))
         except TimeoutError as error:
             raise BodyTimeout(f"the body did not come: {len(body)} bytes are here", field="body") from error
+        except ClientDisconnect as error:  # nobody is left to hear it, and it is no mistake of ours to be logged
+            raise InvalidInput(f"the connection ended after {len(body)} bytes of the body", field="body") from error
 
     def _take(self, body: bytearray, part: bytes, limit: int) -> None:
         before = _counted(len(body))

@@ -167,3 +167,20 @@ async def test_operation_routes():
         for wait_s in ("NaN", -1.0):
             refused = await client.post(paths.POLL, json={"client_id": "c", "wait_s": wait_s})
             assert (refused.status_code, error_of(refused)["field"]) == (400, "wait_s")
+
+
+async def test_a_connection_that_ends_in_mid_body_is_no_mistake_of_the_servers(caplog):
+    came = iter([{"type": "http.request", "body": b"x" * 10, "more_body": True}, {"type": "http.disconnect"}])
+    sent = []
+
+    async def receive():
+        return next(came)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/echo", "query_string": b"", "headers": []}
+    await make_app(ROUTES, keys=KeyRing.of())(scope, receive, send)
+    assert sent[0]["status"] == 400
+    assert b"10 bytes" in sent[1]["body"]
+    assert not caplog.records
