@@ -208,7 +208,7 @@ def test_a_trainer_started_anew_from_an_old_checkpoint_never_repeats_a_version(f
     feed_port = fleet.trainer.facts["feed"].rpartition(":")[2]
     port = fleet.trainer.url.rpartition(":")[2]
     fleet.trainer.kill()
-    fleet.trainer = fleet.start_trainer("--port", port, "--feed-port", feed_port)
+    fleet.trainer = fleet.start_trainer("--port", port, "--feed-port", feed_port, "--journal", "off")
     lora = {"rank": 4, "train_attn": True, "train_mlp": True}
     body = {"run_id": trainer.run_id, "base_model": "farstep/tiny", "lora": lora, "seed": 8}
     key = {"Authorization": f"Bearer {KEY}"}

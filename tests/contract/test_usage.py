@@ -3,7 +3,8 @@
 import httpx
 
 import farstep
-from farstep_infra.control.db import Database, url_of_file
+from farstep_infra.control.db import Database
+from farstep_infra.control.engine import url_of_file
 from farstep_infra.control.pages import PageRequest
 from farstep_infra.control.usage import Period, UsageLedger
 from farstep_infra.control.usage_collector import UsageCollector

@@ -55,10 +55,14 @@ def files(store, path):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    import os
+def key():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FARSTEP_API_KEY", KEY)
+        yield
 
-    os.environ["FARSTEP_API_KEY"] = KEY
+
+@pytest.fixture(scope="module")
+def undisturbed(key, tmp_path_factory):
     store = tmp_path_factory.mktemp("undisturbed") / "store"
     with running("farstep_worker", "--model", "farstep/tiny", "--store", store) as server:
         _, path, results = train(server.url)
@@ -66,7 +70,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_kill_and_restart_in_the_middle_of_a_loop(tmp_path, undisturbed, seed):
+def test_kill_and_restart_in_the_middle_of_a_loop(key, tmp_path, undisturbed, seed):
     rng = random.Random(seed)
     kills = sorted(rng.sample(range(1, STEPS), 2))
     delays = {index: rng.uniform(0, 0.15) for index in kills}

@@ -51,7 +51,10 @@ class Up:
 
 
 @pytest.fixture
-def up(tmp_path):
+def up(tmp_path, monkeypatch):
+    monkeypatch.setenv("FARSTEP_HOME", str(tmp_path))
+    for name in ("FARSTEP_BASE_URL", "FARSTEP_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
     running = Up(tmp_path)
     yield running
     if running.process.poll() is None:
@@ -68,10 +71,7 @@ def bits(trainer):
     return trainer.forward(data).result(timeout=120).loss_fn_outputs[0]["logprobs"].to_numpy().tobytes()
 
 
-def test_a_run_goes_on_to_the_bit_over_deaths_and_rest_and_another_control_plane(up, monkeypatch):
-    monkeypatch.setenv("FARSTEP_HOME", str(up.home))
-    for name in ("FARSTEP_BASE_URL", "FARSTEP_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+def test_a_run_goes_on_to_the_bit_over_deaths_and_rest_and_another_control_plane(up):
     with ServiceClient() as service:
         undisturbed = service.create_lora_training_client("farstep/tiny", rank=4, seed=1, with_sampler=False)
         for index in range(5):
