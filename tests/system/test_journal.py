@@ -14,9 +14,11 @@ pytestmark = pytest.mark.system
 STEPS = 12
 
 
-@pytest.fixture(autouse=True)
-def key(monkeypatch):
-    monkeypatch.setenv("FARSTEP_API_KEY", KEY)
+@pytest.fixture(autouse=True, scope="module")
+def key():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FARSTEP_API_KEY", KEY)
+        yield
 
 
 def datum(index, *, length=24):
@@ -55,14 +57,7 @@ def files(store, path):
 
 
 @pytest.fixture(scope="module")
-def key():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FARSTEP_API_KEY", KEY)
-        yield
-
-
-@pytest.fixture(scope="module")
-def undisturbed(key, tmp_path_factory):
+def undisturbed(tmp_path_factory):
     store = tmp_path_factory.mktemp("undisturbed") / "store"
     with running("farstep_worker", "--model", "farstep/tiny", "--store", store) as server:
         _, path, results = train(server.url)
@@ -70,7 +65,7 @@ def undisturbed(key, tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_kill_and_restart_in_the_middle_of_a_loop(key, tmp_path, undisturbed, seed):
+def test_kill_and_restart_in_the_middle_of_a_loop(tmp_path, undisturbed, seed):
     rng = random.Random(seed)
     kills = sorted(rng.sample(range(1, STEPS), 2))
     delays = {index: rng.uniform(0, 0.15) for index in kills}
