@@ -228,11 +228,11 @@ class FeedServer:
 
 
 def _is_missing(policy: Policy, request: pb.SubscribeRequest) -> bool:
-    """Whether the subscriber lacks a policy: it has an older one, or one of another history."""
+    """Whether the subscriber lacks a policy: it has an older one, or one of another history, if it knows of which."""
     if policy.run_id not in request.have:
         return True
-    is_another = request.histories.get(policy.run_id, policy.history) != policy.history
-    return is_another or policy.version > request.have[policy.run_id]
+    history = request.histories.get(policy.run_id) or policy.history
+    return history != policy.history or policy.version > request.have[policy.run_id]
 
 
 def _events_of(policy: Policy) -> Iterator[pb.PolicyEvent]:

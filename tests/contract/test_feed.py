@@ -91,6 +91,7 @@ async def test_thirty_two_replicas_follow_while_half_of_them_die_and_come_back()
             offer(feed, "a", version)
             await asyncio.sleep(0.02)
         await eventually(lambda: all(replica.have == {"a": 15, "b": 5} for replica in replicas))
+        assert not any(replica.task.done() for replica in replicas), "whoever was given something twice has ended"
         await asyncio.gather(*(replica.die() for replica in replicas))
 
 
