@@ -116,9 +116,17 @@ def test_a_long_wait_says_what_it_waits_for(
 
 
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch, shown: None) -> list[str]:
-    """All that the status line says, and what stays."""
+def lines(monkeypatch: pytest.MonkeyPatch, shown: None, trainer: Trainer) -> list[str]:
+    """All that the status line says, and what stays; of this test's server alone, for others may have left clients."""
     said: list[str] = []
+    note = _troubles.Troubles.note
+
+    def note_own(self: _troubles.Troubles, row: object, reason: str) -> None:
+        if trainer.url in reason:
+            note(self, row, reason)
+
+    monkeypatch.setattr(_troubles.Troubles, "note", note_own)
+    monkeypatch.setattr(_troubles.troubles, "_rows", {})
 
     def record(self: object, text: str, **options: object) -> None:
         said.append(text)
