@@ -129,6 +129,7 @@ def test_a_session_lives_as_long_as_a_client_of_it_is_open(control: ControlPlane
         assert control.heartbeats[0] == ("session-1", [client.run_id])
         client.close()
         sampling.close()
+    time.sleep(0.3)  # one may have been on its way
     num_heartbeats = len(control.heartbeats)
     time.sleep(0.2)
     assert len(control.heartbeats) == num_heartbeats
