@@ -92,7 +92,7 @@ class CheckpointEngine(Registered):
         return bool(every) and step // every > before // every
 
     def is_due_at_end(self, *, step: int, is_early: bool) -> bool:
-        """`is_early`: the run ends before its time, to be gone on with; where it cannot be saved for that, no matter."""
+        """`is_early`: the run ends before its time, to be gone on with."""
         if not self.config.enabled or step == self._last_step:
             return False
         return self.config.save_end_of_training or (is_early and self.name == "state")

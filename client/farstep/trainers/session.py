@@ -254,7 +254,7 @@ class Session(Checked):
     # What a checkpoint says of the trainer
 
     def trainer_state(self) -> dict[str, Any]:
-        """Where the trainer stands, as JSON can hold it; a subclass adds its own and reads it in `load_trainer_state`."""
+        """Where the trainer stands, for JSON; a subclass adds its own and reads it in `load_trainer_state`."""
         return {
             "version": STATE_VERSION,
             "trainer": self.name,

@@ -199,7 +199,7 @@ class Trainer(Reports, Loop, Registered):
         saved = self.client.save_state(name, ttl_seconds=24 * 3600, overwrite=True).result()
         return self.service.export_checkpoint(saved.path, "peft", path)
 
-    def emit(self, kind: str, *, infer: Any = None, **data: Any) -> Event:
+    def emit(self, kind: str, /, *, infer: Any = None, **data: Any) -> Event:
         """An event, to every sink and then to the callbacks."""
         event = self.events.emit(kind, **data)
         self._callbacks.call(event, **({"infer": infer} if infer is not None else {}))
