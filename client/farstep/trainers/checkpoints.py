@@ -97,6 +97,11 @@ class CheckpointEngine(Registered):
             return False
         return self.config.save_end_of_training or (is_early and self.name == "state")
 
+    def load(self, kept: list[Saved]) -> None:
+        """What an earlier process saved."""
+        self.kept = kept
+        self._last_step = kept[-1].step if kept else None
+
     def save(self, moment: Moment) -> Saved:
         """Saves, and removes what is to be kept no longer."""
         saved = Saved(moment.step, self.write(moment), moment.score)
@@ -184,7 +189,7 @@ class Engines:
 
     def load(self, state: list[list[Mapping[str, Any]]]) -> None:
         for engine, kept in zip(self.all, state, strict=False):
-            engine.kept = [Saved(int(each["step"]), str(each["place"]), each["score"]) for each in kept]
+            engine.load([Saved(int(each["step"]), str(each["place"]), each["score"]) for each in kept])
 
 
 def _by_score(saved: Saved) -> float:

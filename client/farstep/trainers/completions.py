@@ -16,7 +16,7 @@ from farstep.types import SamplingParams
 
 if TYPE_CHECKING:
     from farstep.sampling import SamplingClient
-    from farstep.trainers.trainer import Trainer
+    from farstep.trainers.loop import Loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Completion:
         return {"prompt": self.prompt, "completion": self.completion, "answer": self.answer}
 
 
-def sampling_params(trainer: Trainer, **changes: Any) -> SamplingParams:
+def sampling_params(trainer: Loop, **changes: Any) -> SamplingParams:
     """As the configuration says, with `changes`."""
     wanted = trainer.config.sampling
     values: dict[str, Any] = {
@@ -58,7 +58,7 @@ def prompt_of(row: TrainSequence) -> list[int]:
     return row.tokens[:first]
 
 
-def sample_completions(trainer: Trainer, rows: Rows) -> list[Completion]:
+def sample_completions(trainer: Loop, rows: Rows) -> list[Completion]:
     """As many as `sample_log_count` says, or one for each row where there is somebody to score them."""
     wanted = len(rows) if trainer.has_scorer else trainer.config.sample_log_count
     if not wanted:
@@ -71,7 +71,7 @@ def sample_completions(trainer: Trainer, rows: Rows) -> list[Completion]:
     return complete(trainer, trainer.sampling_client(), chosen[:wanted])
 
 
-def complete(trainer: Trainer, sampler: SamplingClient, rows: list[TrainSequence]) -> list[Completion]:
+def complete(trainer: Loop, sampler: SamplingClient, rows: list[TrainSequence]) -> list[Completion]:
     """One completion of each row's prompt, all under way at once."""
     tokenizer, params = trainer.get_tokenizer(), sampling_params(trainer)
     prompts = [prompt_of(row) for row in rows]
@@ -95,7 +95,7 @@ def complete(trainer: Trainer, sampler: SamplingClient, rows: list[TrainSequence
     return found
 
 
-def scored(trainer: Trainer, completions: list[Completion]) -> dict[str, float]:
+def scored(trainer: Loop, completions: list[Completion]) -> dict[str, float]:
     """`accuracy`, the mean of what the reward function says; nothing without one."""
     if not trainer.has_scorer:
         return {}

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from farstep.trainers.gradients import Batch
 from farstep.trainers.horizon import chunks
-from farstep.trainers.loop import Batch
 from farstep.trainers.sequence import TrainSequence, aligned
 from farstep.trainers.trainer import Trainer
 

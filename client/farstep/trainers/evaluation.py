@@ -22,13 +22,13 @@ from farstep.trainers.ready import PreparedBatches
 from farstep.trainers.row_sources import eval_rows
 
 if TYPE_CHECKING:
-    from farstep.trainers.trainer import Trainer
+    from farstep.trainers.loop import Loop
 
 IN_FLIGHT = 8
 
 
-def evaluate(trainer: Trainer, test_data: Any) -> TrainMetrics:
-    """As `Trainer.evaluate`."""
+def evaluate(trainer: Loop, test_data: Any) -> TrainMetrics:
+    """As `Loop.evaluate`."""
     trainer.ensure_init("evaluate")
     rows = eval_rows(trainer, test_data) if test_data is not None else trainer.eval_rows
     if rows is None:
@@ -46,7 +46,7 @@ def evaluate(trainer: Trainer, test_data: Any) -> TrainMetrics:
     return result
 
 
-def _named(trainer: Trainer, batches: Iterator[Any]) -> dict[str, float]:
+def _named(trainer: Loop, batches: Iterator[Any]) -> dict[str, float]:
     """Of a named loss: the mean over everything, however it was cut."""
     loss_fn, group = trainer.named_loss, trainer.rows_per_group
     under_way: deque[Future[ForwardBackwardOutput]] = deque()
@@ -66,7 +66,7 @@ def _named(trainer: Trainer, batches: Iterator[Any]) -> dict[str, float]:
     return metrics | {"loss": metrics["loss"] / total}
 
 
-def _own(trainer: Trainer, batches: Iterator[Any]) -> dict[str, float]:
+def _own(trainer: Loop, batches: Iterator[Any]) -> dict[str, float]:
     """Of a loss of one's own: the mean over batches, by their weight."""
     total, weight = 0.0, 0.0
     tape, trainer._tape = trainer._tape, Tape()

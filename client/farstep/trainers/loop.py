@@ -4,60 +4,33 @@
     epoch:  for batch in self.train_batches: self.step(batch)
     step:   passes → optimizer step → metrics, log, evaluation, checkpoint
 
-With a named loss a step is one pass. Where `loss`, `forward` or `backward` is overridden or hooked, or the loss is a
-function, log-probabilities come here first (`farstep.trainers.own_loss`). A step's work is submitted before the one
-before it is waited for, unless something may depend on that.
+A step's work is submitted before the one before it is waited for, unless something may depend on that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from farstep.errors import InvalidInputError
-from farstep.future import Future
-from farstep.results import ForwardBackwardOutput
 from farstep.trainers.checkpoints import CheckpointEngine
 from farstep.trainers.exits import Exit
+from farstep.trainers.gradients import Batch, Gradients, LossFunction
 from farstep.trainers.hooks import hooked
 from farstep.trainers.horizon import accumulated, chunks
 from farstep.trainers.lifecycle import TrainerState
-from farstep.trainers.metrics import TrainMetrics, joined
-from farstep.trainers.own_loss import Part, Tape, checked_loss, import_torch, leaf_logprobs, weighted_data
+from farstep.trainers.metrics import TrainMetrics
 from farstep.trainers.ready import PreparedBatches
 from farstep.trainers.sequence import TrainSequence
-from farstep.trainers.session import Session
-from farstep.trainers.step import OwnLoss, PendingStep, PendingUpdate, Position, numbers
-from farstep.types import AdamParams, Datum
-
-if TYPE_CHECKING:
-    import torch
-
-Batch = list[TrainSequence]
-LossFunction = Callable[..., Any]
-_OPEN = ("loss", "forward", "backward")
+from farstep.trainers.step import PendingStep, Position, numbers
 
 
-class Loop(Session):
-    """Of a trainer.
-
-    `loss_fn` is a named loss, or a function of (batch, log-probabilities [T] of each row) that gives a loss or a loss
-    and metrics. `loss_inputs` are the per-token fields of a row that the named loss takes.
-    """
-
-    loss_fn: ClassVar[str | LossFunction] = "cross_entropy"
-    loss_inputs: ClassVar[Sequence[str]] = ()
-    _overridden: ClassVar[frozenset[str]] = frozenset()
+class Loop(Gradients):
+    """Of a trainer."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._active_hooks: set[str] = set()
-        self._tape = Tape()
-        self._present_loss: str | LossFunction = self.loss_fn
-        self._own_metrics: dict[str, float] = {}
-        self._submitted = 0  # optimizer steps, with those under way
         self._num_finished = 0
-        self._due_from = 0  # the step at which evaluation and checkpoints were last considered
+        self._considered = 0  # the step at which evaluation and checkpoints were last thought of
         self._after_batch = Position()
         self._cancel_reason: str | None = None
         self.engines_due: list[CheckpointEngine] = []
@@ -126,50 +99,6 @@ class Loop(Session):
         return self._finish(self._submit(batch, wanted, mini_bs=mini_bs, accumulation=gradient_accumulation_steps))
 
     @hooked
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """The loss of a batch: a scalar tensor that depends on what `forward` gave. Here: the trainer's own loss.
-
-        The named loss is one number from the worker; what is added to it or multiplied with it counts in the gradient.
-        """
-        loss_fn = self._present_loss
-        if not callable(loss_fn):
-            return self._named_loss(batch, loss_fn)
-        result = loss_fn(batch, self.forward(batch))
-        loss, metrics = result if isinstance(result, tuple) else (result, {})
-        self._own_metrics = {str(name): float(value) for name, value in metrics.items()}
-        return loss  # type: ignore[no-any-return]
-
-    @hooked
-    def forward(self, batch: Batch) -> list[torch.Tensor]:
-        """Log-probabilities of the tokens of each row, from the worker: leaf tensors [T], 0 where `loss_mask` is 0."""
-        self._require_init("forward")
-        import_torch()
-        parts = chunks(batch, self.config.mini_bs)
-        passes = [self.client.forward([row.to_datum(weights=False) for row in part]) for part in parts]
-        leaves = leaf_logprobs(batch, [each.result() for each in passes])
-
-        def submit(leaves: list[torch.Tensor]) -> list[Future[ForwardBackwardOutput]]:
-            data = weighted_data(batch, leaves)
-            return [self.client.forward_backward(part) for part in chunks(data, self.config.mini_bs)]
-
-        self._tape.add(Part(leaves, submit))
-        return leaves
-
-    @hooked
-    def backward(self, loss: torch.Tensor) -> None:
-        """Differentiates the loss by what `forward` gave, and has the worker add the gradient to the run's."""
-        self._tape.backward(loss)
-
-    def optim_step(self) -> dict[str, float]:
-        """An optimizer step on what `backward` added, for a `step` of one's own: it counts, `step` reports."""
-        self._require_init("optim_step")
-        tape, self._tape = self._tape, Tape()
-        metrics = self._update(tape.passes, [], None).result()
-        self.global_step += 1
-        self.global_step_this_run += 1
-        return metrics
-
-    @hooked
     def evaluate(self, test_data: Any = None) -> TrainMetrics:
         """The loss on test data (those given here, or the trainer's), without a gradient; in any state.
 
@@ -232,28 +161,6 @@ class Loop(Session):
         """The rows that are trained on, from those of the data."""
         return batch
 
-    # What a loss needs
-
-    def loss_config(self) -> Mapping[str, float]:
-        """Settings of the named loss."""
-        return {}
-
-    def normalizer(self, batch: Sequence[TrainSequence]) -> float:
-        """What the sum over the rows of an optimizer step is divided by: here the weight of its tokens, for a mean."""
-        return sum(row.weight for row in batch) or 1.0
-
-    def adam_params(self, step: int) -> AdamParams:
-        """Settings of optimizer step number `step`, counted from 0."""
-        wanted = self.config.optimizer
-        return AdamParams(
-            learning_rate=wanted.lr * self.schedule(step),
-            beta1=wanted.betas[0],
-            beta2=wanted.betas[1],
-            eps=wanted.eps,
-            weight_decay=wanted.weight_decay,
-            grad_clip_norm=wanted.grad_clip,
-        )
-
     # When it ends
 
     @property
@@ -262,8 +169,8 @@ class Loop(Session):
         if self.exit is None and self._cancel_reason is not None:
             self.exit = Exit(self._cancel_reason, is_cancelled=True)
         if self.exit is None:
-            made = self._submitted - self.global_step  # under way
-            self.exit = self.limits.reached(step=self._submitted, steps_this_run=self.global_step_this_run + made)
+            made = self.global_step_this_run + self._under_way
+            self.exit = self.limits.reached(step=self._submitted, steps_this_run=made)
         return self.exit is not None
 
     def cancel(self, reason: str = "cancelled") -> None:
@@ -293,62 +200,6 @@ class Loop(Session):
         after = self._after_batch if is_last else self.position
         return PendingStep(updates, after, before, is_last)
 
-    def _submit_named(self, group: list[Batch], loss_fn: Any) -> PendingUpdate:
-        rows = [row for part in group for row in part]
-        settings = {**self.loss_config(), "normalizer": self.normalizer(rows)}
-        passes = [self.client.forward_backward(self._data(part), loss_fn, settings) for part in group]
-        return self._update(passes, rows, None)
-
-    def _submit_open(self, group: list[Batch], loss_fn: str | LossFunction) -> PendingUpdate:
-        rows = [row for part in group for row in part]
-        self._tape, self._present_loss, self._own_metrics = Tape(), loss_fn, {}
-        loss = self.loss(rows)
-        own = OwnLoss(checked_loss(loss), self._own_metrics)
-        self.backward(loss)
-        tape, self._tape, self._present_loss = self._tape, Tape(), self.loss_fn
-        return self._update(tape.passes, rows, own)
-
-    def _update(
-        self, passes: Sequence[Future[ForwardBackwardOutput]], rows: Batch, own: OwnLoss | None
-    ) -> PendingUpdate:
-        params = self.adam_params(self._submitted)
-        update = PendingUpdate(params.learning_rate, passes, self.client.optim_step(params), rows, own)
-        self._submitted += 1
-        return update
-
-    def _data(self, rows: Batch) -> list[Datum]:
-        return [row.to_datum(*self.loss_inputs) for row in rows]
-
-    def _named_loss(self, batch: Batch, loss_fn: str) -> torch.Tensor:
-        torch = import_torch()
-        normalizer = self.normalizer(batch)
-        parts = [self._data(part) for part in chunks(batch, self.config.mini_bs, rows_per_group=self.rows_per_group)]
-
-        def settings(scale: float) -> dict[str, float]:
-            return {**self.loss_config(), "normalizer": normalizer / scale}
-
-        passes = [self.client.forward(part, loss_fn, settings(1.0)) for part in parts]
-        metrics = joined([dict(each.result().metrics) for each in passes])
-        leaf = torch.tensor(metrics.pop("loss"), dtype=torch.float64, requires_grad=True)
-        self._own_metrics.update(metrics)
-
-        def submit(leaves: list[torch.Tensor]) -> list[Future[ForwardBackwardOutput]]:
-            scale = float(leaves[0].grad.item())  # type: ignore[union-attr]
-            if scale < 0:
-                raise InvalidInputError("a named loss cannot be trained upwards", field="loss",
-                                        hint="make it of self.forward(batch) instead")  # fmt: skip
-            return [self.client.forward_backward(part, loss_fn, settings(scale)) for part in parts] if scale else []
-
-        self._tape.add(Part([leaf], submit))
-        return leaf  # type: ignore[no-any-return]
-
-    def _is_open(self, loss_fn: str | LossFunction) -> bool:
-        return (
-            callable(loss_fn)
-            or bool(self._overridden.intersection(_OPEN))
-            or any(self.hooks_of(when, name) for when in ("pre", "post") for name in _OPEN)
-        )
-
     def _may_look_ahead(self, pending: PendingStep) -> bool:
         """Whether the next step may be submitted before this one is done: nothing comes between that depends on it."""
         step = pending.before + len(pending.updates)
@@ -358,10 +209,13 @@ class Loop(Session):
             and not any(engine.is_due(before=self._due_from, step=step) for engine in self.engines.all)
         )
 
+    @property
+    def _due_from(self) -> int:
+        return max(self._considered, self.global_step - self.global_step_this_run)
+
     def _finish(self, pending: PendingStep) -> dict[str, float]:
         metrics = pending.result()
-        self.global_step += len(pending.updates)
-        self.global_step_this_run += len(pending.updates)
+        self._count_updates(len(pending.updates))
         self.position = pending.after
         self._num_finished += 1
         return self._after_step(metrics, is_last=pending.is_last)
@@ -380,7 +234,7 @@ class Loop(Session):
         metrics = self.report_step(metrics)
         if not is_last:
             return metrics
-        before, self._due_from = self._due_from, self.global_step
+        before, self._considered = self._due_from, self.global_step
         if self._is_evaluation_due(before, self.global_step):
             self.evaluate()
         self.engines_due = [each for each in self.engines.all if each.is_due(before=before, step=self.global_step)]

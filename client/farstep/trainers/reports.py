@@ -6,19 +6,21 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from farstep.trainers.errors import TrainerError
-from farstep.trainers.loop import Loop
+from farstep.trainers.events import Event
 from farstep.trainers.metrics import TrainMetrics, prefixed
+from farstep.trainers.session import Session
 
 if TYPE_CHECKING:
     from farstep.sampling import SamplingClient
     from farstep.training import TrainingClient
 
 
-class Reports(Loop):
+class Reports(Session):
     """Of a trainer."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._is_training = False
         self._has_announced = False
         self._logged_step = 0
         self._evaluated: dict[str, float] = {}
@@ -84,15 +86,6 @@ class Reports(Loop):
         return sign * self._evaluated[metric] if metric in self._evaluated else None
 
     @property
-    def has_own_loss(self) -> bool:
-        return self._is_open(self.loss_fn)
-
-    @property
-    def named_loss(self) -> str:
-        assert isinstance(self.loss_fn, str)
-        return self.loss_fn
-
-    @property
     def has_scorer(self) -> bool:
         """Whether answers can be scored: there is a reward function, and something to sample from."""
         return self._reward_fn is not None and not self.requires_rollout
@@ -117,6 +110,12 @@ class Reports(Loop):
         self._require_init(call)
 
     # What it says
+
+    def emit(self, kind: str, /, *, infer: Any = None, **data: Any) -> Event:
+        """An event, to every sink and then to the callbacks."""
+        event = self.events.emit(kind, **data)
+        self._callbacks.call(event, **({"infer": infer} if infer is not None else {}))
+        return event
 
     def announce(self) -> None:
         """`started`, once."""

@@ -9,10 +9,10 @@ from farstep.trainers.checkpoints import CheckpointEngine, Moment
 from farstep.trainers.completions import Completion, sampling_params
 
 if TYPE_CHECKING:
-    from farstep.trainers.trainer import Trainer
+    from farstep.trainers.loop import Loop
 
 
-def save(trainer: Trainer, engines: Sequence[CheckpointEngine]) -> None:
+def save(trainer: Loop, engines: Sequence[CheckpointEngine]) -> None:
     """Saves with each, and emits `checkpoint` for each."""
     moment = Moment(
         step=trainer.global_step,
@@ -47,7 +47,7 @@ class Infer:
     They are published when it is first called. It waits for the answer.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Loop) -> None:
         self._trainer = trainer
         self._step = trainer.global_step
 

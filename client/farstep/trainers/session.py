@@ -18,7 +18,7 @@ from farstep.trainers.checkpoints import Engines
 from farstep.trainers.errors import TrainerError
 from farstep.trainers.events import EventFile, EventLog, EventSink
 from farstep.trainers.exits import EarlyStopping, Exit, Limits
-from farstep.trainers.hooks import hooked
+from farstep.trainers.hooks import Hook, given_hooks, hooked
 from farstep.trainers.horizon import Horizon, num_steps
 from farstep.trainers.progress import Pace, ProgressBar
 from farstep.trainers.resume import STATE_VERSION, ResumePoint, find_resume_point, taken_over
@@ -44,6 +44,7 @@ class Session(Checked):
     rows_per_group: ClassVar[int] = 1
     requires_rollout: ClassVar[bool] = False
     lookahead: ClassVar[bool] = True
+    _class_hooks: ClassVar[list[Hook]] = []
 
     client: TrainingClient
     schedule: Schedule
@@ -58,9 +59,13 @@ class Session(Checked):
         *,
         client: ServiceClient | TrainingClient | None,
         callbacks: Iterable[object],
+        hooks: Iterable[tuple[str, Callable[..., Any]]],
         event_sinks: Iterable[EventSink],
     ) -> None:
         super().__init__(config)
+        self._own_hooks = given_hooks(type(self), hooks)
+        self._config_hooks: tuple[Any, list[Hook]] = (None, [])
+        self._active_hooks: set[str] = set()
         self._given_client = client
         self._given_callbacks = tuple(callbacks)
         self._given_sinks = tuple(event_sinks)
@@ -250,6 +255,16 @@ class Session(Checked):
         if wanted is None:
             return None
         return EarlyStopping(wanted.metric, wanted.mode, wanted.patience, wanted.min_delta, wanted.threshold)
+
+    # Hooks
+
+    def hooks_of(self, when: str, method: str) -> list[Hook]:
+        """The hooks at one place, in their order."""
+        if self._config_hooks[0] is not self._config:
+            pairs = self._config.hooks if self._config is not None else ()
+            self._config_hooks = (self._config, given_hooks(type(self), pairs))
+        every = [*self._class_hooks, *self._config_hooks[1], *self._own_hooks]
+        return [hook for hook in every if hook.when == when and hook.method == method]
 
     # What a checkpoint says of the trainer
 

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from farstep.trainers.checked import ConfigLike
 from farstep.trainers.errors import TrainerError
-from farstep.trainers.events import Event, EventSink
-from farstep.trainers.hooks import HOOKED, Hook, find_hooks, given_hooks, hooked
+from farstep.trainers.events import EventSink
+from farstep.trainers.gradients import Batch, LossFunction
+from farstep.trainers.hooks import HOOKED, find_hooks, hooked
 from farstep.trainers.lifecycle import TrainerState
-from farstep.trainers.loop import Batch, Loop, LossFunction
+from farstep.trainers.loop import Loop
 from farstep.trainers.metrics import TrainMetrics
 from farstep.trainers.overrides import check_override
 from farstep.trainers.parts import declared_config
 from farstep.trainers.registry import Registered
-from farstep.trainers.reports import Reports
 from farstep.trainers.run import end, managed
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("farstep")
 
 
-class Trainer(Reports, Loop, Registered):
+class Trainer(Loop, Registered):
     """The base of all trainers.
 
     Args:
@@ -62,7 +62,6 @@ class Trainer(Reports, Loop, Registered):
         "ipo": "farstep.trainers.dpo:IPOTrainer",
     }
     entry_point_group = "farstep.trainers"
-    _class_hooks: ClassVar[list[Hook]] = []
 
     def __init_subclass__(cls, *, replace: bool = False, **kwargs: Any) -> None:
         own = vars(cls)
@@ -89,12 +88,9 @@ class Trainer(Reports, Loop, Registered):
         hooks: Iterable[tuple[str, Callable[..., Any]]] = (),
         event_sinks: Iterable[EventSink] = (),
     ) -> None:
-        super().__init__(config, client=client, callbacks=callbacks, event_sinks=event_sinks)
+        super().__init__(config, client=client, callbacks=callbacks, hooks=hooks, event_sinks=event_sinks)
         self._agent, self._reward_fn = agent, reward_fn
         self._train_data, self._test_data = train_data, test_data
-        self._own_hooks = given_hooks(type(self), hooks)
-        self._config_hooks: tuple[Any, list[Hook]] = (None, [])
-        self._is_training = False
 
     train = managed(Loop.train)
 
@@ -134,7 +130,7 @@ class Trainer(Reports, Loop, Registered):
 
     async def train_async(self) -> TrainMetrics:
         """`train` on another thread. Cancelling it ends the run at the next step boundary, in state cancelled."""
-        return await self._awaited(self.train)  # type: ignore[return-value]
+        return await self._awaited(self.train)
 
     async def fit_async(self) -> TrainMetrics:
         """`fit` on another thread; cancelled as `train_async`."""
@@ -157,7 +153,7 @@ class Trainer(Reports, Loop, Registered):
     async def aclose(self) -> None:
         await asyncio.to_thread(self.close)
 
-    async def _awaited(self, call: Callable[[], TrainMetrics | None]) -> Any:
+    async def _awaited(self, call: Callable[[], TrainMetrics]) -> TrainMetrics:
         running = asyncio.ensure_future(asyncio.to_thread(call))
         try:
             return await asyncio.shield(running)
@@ -177,16 +173,6 @@ class Trainer(Reports, Loop, Registered):
         if self._is_initialized:
             self._release()
 
-    # Hooks
-
-    def hooks_of(self, when: str, method: str) -> list[Hook]:
-        """The hooks at one place, in their order."""
-        if self._config_hooks[0] is not self._config:
-            pairs = self._config.hooks if self._config is not None else ()
-            self._config_hooks = (self._config, given_hooks(type(self), pairs))
-        every = [*self._class_hooks, *self._config_hooks[1], *self._own_hooks]
-        return [hook for hook in every if hook.when == when and hook.method == method]
-
     # The toolkit
 
     def save_checkpoint(self, path: str | Path) -> Path:
@@ -198,9 +184,3 @@ class Trainer(Reports, Loop, Registered):
         name = f"export-{self.global_step:06d}"
         saved = self.client.save_state(name, ttl_seconds=24 * 3600, overwrite=True).result()
         return self.service.export_checkpoint(saved.path, "peft", path)
-
-    def emit(self, kind: str, /, *, infer: Any = None, **data: Any) -> Event:
-        """An event, to every sink and then to the callbacks."""
-        event = self.events.emit(kind, **data)
-        self._callbacks.call(event, **({"infer": infer} if infer is not None else {}))
-        return event
