@@ -57,7 +57,7 @@ def _opened(path: Path) -> TextIO:
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     opened = gzip.open if packed else open
-    return opened(path, "rt", encoding="utf-8-sig", newline="")  # type: ignore[no-any-return, operator]
+    return opened(path, "rt", encoding="utf-8-sig", newline="")
 
 
 def _json_lines(file: TextIO, shown: str) -> Iterator[Row]:
