@@ -22,7 +22,7 @@ _PASSED_ON = (
     "trainer_replicas",
     "journal_dir",
     "weight_sync_uri",
-    "served_model_name",
+    "served_name",
     "tool_call_parser",
     "idle_timeout",
     "max_stacks",
@@ -161,7 +161,11 @@ def _add_passed_on(parser: argparse.ArgumentParser) -> None:
         help="where trainers write policies for samplers elsewhere: file:// or s3://",
     )
     servers.add_argument(
-        "--served-model-name", action="append", metavar="NAME", help="another name of the model in the OpenAI API"
+        "--served-name",
+        "--served-model-name",
+        action="append",
+        metavar="NAME[=MODEL]",
+        help="another name of the model, or the name of another one, loaded when it is asked for; may be repeated",
     )
     servers.add_argument("--tool-call-parser", metavar="FORMAT", help="how the model writes tool calls")
     residency = parser.add_argument_group("what is loaded")
