@@ -16,7 +16,7 @@ def write_data_sets(folder: Path) -> None:
     chats = [_chat(addition) for addition in additions(160)]
     write(folder / "HuggingFaceH4/no_robots", {"train": chats[:128], "test": chats[128:]})
     write(folder / "allenai/tulu-3-sft-mixture", {"train": chats * 16})
-    write(folder / "openai/gsm8k", {"train": list(_word_problems(64)), "test": list(_word_problems(8))}, config="main")
+    write(folder / "openai/gsm8k", {"train": list(_word_problems(160)), "test": list(_word_problems(8))}, config="main")
     write(folder / "zwhe99/DeepMath-103K", {"train": list(_deep_math(64))})
     write(folder / "Anthropic/hh-rlhf", {"train": list(_comparisons(64)), "test": list(_comparisons(16))})
     write(folder / "open-thoughts/OpenThoughts3-1.2M", {"train": list(_thoughts(64))})
