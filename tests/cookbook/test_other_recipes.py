@@ -1,4 +1,4 @@
-"""Every other recipe that needs neither a network, nor a sandbox, nor images or sound: a few steps of each, in small."""
+"""Other recipes that need neither a network, nor a sandbox, nor images or sound: a few steps of each, in small."""
 
 import math
 
