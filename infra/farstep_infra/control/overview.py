@@ -23,7 +23,7 @@ def capabilities(fleet: Fleet) -> control_pb2.Capabilities:
     replicas = [server for stack in stacks for server in stack.replicas]
     lengths = {info.base_model: info.max_seq_len for info in infos}
     served = fleet.served
-    names = dict.fromkeys((*served.names, *(model for model in lengths if not served.names_of(model))))
+    names = dict.fromkeys((*served.names, *(model for model in lengths if not served.knows(model))))
     models = [
         control_pb2.SupportedModel(
             model_name=name,

@@ -52,9 +52,9 @@ class ServedModels:
 
     @property
     def names(self) -> Sequence[str]:
-        """All of them, of models that have others without their own."""
-        own = () if self.names_of(self.default) else (self.default,)
-        return (*own, *self.by_name)
+        """All of them; of a directory that has others not its own, which is nobody's business."""
+        is_hidden = self.names_of(self.default) and requests.is_model_directory(self.default)
+        return tuple(dict.fromkeys((*(() if is_hidden else (self.default,)), *self.by_name)))
 
     def resolve(self, name: str) -> str:
         """The model that a name means: itself, where it is none of ours."""

@@ -228,7 +228,7 @@ def test_a_model_is_found_by_every_name_that_it_is_served_by(start):
     up = start("--served-name=Qwen/Qwen3-8B", "--served-model-name=a b", "--served-name=judge=fake/two")
     models = {model["model_name"]: model for model in up.call("GET", "/v1/capabilities")["supported_models"]}
     assert [(name, model.get("warm", False)) for name, model in models.items()] == [
-        ("Qwen/Qwen3-8B", True), ("a b", True), ("judge", False),
+        ("fake/one", True), ("Qwen/Qwen3-8B", True), ("a b", True), ("judge", False),
     ]  # fmt: skip
     assert models["a b"]["max_context_length"] == 512
     assert up.asked(up.announcement["sampler_url"])["served_name"] == ["Qwen/Qwen3-8B", "a b"]

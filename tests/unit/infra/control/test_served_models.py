@@ -16,7 +16,7 @@ def test_a_name_means_the_default_model_unless_it_says_another():
     assert models.resolve("judge") == "fake/two"
     assert models.resolve("fake/one") == "fake/one"
     assert models.resolve("anything/else") == "anything/else"
-    assert models.names == ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B-Base", "judge", "fake/three")
+    assert models.names == ("fake/one", "Qwen/Qwen3-8B", "Qwen/Qwen3-8B-Base", "judge", "fake/three")
 
 
 def test_programs_are_told_the_first_name_of_a_model():
@@ -49,12 +49,14 @@ def test_an_unknown_name_lists_what_is_served(tmp_path):
     for name in ("fake/one", "fake/two", "judge", "Qwen/Qwen3-8B"):
         models.check_served(name)
     with pytest.raises(
-        InvalidInput, match=r"'Qwen/Qwen3-4B' is not served here; there is Qwen/Qwen3-8B, judge"
+        InvalidInput, match=r"'Qwen/Qwen3-4B' is not served here; there is fake/one, Qwen/Qwen3-8B, judge"
     ) as error:
         models.check_served("Qwen/Qwen3-4B")
     assert error.value.field == "base_model"
     (tmp_path / "config.json").write_text("{}")
     models.check_served(str(tmp_path))
+    assert ServedModels.of(str(tmp_path), ["mine"]).names == ("mine",)
+    assert ServedModels.of(str(tmp_path), []).names == (str(tmp_path),)
     models.check("Qwen/Qwen3-4B")
     with pytest.raises(InvalidInput):
         models.check("no model at all")
