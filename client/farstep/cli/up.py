@@ -31,7 +31,7 @@ _PASSED_ON = (
 _HOW_TO_CONNECT = """\
 Farstep runs at {base_url}; Ctrl-C stops it.
 
-  model    {model}
+  model    {names}
   trainer  {trainer_url}
   sampler  {sampler_url}
   store    {store}
@@ -48,6 +48,10 @@ For any other program:
 
   export FARSTEP_BASE_URL={base_url}
   export FARSTEP_API_KEY="$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["api_key"])' {local_arg})"
+
+For programs of the Tinker SDK, after that:
+
+  export TINKER_BASE_URL=$FARSTEP_BASE_URL TINKER_API_KEY=tml-$FARSTEP_API_KEY
 """
 
 
@@ -112,6 +116,7 @@ def _how_to_connect(stack: LocalStack, arguments: argparse.Namespace) -> str:
         trainer_url=stack.trainer_url,
         sampler_url=stack.sampler_url,
         model=arguments.model,
+        names=", ".join([arguments.model, *(arguments.served_name or [])]),
         store=stack.store,
         logs=stack.home / "logs",
         local_file=local_file,
