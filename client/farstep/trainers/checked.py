@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from farstep.trainers.checks import check_agent, check_rows, probe_reward, resolve_function
+from farstep.trainers.checks import check_agent, probe_reward, resolve_function
 from farstep.trainers.errors import ConfigError, TrainerError
 from farstep.trainers.lifecycle import Lifecycle, TrainerState
 from farstep.trainers.parts import check_parts
@@ -30,8 +30,7 @@ class Checked:
     name: ClassVar[str]
     config_class: ClassVar[type[TrainerConfig] | None] = None
     needs: ClassVar[Sequence[str]] = ("dataset", "config")
-    row_keys: ClassVar[Sequence[Sequence[str]]] = ()
-    requires_reward: ClassVar[bool] = False
+    rows_per_group: ClassVar[int] = 1
 
     def __init__(self, config: ConfigLike | None) -> None:
         self._lifecycle = Lifecycle(self.needs)
@@ -124,7 +123,9 @@ class Checked:
         self.mark_validated()
 
     def _check_rows(self, rows: Any, field: str) -> None:
-        check_rows(rows, field=field, keys=self.row_keys)
+        from farstep.trainers.row_sources import check_given
+
+        check_given(rows, type(self), self._config, field=field)
 
     @contextmanager
     def _checking(self, check: str) -> Iterator[None]:

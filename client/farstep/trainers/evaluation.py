@@ -35,7 +35,7 @@ def evaluate(trainer: Loop, test_data: Any) -> TrainMetrics:
         raise TrainerError("there is nothing to evaluate on", stage="evaluate",
                            hint="give test_data here or to the constructor, or data.eval_sources")  # fmt: skip
     batches = PreparedBatches(rows.batches(0), trainer.begin_batch, ahead=1)
-    num_batches = rows.num_batches if len(rows) else 0
+    num_batches = rows.num_batches
     metrics = _named(trainer, iter(batches)) if not trainer.has_own_loss else _own(trainer, iter(batches))
     completions = sample_completions(trainer, rows)
     if completions:

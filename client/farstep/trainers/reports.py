@@ -134,6 +134,7 @@ class Reports(Session):
             resumed=self.is_resume,
             dry_run=config.dry_run,
             num_examples=len(self.train_rows),
+            data=self.train_rows.report,
             config=config.model_dump(mode="json", exclude=set(config.unserialized) | {"data"}),
         )
 
@@ -158,7 +159,7 @@ class Reports(Session):
 
     def log_metrics(self) -> None:
         """`log`, of the last step."""
-        if self._logged_step == self.global_step:
+        if self._logged_step == self.global_step or not self.metrics:
             return
         self._logged_step = self.global_step
         self.trackers.log(prefixed(self.metrics, "train"), self.global_step)

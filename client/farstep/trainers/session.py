@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -22,8 +23,8 @@ from farstep.trainers.hooks import Hook, given_hooks, hooked
 from farstep.trainers.horizon import Horizon, num_steps
 from farstep.trainers.progress import Pace, ProgressBar
 from farstep.trainers.resume import STATE_VERSION, ResumePoint, find_resume_point, taken_over
-from farstep.trainers.row_sources import eval_rows, train_rows
-from farstep.trainers.rows import Repeated, Rows
+from farstep.trainers.row_sources import load_rows
+from farstep.trainers.rows import Rows
 from farstep.trainers.run_folder import EVENTS, RunFolder
 from farstep.trainers.schedules import Schedule, share_of
 from farstep.trainers.step import Position
@@ -41,7 +42,6 @@ log = logging.getLogger("farstep")
 class Session(Checked):
     """Of a trainer."""
 
-    rows_per_group: ClassVar[int] = 1
     requires_rollout: ClassVar[bool] = False
     lookahead: ClassVar[bool] = True
     _class_hooks: ClassVar[list[Hook]] = []
@@ -124,6 +124,8 @@ class Session(Checked):
             self._load_state(point.state)
         self.folder.write(run_id=self.client.run_id)
         self.load_data()
+        if point is not None:
+            self._check_data(point.state)
         self.schedule = self.create_schedule()
         self.pace = Pace(self.training_horizon)
         events = EventFile(self.folder.path / EVENTS)
@@ -182,18 +184,13 @@ class Session(Checked):
     def needs_sampler(self) -> bool:
         """Whether anything will be sampled: without it no sampler is paid for."""
         given = CallbackList(self._given_callbacks)
-        return self.requires_rollout or self.config.sample_log_count > 0 or given.wants("checkpoint")
+        shows = self.config.sample_log_count > 0 or self._reward_fn is not None
+        return self.requires_rollout or shows or given.wants("checkpoint")
 
     @hooked
     def load_data(self) -> None:
         """Makes `train_rows` and `eval_rows`."""
-        config = self.config
-        self.train_rows = train_rows(self, self._train_data)
-        self.eval_rows = eval_rows(self, self._test_data)
-        if config.overfit_first_batch or config.min_iterations > self.train_rows.num_batches:
-            self.train_rows = Repeated(
-                self.train_rows, num_batches=config.min_iterations, first_batch_only=config.overfit_first_batch
-            )
+        self.train_rows, self.eval_rows = load_rows(self, self._train_data, self._test_data)
 
     @hooked
     def create_schedule(self) -> Schedule:
@@ -210,7 +207,7 @@ class Session(Checked):
     @property
     def horizon(self) -> Horizon:
         config = self.config
-        return Horizon.of(steps_per_epoch=self._steps_per_epoch(), epochs=config.epochs, max_steps=config.max_steps)
+        return Horizon.of(steps_per_epoch=self._steps_per_epoch, epochs=config.epochs, max_steps=config.max_steps)
 
     @property
     def training_horizon(self) -> int:
@@ -237,13 +234,10 @@ class Session(Checked):
             accumulation=config.gradient_accumulation_steps,
         )
 
+    @cached_property
     def _steps_per_epoch(self) -> int:
-        rows, size = self.train_rows, self.config.batch_size
-        num_batches = rows.num_batches
-        last = len(rows) % size
-        is_cut = bool(last) and num_batches * size > len(rows) and not isinstance(rows, Repeated)
-        whole = (num_batches - is_cut) * self.steps_of_batch(min(size, len(rows)))
-        return whole + (self.steps_of_batch(last) if is_cut else 0)
+        rows = self.train_rows
+        return sum(self.steps_of_batch(rows.num_examples(index)) for index in range(rows.num_batches))
 
     @property
     def limits(self) -> Limits:
@@ -276,6 +270,7 @@ class Session(Checked):
             "global_step": self.global_step,
             "epoch": self.position.epoch,
             "batch": self.position.batch,
+            "data": self.train_rows.identity,
             "num_tokens": self.num_tokens,
             "rng": self.rng.bit_generator.state,
             "early_stopping": self.early_stopping.state() if self.early_stopping is not None else {},
@@ -296,6 +291,15 @@ class Session(Checked):
             self.early_stopping.load(state["early_stopping"])
         self.engines.load(state["saved"])
         self.load_trainer_state(state)
+
+    def _check_data(self, state: Mapping[str, Any]) -> None:
+        """Raises TrainerError where the data are not those of the run that is gone on with, or in another order."""
+        if state["data"] != self.train_rows.identity:
+            raise TrainerError(
+                "the data, their order or batch_size are not those that this run began with",
+                stage="init",
+                hint="give this run another name to begin anew, or put them back as they were",
+            )
 
     # Reports
 
