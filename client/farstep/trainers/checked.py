@@ -31,6 +31,7 @@ class Checked:
     config_class: ClassVar[type[TrainerConfig] | None] = None
     needs: ClassVar[Sequence[str]] = ("dataset", "config")
     rows_per_group: ClassVar[int] = 1
+    requires_rollout: ClassVar[bool] = False
 
     def __init__(self, config: ConfigLike | None) -> None:
         self._lifecycle = Lifecycle(self.needs)
@@ -105,6 +106,12 @@ class Checked:
             elif config is not None:
                 self._config = self._parsed(config)
             checked = self.config
+            if checked.model.lora.load_in_4bit:
+                raise ConfigError(
+                    "no server of ours loads models in 4 bits",
+                    field="model.lora.load_in_4bit",
+                    hint="leave it out: the adapter is trained beside the model as it is",
+                )
             if not checked.skip_validation:
                 check_parts(type(self), checked)
 
