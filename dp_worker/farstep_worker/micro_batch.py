@@ -20,9 +20,16 @@ from farstep_model.batching import micro_batches, packed_batches
 from farstep_model.load import BaseModel
 from farstep_model.packed import Layout, Packing
 from farstep_model.sequences import Sequences
-from farstep_proto.loss_table import IGNORE_INDEX, MASK_INPUTS
+from farstep_proto.loss_table import BOUND_INPUTS, IGNORE_INDEX, MASK_INPUTS
 from farstep_worker.device import device_at
 from farstep_worker.submission import Example
+
+# What stands for an input that some data of a micro-batch have, and others not. What is not here, then none has.
+_ABSENT: Mapping[str, float] = {
+    "weights": 1.0,
+    **dict.fromkeys(MASK_INPUTS, 1.0),
+    **dict.fromkeys(BOUND_INPUTS, np.nan),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,13 +148,18 @@ def _padded(tokens: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _concatenate(all_inputs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What every datum has; weights and masks are 1 where one has none."""
+    """What every datum has; where one has none, weights and masks are 1, and bounds are NaN: as they were set."""
     keys = dict.fromkeys(["weights", *(key for inputs in all_inputs for key in inputs)])
-    ones = [np.ones(inputs["target_tokens"].shape, dtype=np.float32) for inputs in all_inputs]
+    shapes = [inputs["target_tokens"].shape for inputs in all_inputs]
     return {
-        key: np.concatenate([inputs.get(key, one) for inputs, one in zip(all_inputs, ones, strict=True)])
+        key: np.concatenate(
+            [
+                inputs[key] if key in inputs else np.full(shape, _ABSENT[key], dtype=np.float32)
+                for inputs, shape in zip(all_inputs, shapes, strict=True)
+            ]
+        )
         for key in keys
-        if key == "weights" or key in MASK_INPUTS or all(key in inputs for inputs in all_inputs)
+        if key in _ABSENT or all(key in inputs for inputs in all_inputs)
     }
 
 

@@ -49,6 +49,7 @@ TOKEN_LOSSES: Mapping[str, TokenFormula] = MappingProxyType(
         "dro": token_losses.dro,
         "dppo": token_losses.dppo,
         "gspo": token_losses.gspo,
+        "stable_reinforce": token_losses.stable_reinforce,
         "value": token_losses.value,
     }
 )
@@ -156,7 +157,8 @@ def _token_loss(name: str, settings: Mapping[str, float], given: _Given) -> tupl
     per_token = TOKEN_LOSSES[name](p, inputs, settings)
     loss = per_token.loss
     if settings.get("kl_coef"):
-        loss = loss + settings["kl_coef"] * kl_to_reference(p, inputs["ref_logprobs"])
+        reference = inputs.get("ref_logprobs", inputs["logprobs"])
+        loss = loss + settings["kl_coef"] * kl_to_reference(p, reference)
     metrics = _token_metrics(p, inputs, per_token.clipped, given.counted) if given.num_active else {}
     return (given.weights * loss).sum(), metrics
 
