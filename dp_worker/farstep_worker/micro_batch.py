@@ -21,8 +21,11 @@ from farstep_model.load import BaseModel
 from farstep_model.packed import Layout, Packing
 from farstep_model.sequences import Sequences
 from farstep_proto.loss_table import BOUND_INPUTS, IGNORE_INDEX, MASK_INPUTS
+from farstep_worker.custom_data import PREFIX
 from farstep_worker.device import device_at
 from farstep_worker.submission import Example
+
+Form = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 # What stands for an input that some data of a micro-batch have, and others not. What is not here, then none has.
 _ABSENT: Mapping[str, float] = {
@@ -87,7 +90,10 @@ class MicroBatch:
         return base.hidden_states(self.token_ids, **arguments).flatten(0, 1).index_select(0, self.positions)
 
     def weighted_inputs(self) -> dict[str, Tensor]:
-        return {key: tensor[: self.num_weighted] for key, tensor in self.inputs.items()}
+        """Of the weighted positions; a custom loss's own inputs by the names that it has for them."""
+        plain = {key: tensor[: self.num_weighted] for key, tensor in self.inputs.items()}
+        own = {key.removeprefix(PREFIX): tensor for key, tensor in plain.items() if key.startswith(PREFIX)}
+        return plain | own
 
     def sequences(self) -> Sequences:
         """Whose the weighted positions are."""
@@ -105,19 +111,27 @@ class MicroBatch:
 def plan(
     examples: Sequence[Example], token_budget: int, *, num_together: int, layout: Layout = "padded"
 ) -> list[list[int]]:
-    """Micro-batches of data whose targets have the same number of candidates.
+    """Micro-batches of data whose targets, and inputs of their own, have the same number of candidates.
 
     So many data that follow each other stay together.
     """
-    groups: dict[tuple[int, ...], list[range]] = {}
+    groups: dict[Form, list[range]] = {}
     for start in range(0, len(examples), num_together):
-        candidates = examples[start].inputs["target_tokens"].shape[1:]
-        groups.setdefault(candidates, []).append(range(start, start + num_together))
+        groups.setdefault(_form(examples[start]), []).append(range(start, start + num_together))
     return [
         [index for i in batch for index in members[i]]
         for members in groups.values()
         for batch in _cut([[len(examples[i].tokens) for i in together] for together in members], token_budget, layout)
     ]
+
+
+def _form(example: Example) -> Form:
+    """What must be alike where arrays are put end to end."""
+    return tuple(
+        (key, array.dtype.char, array.shape[1:])
+        for key, array in example.inputs.items()
+        if key == "target_tokens" or key.startswith(PREFIX)
+    )
 
 
 def halves(indices: Sequence[int], *, num_together: int) -> list[list[int]]:

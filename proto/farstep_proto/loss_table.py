@@ -64,6 +64,10 @@ def _preference() -> LossSpec:
     return LossSpec(("target_tokens", "ref_logprobs"), ("weights",), settings, grouping="pair")
 
 
+# The name of losses that come with their calls (`farstep_proto.custom_loss`): what they need, they say themselves.
+CUSTOM = "custom"
+CUSTOM_SPEC = LossSpec(("target_tokens",), allows_topk=True, grouping="sequence")
+
 LOSS_TABLE: Mapping[str, LossSpec] = MappingProxyType(
     {
         "cross_entropy": LossSpec(

@@ -146,7 +146,7 @@ def check_tokens(tokens_T: IntArray, *, vocab_size: int, max_seq_len: int, field
         raise InvalidInput("no tokens", field=field)
     if len(tokens_T) > max_seq_len:
         raise InvalidInput(f"{len(tokens_T)} tokens, at most {max_seq_len} are possible", field=field)
-    _check_vocabulary(tokens_T, np.ones(len(tokens_T), dtype=bool), vocab_size, field)
+    check_vocabulary(tokens_T, np.ones(len(tokens_T), dtype=bool), vocab_size, field)
 
 
 def _check_ranges(spec: LossSpec, settings: Mapping[str, float]) -> None:
@@ -206,7 +206,7 @@ def _check_values(key: str, array: Array, *, vocab_size: int, field: str) -> Non
     if key in INT_INPUTS:
         if not np.issubdtype(array.dtype, np.integer):
             raise InvalidInput("must be int64", field=field)
-        _check_vocabulary(array, array != IGNORE_INDEX, vocab_size, field)
+        check_vocabulary(array, array != IGNORE_INDEX, vocab_size, field)
         return
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
@@ -216,7 +216,8 @@ def _check_values(key: str, array: Array, *, vocab_size: int, field: str) -> Non
         raise InvalidInput("must be 0 or 1 everywhere", field=field)
 
 
-def _check_vocabulary(ids: Array | IntArray, active: np.ndarray, vocab_size: int, field: str) -> None:
+def check_vocabulary(ids: Array | IntArray, active: np.ndarray, vocab_size: int, field: str) -> None:
+    """Refuses ids outside the vocabulary, where they are `active`."""
     outside = np.argwhere(active & ((ids < 0) | (ids >= vocab_size)))
     if len(outside):
         position = tuple(int(i) for i in outside[0])
