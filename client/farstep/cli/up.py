@@ -100,7 +100,7 @@ def _passed_on(arguments: argparse.Namespace) -> list[str]:
         value = getattr(arguments, name)
         values = value if isinstance(value, list) else [] if value is None else [value]
         flags += [f"--{name.replace('_', '-')}={each}" for each in values]
-    return flags
+    return [*flags, "--custom-losses"] if arguments.custom_losses else flags
 
 
 def _waiting(arguments: argparse.Namespace, elapsed_s: float) -> str:
@@ -171,6 +171,9 @@ def _add_passed_on(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME[=MODEL]",
         help="another name of the model, or the name of another one, loaded when it is asked for; may be repeated",
+    )
+    servers.add_argument(
+        "--custom-losses", action="store_true", help="let trainers compute losses that clients send in as graphs"
     )
     servers.add_argument("--tool-call-parser", metavar="FORMAT", help="how the model writes tool calls")
     residency = parser.add_argument_group("what is loaded")

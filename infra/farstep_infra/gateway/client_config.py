@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from farstep_infra.control.control import control_of
 from farstep_infra.gateway.bodies import Body, answer, media, read_json
 from farstep_infra.gateway.failures import PREFIX, ErrorBody
 from farstep_serving.descriptions import describe
@@ -46,7 +47,7 @@ class DynamicConfig(Body):
 )
 async def _config(request: Request) -> Response:
     await read_json(request, ConfigRequest)
-    return answer(ClientConfig())
+    return answer(ClientConfig(custom_loss_server_side=control_of(request).custom_losses))
 
 
 @describe(
