@@ -296,7 +296,10 @@ class Executor:
         return succeeded(optim_step=pb.OptimStepResponse(metrics=metrics))
 
     def _save_state(self, run: Run, call: SaveState) -> Outcome:
-        """With a weight-sync URI, also publishes what it saves."""
+        """With a weight-sync URI, also publishes what it saves to go on from."""
+        if call.kind == "external_weights":
+            path = checkpoint.save_adapter(self.store, run, call)
+            return succeeded(save_weights=pb.SaveWeightsResponse(path=str(path)))
         if not self.publisher.has_sync:
             path = checkpoint.save_state(self.store, run, call)
             return succeeded(save_weights=pb.SaveWeightsResponse(path=str(path)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from farstep_proto.errors import InvalidInput, NotFound
 from farstep_proto.loss_table import INT_INPUTS, LossSpec
-from farstep_proto.names import CheckpointPath, check_name
+from farstep_proto.names import CheckpointPath, Kind, check_name
 from farstep_proto.paths import Verb
 from farstep_proto.tensors import Array, IntArray, model_input_ids, tensor_from_proto
 from farstep_proto.v1 import common_pb2
@@ -104,6 +104,7 @@ class SaveState:
     metadata: Mapping[str, str]
     ttl_seconds: int | None
     overwrite: bool
+    kind: Kind = "weights"
     num_tokens = 0
 
 
@@ -113,6 +114,7 @@ class Publish:
 
     name: str
     ttl_seconds: int | None
+    metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     num_tokens = 0
 
 
@@ -171,7 +173,7 @@ def parse_call(verb: str, message: Message, limits: Limits, *, where: str = "") 
         case pb.OptimStepRequest():
             return _parse_adam(message)
         case pb.SaveStateRequest():
-            return SaveState(check_name(message.name), dict(message.metadata), _ttl_of(message), message.overwrite)
+            return _parse_save(message)
         case pb.PublishRequest():
             return _parse_publish(message)
         case pb.LoadStateRequest():
@@ -232,11 +234,22 @@ def _parse_adam(message: pb.OptimStepRequest) -> AdamSettings:
     return AdamSettings(**settings)
 
 
+def _parse_save(message: pb.SaveStateRequest) -> SaveState:
+    name, metadata, ttl_seconds = check_name(message.name), dict(message.metadata), _ttl_of(message)
+    match message.kind:
+        case "" | "weights":
+            return SaveState(name, metadata, ttl_seconds, message.overwrite)
+        case "external_weights":
+            return SaveState(name, metadata, ttl_seconds, message.overwrite, "external_weights")
+    raise InvalidInput(f"{message.kind!r} is neither 'weights' nor 'external_weights'", field="kind")
+
+
 def _parse_publish(message: pb.PublishRequest) -> Publish:
     ttl_seconds = _ttl_of(message)
-    if not message.name and ttl_seconds is not None:
-        raise InvalidInput("a policy without a name is not kept", field="ttl_seconds", hint="give it a name")
-    return Publish(check_name(message.name) if message.name else "", ttl_seconds)
+    for field, is_given in (("ttl_seconds", ttl_seconds is not None), ("metadata", bool(message.metadata))):
+        if is_given and not message.name:
+            raise InvalidInput("a policy without a name is not kept", field=field, hint="give it a name")
+    return Publish(check_name(message.name) if message.name else "", ttl_seconds, dict(message.metadata))
 
 
 def _parse_reset(message: pb.ResetRequest) -> Reset:

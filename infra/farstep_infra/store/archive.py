@@ -74,7 +74,7 @@ class Checkpoints:
         """Raises:
         NotFound: no such checkpoint.
         """
-        await self._check_seen(path)
+        await self._check_readable(path)
         return (await asyncio.to_thread(self._store.manifest, path)).to_proto()
 
     async def delete(self, path: CheckpointPath) -> None:
@@ -94,6 +94,15 @@ class Checkpoints:
         await self._check_seen(path)
         return (await asyncio.to_thread(self._store.set_ttl, path, ttl_seconds)).to_proto()
 
+    async def set_public(self, path: CheckpointPath, *, public: bool) -> None:
+        """Lets every project read it, or its own alone.
+
+        Raises:
+            NotFound: no such checkpoint, or it has expired.
+        """
+        await self._check_seen(path)
+        await asyncio.to_thread(self._store.set_public, path, public)
+
     async def archive(self, path: CheckpointPath, *, base_url: str, page: str) -> control_pb2.CheckpointArchive:
         """URLs of a checkpoint's files, `PAGE_SIZE` at a time; `page` is empty or an earlier `next_page`.
 
@@ -101,7 +110,7 @@ class Checkpoints:
             NotFound: no such checkpoint.
             InvalidInput: `page` is not one of this checkpoint's.
         """
-        await self._check_seen(path)
+        await self._check_readable(path)
         manifest = await asyncio.to_thread(self._store.manifest, path)
         names = sorted(manifest.files)
         start = _page_start(page, len(names))
@@ -134,6 +143,11 @@ class Checkpoints:
         if int(expires) <= self._clock():
             raise Forbidden("this URL has expired", hint="ask for the checkpoint's archive again")
         return await asyncio.to_thread(self._store.file_path, path, name)
+
+    async def _check_readable(self, path: CheckpointPath) -> None:
+        """As `_check_seen`, but what is public is there for everybody."""
+        if not await asyncio.to_thread(self._store.is_public, path):
+            await self._check_seen(path)
 
     async def _check_seen(self, path: CheckpointPath) -> None:
         """Raises NotFound for what is another's, as for what is not there."""

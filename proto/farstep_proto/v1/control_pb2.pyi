@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreateSessionRequest(_message.Message):
-    __slots__ = ("project", "reuse_from_session_id", "user_metadata", "sdk_version")
+    __slots__ = ("project", "reuse_from_session_id", "user_metadata", "sdk_version", "display_name")
     class UserMetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -19,14 +19,16 @@ class CreateSessionRequest(_message.Message):
     REUSE_FROM_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     USER_METADATA_FIELD_NUMBER: _ClassVar[int]
     SDK_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     project: str
     reuse_from_session_id: str
     user_metadata: _containers.ScalarMap[str, str]
     sdk_version: str
-    def __init__(self, project: _Optional[str] = ..., reuse_from_session_id: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., sdk_version: _Optional[str] = ...) -> None: ...
+    display_name: str
+    def __init__(self, project: _Optional[str] = ..., reuse_from_session_id: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., sdk_version: _Optional[str] = ..., display_name: _Optional[str] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("session_id", "project", "reuse_from_session_id", "user_metadata", "created_at", "last_seen_at", "closed_at")
+    __slots__ = ("session_id", "project", "reuse_from_session_id", "user_metadata", "created_at", "last_seen_at", "closed_at", "display_name", "finish_reason", "finish_detail")
     class UserMetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +43,9 @@ class Session(_message.Message):
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_AT_FIELD_NUMBER: _ClassVar[int]
     CLOSED_AT_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    FINISH_DETAIL_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     project: str
     reuse_from_session_id: str
@@ -48,7 +53,10 @@ class Session(_message.Message):
     created_at: float
     last_seen_at: float
     closed_at: float
-    def __init__(self, session_id: _Optional[str] = ..., project: _Optional[str] = ..., reuse_from_session_id: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., last_seen_at: _Optional[float] = ..., closed_at: _Optional[float] = ...) -> None: ...
+    display_name: str
+    finish_reason: str
+    finish_detail: str
+    def __init__(self, session_id: _Optional[str] = ..., project: _Optional[str] = ..., reuse_from_session_id: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., last_seen_at: _Optional[float] = ..., closed_at: _Optional[float] = ..., display_name: _Optional[str] = ..., finish_reason: _Optional[str] = ..., finish_detail: _Optional[str] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("run_ids",)
@@ -181,7 +189,7 @@ class ListProvisionedSamplersResponse(_message.Message):
     def __init__(self, samplers: _Optional[_Iterable[_Union[ProvisionedSampler, _Mapping]]] = ..., next_page: _Optional[str] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
-    __slots__ = ("checkpoint_id", "run_id", "target", "path", "created_at", "size_bytes", "base_model", "lora_adapter_config", "policy_version", "step", "expires_at", "sha256s", "metadata")
+    __slots__ = ("checkpoint_id", "run_id", "target", "path", "created_at", "size_bytes", "base_model", "lora_adapter_config", "policy_version", "step", "expires_at", "sha256s", "metadata", "public")
     class Sha256sEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -209,6 +217,7 @@ class Checkpoint(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     SHA256S_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_FIELD_NUMBER: _ClassVar[int]
     checkpoint_id: str
     run_id: str
     target: str
@@ -222,7 +231,8 @@ class Checkpoint(_message.Message):
     expires_at: float
     sha256s: _containers.ScalarMap[str, str]
     metadata: _containers.ScalarMap[str, str]
-    def __init__(self, checkpoint_id: _Optional[str] = ..., run_id: _Optional[str] = ..., target: _Optional[str] = ..., path: _Optional[str] = ..., created_at: _Optional[float] = ..., size_bytes: _Optional[int] = ..., base_model: _Optional[str] = ..., lora_adapter_config: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., policy_version: _Optional[int] = ..., step: _Optional[int] = ..., expires_at: _Optional[float] = ..., sha256s: _Optional[_Mapping[str, str]] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    public: bool
+    def __init__(self, checkpoint_id: _Optional[str] = ..., run_id: _Optional[str] = ..., target: _Optional[str] = ..., path: _Optional[str] = ..., created_at: _Optional[float] = ..., size_bytes: _Optional[int] = ..., base_model: _Optional[str] = ..., lora_adapter_config: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., policy_version: _Optional[int] = ..., step: _Optional[int] = ..., expires_at: _Optional[float] = ..., sha256s: _Optional[_Mapping[str, str]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., public: bool = ...) -> None: ...
 
 class ListCheckpointsResponse(_message.Message):
     __slots__ = ("checkpoints", "next_page")

@@ -133,7 +133,7 @@ class OptimStepResponse(_message.Message):
     def __init__(self, metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class SaveStateRequest(_message.Message):
-    __slots__ = ("name", "metadata", "ttl_seconds", "overwrite")
+    __slots__ = ("name", "metadata", "ttl_seconds", "overwrite", "kind")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -145,11 +145,13 @@ class SaveStateRequest(_message.Message):
     METADATA_FIELD_NUMBER: _ClassVar[int]
     TTL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     OVERWRITE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     name: str
     metadata: _containers.ScalarMap[str, str]
     ttl_seconds: int
     overwrite: bool
-    def __init__(self, name: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., ttl_seconds: _Optional[int] = ..., overwrite: bool = ...) -> None: ...
+    kind: str
+    def __init__(self, name: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., ttl_seconds: _Optional[int] = ..., overwrite: bool = ..., kind: _Optional[str] = ...) -> None: ...
 
 class ImportAdapterRequest(_message.Message):
     __slots__ = ("name", "config", "tensors")
@@ -162,12 +164,21 @@ class ImportAdapterRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., config: _Optional[bytes] = ..., tensors: _Optional[bytes] = ...) -> None: ...
 
 class PublishRequest(_message.Message):
-    __slots__ = ("name", "ttl_seconds")
+    __slots__ = ("name", "ttl_seconds", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     TTL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
     name: str
     ttl_seconds: int
-    def __init__(self, name: _Optional[str] = ..., ttl_seconds: _Optional[int] = ...) -> None: ...
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, name: _Optional[str] = ..., ttl_seconds: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class SaveWeightsResponse(_message.Message):
     __slots__ = ("path", "policy_version")
