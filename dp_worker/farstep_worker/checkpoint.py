@@ -70,18 +70,17 @@ def save_policy(
     return path
 
 
-def save_adapter(store: CheckpointStore, run: Run, call: SaveState) -> CheckpointPath:
+def save_adapter(store: CheckpointStore, run: Run, call: Publish) -> CheckpointPath:
     """Writes the adapter alone, in PEFT's files, for other programs; no policy comes of it.
 
     Raises:
-        Conflict: the name is taken, and `overwrite` is not set.
+        Conflict: the name is taken.
     """
     path = CheckpointPath(run.config.run_id, "external_weights", call.name)
     spec = dataclasses.replace(run.adapter.spec, value_head=False)
     meta = _meta(run, path, spec=spec, policy_version=run.policy_version, metadata=call.metadata)
     if not _is_made(store, path, meta):
-        files = run.adapter.files(_base_model(run))
-        store.write(path, files, meta, overwrite=call.overwrite, ttl_seconds=call.ttl_seconds)
+        store.write(path, run.adapter.files(_base_model(run)), meta, ttl_seconds=call.ttl_seconds)
     return path
 
 

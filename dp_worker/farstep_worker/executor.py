@@ -296,10 +296,7 @@ class Executor:
         return succeeded(optim_step=pb.OptimStepResponse(metrics=metrics))
 
     def _save_state(self, run: Run, call: SaveState) -> Outcome:
-        """With a weight-sync URI, also publishes what it saves to go on from."""
-        if call.kind == "external_weights":
-            path = checkpoint.save_adapter(self.store, run, call)
-            return succeeded(save_weights=pb.SaveWeightsResponse(path=str(path)))
+        """With a weight-sync URI, also publishes what it saves."""
         if not self.publisher.has_sync:
             path = checkpoint.save_state(self.store, run, call)
             return succeeded(save_weights=pb.SaveWeightsResponse(path=str(path)))
@@ -308,6 +305,9 @@ class Executor:
         return self._published(run, number, path=str(path))
 
     def _publish(self, run: Run, call: Publish) -> Outcome:
+        if call.external:
+            kept = checkpoint.save_adapter(self.store, run, call)
+            return succeeded(save_weights=pb.SaveWeightsResponse(path=str(kept)))
         with self._numbered(run) as number:
             version, history = number.version, number.history
             path = (

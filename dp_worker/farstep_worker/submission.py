@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from farstep_proto.errors import InvalidInput, NotFound
 from farstep_proto.loss_table import INT_INPUTS, LossSpec
-from farstep_proto.names import CheckpointPath, Kind, check_name
+from farstep_proto.names import CheckpointPath, check_name
 from farstep_proto.paths import Verb
 from farstep_proto.tensors import Array, IntArray, model_input_ids, tensor_from_proto
 from farstep_proto.v1 import common_pb2
@@ -104,17 +104,17 @@ class SaveState:
     metadata: Mapping[str, str]
     ttl_seconds: int | None
     overwrite: bool
-    kind: Kind = "weights"
     num_tokens = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """An empty name keeps no checkpoint."""
+    """An empty name keeps no checkpoint; an external one is kept for other programs, and no policy."""
 
     name: str
     ttl_seconds: int | None
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    external: bool = False
     num_tokens = 0
 
 
@@ -173,7 +173,7 @@ def parse_call(verb: str, message: Message, limits: Limits, *, where: str = "") 
         case pb.OptimStepRequest():
             return _parse_adam(message)
         case pb.SaveStateRequest():
-            return _parse_save(message)
+            return SaveState(check_name(message.name), dict(message.metadata), _ttl_of(message), message.overwrite)
         case pb.PublishRequest():
             return _parse_publish(message)
         case pb.LoadStateRequest():
@@ -234,22 +234,14 @@ def _parse_adam(message: pb.OptimStepRequest) -> AdamSettings:
     return AdamSettings(**settings)
 
 
-def _parse_save(message: pb.SaveStateRequest) -> SaveState:
-    name, metadata, ttl_seconds = check_name(message.name), dict(message.metadata), _ttl_of(message)
-    match message.kind:
-        case "" | "weights":
-            return SaveState(name, metadata, ttl_seconds, message.overwrite)
-        case "external_weights":
-            return SaveState(name, metadata, ttl_seconds, message.overwrite, "external_weights")
-    raise InvalidInput(f"{message.kind!r} is neither 'weights' nor 'external_weights'", field="kind")
-
-
 def _parse_publish(message: pb.PublishRequest) -> Publish:
     ttl_seconds = _ttl_of(message)
-    for field, is_given in (("ttl_seconds", ttl_seconds is not None), ("metadata", bool(message.metadata))):
+    kept = {"ttl_seconds": ttl_seconds is not None, "metadata": bool(message.metadata), "external": message.external}
+    for name, is_given in kept.items():
         if is_given and not message.name:
-            raise InvalidInput("a policy without a name is not kept", field=field, hint="give it a name")
-    return Publish(check_name(message.name) if message.name else "", ttl_seconds, dict(message.metadata))
+            raise InvalidInput("a policy without a name is not kept", field=name, hint="give it a name")
+    name = check_name(message.name) if message.name else ""
+    return Publish(name, ttl_seconds, dict(message.metadata), message.external)
 
 
 def _parse_reset(message: pb.ResetRequest) -> Reset:

@@ -155,7 +155,7 @@ class CheckpointStore:
         expires_at = self._expiry(ttl_seconds)
         return self._change(path, lambda manifest: dataclasses.replace(manifest, expires_at=expires_at))
 
-    def set_public(self, path: CheckpointPath, public: bool) -> Manifest:  # noqa: FBT001 - it is what is set
+    def set_public(self, path: CheckpointPath, public: bool) -> Manifest:
         """Lets every project of the installation read a checkpoint, or its own alone again.
 
         Raises:

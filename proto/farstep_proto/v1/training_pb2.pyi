@@ -133,7 +133,7 @@ class OptimStepResponse(_message.Message):
     def __init__(self, metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class SaveStateRequest(_message.Message):
-    __slots__ = ("name", "metadata", "ttl_seconds", "overwrite", "kind")
+    __slots__ = ("name", "metadata", "ttl_seconds", "overwrite")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -145,13 +145,11 @@ class SaveStateRequest(_message.Message):
     METADATA_FIELD_NUMBER: _ClassVar[int]
     TTL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     OVERWRITE_FIELD_NUMBER: _ClassVar[int]
-    KIND_FIELD_NUMBER: _ClassVar[int]
     name: str
     metadata: _containers.ScalarMap[str, str]
     ttl_seconds: int
     overwrite: bool
-    kind: str
-    def __init__(self, name: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., ttl_seconds: _Optional[int] = ..., overwrite: bool = ..., kind: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., ttl_seconds: _Optional[int] = ..., overwrite: bool = ...) -> None: ...
 
 class ImportAdapterRequest(_message.Message):
     __slots__ = ("name", "config", "tensors")
@@ -164,7 +162,7 @@ class ImportAdapterRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., config: _Optional[bytes] = ..., tensors: _Optional[bytes] = ...) -> None: ...
 
 class PublishRequest(_message.Message):
-    __slots__ = ("name", "ttl_seconds", "metadata")
+    __slots__ = ("name", "ttl_seconds", "metadata", "external")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -175,10 +173,12 @@ class PublishRequest(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     TTL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    EXTERNAL_FIELD_NUMBER: _ClassVar[int]
     name: str
     ttl_seconds: int
     metadata: _containers.ScalarMap[str, str]
-    def __init__(self, name: _Optional[str] = ..., ttl_seconds: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    external: bool
+    def __init__(self, name: _Optional[str] = ..., ttl_seconds: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., external: bool = ...) -> None: ...
 
 class SaveWeightsResponse(_message.Message):
     __slots__ = ("path", "policy_version")
