@@ -106,6 +106,28 @@ class CheckpointStore:
                     raise
         raise Conflict(f"checkpoint {path} is being overwritten again and again", field="path")
 
+    def copy(
+        self, source: CheckpointPath, to: CheckpointPath, *, project: str, ttl_seconds: float | None = None
+    ) -> Manifest:
+        """Keeps a checkpoint once more, for a project. Asked for again, the copy that is there is the answer.
+
+        Raises:
+            NotFound: there is no such checkpoint.
+            Conflict: there is another one of that name.
+            InvalidInput: it is damaged, or `ttl_seconds` is not positive.
+            Internal: the disk is full or refuses, or the bucket does; nothing is left behind.
+        """
+        manifest, files = self.read(source)
+        meta = {**manifest.meta, "project": project, "copied_from": str(source)}
+        meta.pop("operation", None)  # who made the one did not make the other
+        try:
+            return self.write(to, files, meta, ttl_seconds=ttl_seconds)
+        except Conflict:
+            there = self.manifest(to)
+            if (there.meta, there.files) != (meta, manifest.files):
+                raise
+            return there
+
     def manifest(self, path: CheckpointPath) -> Manifest:
         """Raises as `read` does, but looks at no other file."""
         return self._locate(path)[0]
