@@ -6,9 +6,6 @@ same caller as with `Authorization: Bearer`, here and on every other route. Toke
 
 from __future__ import annotations
 
-from typing import Any
-
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -75,11 +72,7 @@ class TinkerAuth:
 
 
 def auth_of(request: Request) -> TinkerAuth:
-    return auth_in(request.app)
-
-
-def auth_in(app: Starlette) -> TinkerAuth:
-    auth = app.state.tinker_auth
+    auth = request.app.state.tinker_auth
     assert isinstance(auth, TinkerAuth)
     return auth
 
@@ -150,12 +143,6 @@ def _given(request: Request) -> str:
 
 def _number_of(key_id: str) -> int:
     return int(key_id.rpartition("-")[2], 16) if key_id else 0
-
-
-def challenge_of(request: Request) -> str:
-    """The `WWW-Authenticate` of a 401 (RFC 6750): by it the SDK knows that another token is worth a try."""
-    has_credential: Any = request.headers.get(HEADER) or request.headers.get("authorization")
-    return 'Bearer error="invalid_token"' if has_credential else "Bearer"
 
 
 ROUTES = [

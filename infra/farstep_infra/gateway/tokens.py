@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import jwt
 
-from farstep_proto.errors import Unauthenticated
+from farstep_proto.errors import Forbidden, Unauthenticated
 
 TTL_S = 900
 ISSUER = "passport-farstep"  # by this prefix the SDK knows a token that says who somebody is
+TRACE_TTL_S = 3600
 _AUDIENCE = "farstep"
+_TRACE_AUDIENCE = "farstep-trace"
 _ALGORITHM = "HS256"
 _REQUIRED = ("iss", "aud", "sub", "iat", "exp", "key_id", "org_id")
 
@@ -88,3 +90,24 @@ class Tokens:
         except jwt.InvalidTokenError as error:
             raise Unauthenticated("this token is not one of this installation") from error
         return str(claims["key_id"]), float(claims["exp"])
+
+    def for_trace(self, session_id: str) -> str:
+        """A token that lets whoever has it look at a session's timeline, and do nothing else."""
+        claims = {"aud": _TRACE_AUDIENCE, "sub": session_id, "exp": time.time() + TRACE_TTL_S}
+        return jwt.encode(claims, self._signing_key, algorithm=_ALGORITHM)
+
+    def check_trace(self, token: str, session_id: str) -> None:
+        """Raises:
+        Forbidden: it is no such token, or has expired.
+        """
+        try:
+            jwt.decode(
+                token,
+                self._signing_key,
+                algorithms=[_ALGORITHM],
+                audience=_TRACE_AUDIENCE,
+                subject=session_id,
+                options={"require": ["aud", "sub", "exp"]},
+            )
+        except jwt.InvalidTokenError as error:
+            raise Forbidden("this URL was not made here, or has expired", hint="export the trace again") from error
