@@ -29,9 +29,7 @@ class RunRecords:
 
     async def window(self, *, limit: int, offset: int, project: str) -> tuple[list[TrainingRun], int]:
         """Runs, newest first, and how many there are in all."""
-        found, total = await self._control.runs.window(
-            limit=limit, offset=offset, caller=self._caller, project=project
-        )
+        found, total = await self._control.runs.window(limit=limit, offset=offset, caller=self._caller, project=project)
         manifests = await asyncio.gather(*(self._owned(run.run_id, is_known=True) for run, _ in found))
         records = [
             run_record(KnownRun(run, seen_at), its) for (run, seen_at), its in zip(found, manifests, strict=True)

@@ -1,4 +1,4 @@
-"""Sessions as the Tinker wire asks for them: by number from the newest on, by what they are about, with what is in them."""
+"""Sessions as the Tinker wire asks for them: from the newest on, by what they are about, with what is in them."""
 
 from __future__ import annotations
 

@@ -52,9 +52,7 @@ class FinishedQuery(Body):
 
 
 Owner = Annotated[Own | Accessible | ByUser, Field(discriminator="type")]
-StatusQuery = Annotated[
-    ActiveQuery | CancelledQuery | FailedQuery | FinishedQuery, Field(discriminator="type")
-]
+StatusQuery = Annotated[ActiveQuery | CancelledQuery | FailedQuery | FinishedQuery, Field(discriminator="type")]
 
 
 class Place(Body):

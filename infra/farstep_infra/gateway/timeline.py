@@ -49,9 +49,7 @@ def _events_of(operation: training_pb2.OperationTrace, process: int) -> list[Eve
     return [waited, _slice(operation.verb, process, _RAN, begun_at, ran_s, told)]
 
 
-def _slice(
-    name: str, process: int, track: int, begun_at: float, length_s: float, told: Mapping[str, object]
-) -> Event:
+def _slice(name: str, process: int, track: int, begun_at: float, length_s: float, told: Mapping[str, object]) -> Event:
     times = {"ts": round(begun_at * 1e6), "dur": round(length_s * 1e6)}
     return {"name": name, "ph": "X", "pid": process, "tid": track, **times, "args": told}
 

@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from farstep_infra.control.control import control_of
 from farstep_infra.control.usage import DayUsage
 from farstep_infra.gateway.bodies import Body, answer, media
 from farstep_infra.gateway.failures import PREFIX, ErrorBody
-from farstep_infra.control.control import control_of
 from farstep_infra.gateway.records import OPERATORS
 from farstep_infra.gateway.run_records import RunRecords
 from farstep_infra.gateway.windows import PROJECT, project_of

@@ -37,7 +37,8 @@ def window_of(request: Request, *, default: int) -> Window:
     InvalidInput: naming the parameter.
     """
     return Window(
-        _number(request, "limit", default=default, most=MAX_LIMIT), _number(request, "offset", default=0, most=_MAX_OFFSET)
+        _number(request, "limit", default=default, most=MAX_LIMIT),
+        _number(request, "offset", default=0, most=_MAX_OFFSET),
     )
 
 
