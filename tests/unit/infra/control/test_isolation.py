@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import pytest
 from starlette.routing import Route
 
-from farstep_infra.gateway import traces
+from farstep_infra.gateway import capabilities, traces
 from farstep_proto import paths
 from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import control_pb2
@@ -184,7 +184,7 @@ async def test_runs_that_only_the_store_knows_are_the_operators(here, alpha):
 async def test_without_a_key_there_is_nothing_but_health_and_the_routes_themselves(here):
     for template in (*(path for _, path in routes(here.app, named=False)), paths.RUN, paths.PROJECT):
         here.key = "fsk-guessed"
-        status = 200 if template in (paths.HEALTH, paths.OPENAPI) else 401
+        status = 200 if template in (paths.HEALTH, paths.OPENAPI, capabilities.HEALTHZ) else 401
         assert (await here.send("GET", template)).status_code == status, template
 
 
