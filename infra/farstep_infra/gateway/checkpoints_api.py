@@ -50,7 +50,7 @@ class TinkerPath(Body):
     tinker_path: str
 
 
-@describe("List a run's checkpoints, oldest first", gives=media(CheckpointList), error=media(ErrorBody))
+@describe("List a training run's checkpoints, oldest first", gives=media(CheckpointList), error=media(ErrorBody))
 async def _of_run(request: Request) -> Response:
     manifests = await _records(request).checkpoints(request.path_params["run_id"])
     return answer(CheckpointList(checkpoints=[checkpoint_record(each) for each in manifests]))
@@ -70,7 +70,7 @@ async def _all(request: Request) -> Response:
     return answer(CheckpointList(checkpoints=found, cursor=window.cursor(len(manifests))))
 
 
-@describe("Delete a checkpoint", gives=media(Body), error=media(ErrorBody))
+@describe("Delete a checkpoint of a training run", gives=media(Body), error=media(ErrorBody))
 async def _delete(request: Request) -> Response:
     path, checkpoints = await _for_change(request)
     await checkpoints.delete(path)
@@ -91,7 +91,7 @@ async def _unpublish(request: Request) -> Response:
     return answer(Body())
 
 
-@describe("Set when a checkpoint expires", takes=media(Ttl), gives=media(Body), error=media(ErrorBody))
+@describe("Set when a training run's checkpoint expires", takes=media(Ttl), gives=media(Body), error=media(ErrorBody))
 async def _set_ttl(request: Request) -> Response:
     ttl = await read_json(request, Ttl)
     path, checkpoints = await _for_change(request)

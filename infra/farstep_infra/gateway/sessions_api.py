@@ -51,7 +51,7 @@ async def _list(request: Request) -> Response:
     return answer(SessionIds(sessions=list(ids)))
 
 
-@describe("Look at a session", gives=media(SessionContent), error=media(ErrorBody), parameters=[SCOPE])
+@describe("Look at a Tinker session", gives=media(SessionContent), error=media(ErrorBody), parameters=[SCOPE])
 async def _get(request: Request) -> Response:
     is_accessible(request)
     session_id, records = request.path_params["session_id"], _records(request)
