@@ -96,7 +96,7 @@ def _passed_on(arguments: argparse.Namespace) -> list[str]:
         value = getattr(arguments, name)
         values = value if isinstance(value, list) else [] if value is None else [value]
         flags += [f"--{name.replace('_', '-')}={each}" for each in values]
-    return flags
+    return [*flags, "--tinker-jwt"] if arguments.tinker_jwt else flags
 
 
 def _waiting(arguments: argparse.Namespace, elapsed_s: float) -> str:
@@ -164,6 +164,9 @@ def _add_passed_on(parser: argparse.ArgumentParser) -> None:
         "--served-model-name", action="append", metavar="NAME", help="another name of the model in the OpenAI API"
     )
     servers.add_argument("--tool-call-parser", metavar="FORMAT", help="how the model writes tool calls")
+    parser.add_argument(
+        "--tinker-jwt", action="store_true", help="have clients of the Tinker SDK exchange their key for a token"
+    )
     residency = parser.add_argument_group("what is loaded")
     residency.add_argument(
         "--idle-timeout",
