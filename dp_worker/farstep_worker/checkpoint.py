@@ -2,7 +2,7 @@
 
 A training checkpoint (`weights`) holds the adapter in PEFT's files, the value head where the run has one, Adam's state,
 adapter and head that the run began with unless those were fresh, and in its manifest the counters; a sampler's
-(`sampler_weights`) and one for other programs (`external_weights`) hold the adapter alone.
+(`sampler_weights`), and one for people to download (`external_weights`), holds the adapter alone.
 
 Invariant: loading changes a run wholly or not at all.
 """
@@ -57,28 +57,15 @@ def save_state(
 def save_policy(
     store: CheckpointStore, run: Run, call: Publish, *, policy_version: int, history: str = ""
 ) -> CheckpointPath:
-    """Writes the adapter as the policy that it is about to become; `history` is that of its number.
+    """Writes the adapter as the policy that it is about to become, or for people; `history` is that of its number.
 
     Raises:
         Conflict: the name is taken.
     """
-    path = CheckpointPath(run.config.run_id, "sampler_weights", call.name)
+    path = CheckpointPath(run.config.run_id, "external_weights" if call.is_external else "sampler_weights", call.name)
     spec = dataclasses.replace(run.adapter.spec, value_head=False)
-    meta = _meta(run, path, spec=spec, policy_version=policy_version, metadata=call.metadata) | {"history": history}
-    if not _is_made(store, path, meta):
-        store.write(path, run.adapter.files(_base_model(run)), meta, ttl_seconds=call.ttl_seconds)
-    return path
-
-
-def save_adapter(store: CheckpointStore, run: Run, call: Publish) -> CheckpointPath:
-    """Writes the adapter alone, in PEFT's files, for other programs; no policy comes of it.
-
-    Raises:
-        Conflict: the name is taken.
-    """
-    path = CheckpointPath(run.config.run_id, "external_weights", call.name)
-    spec = dataclasses.replace(run.adapter.spec, value_head=False)
-    meta = _meta(run, path, spec=spec, policy_version=run.policy_version, metadata=call.metadata)
+    meta = _meta(run, path, spec=spec, policy_version=policy_version, metadata=call.metadata)
+    meta |= {"history": history}
     if not _is_made(store, path, meta):
         store.write(path, run.adapter.files(_base_model(run)), meta, ttl_seconds=call.ttl_seconds)
     return path

@@ -109,12 +109,12 @@ class SaveState:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """An empty name keeps no checkpoint; an external one is kept for other programs, and no policy."""
+    """An empty name keeps no checkpoint. With `is_external` it is all there is: nothing is published."""
 
     name: str
     ttl_seconds: int | None
-    metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    external: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    is_external: bool = False
     num_tokens = 0
 
 
@@ -237,9 +237,9 @@ def _parse_adam(message: pb.OptimStepRequest) -> AdamSettings:
 def _parse_publish(message: pb.PublishRequest) -> Publish:
     ttl_seconds = _ttl_of(message)
     kept = {"ttl_seconds": ttl_seconds is not None, "metadata": bool(message.metadata), "external": message.external}
-    for name, is_given in kept.items():
+    for field_name, is_given in kept.items():
         if is_given and not message.name:
-            raise InvalidInput("a policy without a name is not kept", field=name, hint="give it a name")
+            raise InvalidInput("a policy without a name is not kept", field=field_name, hint="give it a name")
     name = check_name(message.name) if message.name else ""
     return Publish(name, ttl_seconds, dict(message.metadata), message.external)
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from starlette.routing import Route
 
+from farstep_infra.gateway.gateway import Gateway
 from farstep_infra.gateway.request_ids import RequestId
 from farstep_infra.gateway.results import Result
 from farstep_proto.errors import NotFound
 from farstep_serving.keys import Caller
-
-if TYPE_CHECKING:
-    from farstep_infra.gateway.gateway import Gateway
 
 ROUTES: list[Route] = []
 

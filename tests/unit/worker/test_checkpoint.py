@@ -173,7 +173,7 @@ def test_plain_peft_loads_it_and_computes_the_same(store, make_run, make_pass, t
 def test_an_adapter_for_other_programs_is_peft_files_alone_and_no_policy(store, executor, make_run, make_pass):
     run = make_run("run", warm=True, value_head=True)
     store_of = executor.store
-    saved = executor.execute("run", Publish("out", None, {"who": "me"}, external=True))
+    saved = executor.execute("run", Publish("out", None, {"who": "me"}, is_external=True))
     path = CheckpointPath.parse(saved.operation.save_weights.path)
     assert (path.kind, saved.policy, saved.operation.save_weights.HasField("policy_version")) == (
         "external_weights",
