@@ -84,7 +84,7 @@ class RunRecords:
 
     def name_of(self, base_model: str) -> str:
         """What clients call the model that manifests name."""
-        return base_model
+        return self._control.fleet.served.name_for(base_model)
 
     async def _owned(self, run_id: str, *, is_known: bool) -> list[Manifest]:
         if not is_run_id(run_id):
