@@ -52,13 +52,13 @@ class TinkerAuth:
         if looks_like_token(given):
             key_id, _ = self.tokens.read(given)
             return await self.keys.holder(key_id) if key_id else OPERATOR
-        bare = given.removeprefix(KEY_PREFIX)
         try:
-            return await self.keys.identify(f"Bearer {bare}")
-        except Unauthenticated:
-            if bare == given:
-                raise
-        return await self.keys.identify(f"Bearer {given}")  # an installation's own key may begin like that
+            return await self.keys.identify(f"Bearer {given.removeprefix(KEY_PREFIX)}")
+        except Unauthenticated as refusal:
+            try:
+                return await self.keys.identify(f"Bearer {given}")  # an installation's own key may begin like that
+            except Unauthenticated:
+                raise refusal from None
 
     async def name_of(self, caller: Caller) -> str:
         """What the caller's key is called, for people."""

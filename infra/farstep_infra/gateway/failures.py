@@ -77,6 +77,6 @@ async def respond_failure(request: Request, error: Exception) -> Response:
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if error.status == HTTPStatus.UNAUTHORIZED:  # RFC 6750; by it the SDK knows that another token is worth a try
-        is_invalid = any(name in request.headers for name in ("x-api-key", "authorization"))
+        is_invalid = any(request.headers.get(name) for name in ("x-api-key", "authorization"))
         response.headers["WWW-Authenticate"] = 'Bearer error="invalid_token"' if is_invalid else "Bearer"
     return response
