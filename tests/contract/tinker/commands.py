@@ -1,4 +1,4 @@
-"""The `tinker` command, each call in a process of its own: forked from one that has imported the SDK, which takes seconds."""
+"""The `tinker` command, each call in a process of its own, forked from one that has imported the SDK once."""
 
 import contextlib
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Keys and tokens of the Tinker wire, with the real SDK and command, against a control plane whose trainers are fakes."""
+"""Keys and tokens of the Tinker wire: the real SDK and command, a control plane whose trainers are fakes."""
 
 import json
 import tempfile
