@@ -267,10 +267,10 @@ def _parse_adam(message: pb.OptimStepRequest) -> AdamSettings:
 
 def _parse_publish(message: pb.PublishRequest) -> Publish:
     ttl_seconds = _ttl_of(message)
-    if not message.name and ttl_seconds is not None:
-        raise InvalidInput("a policy without a name is not kept", field="ttl_seconds", hint="give it a name")
-    if message.external and not message.name:
-        raise InvalidInput("what is kept for people needs a name", field="name")
+    kept = {"ttl_seconds": ttl_seconds is not None, "metadata": bool(message.metadata), "external": message.external}
+    for field_name, is_given in kept.items():
+        if is_given and not message.name:
+            raise InvalidInput("a policy without a name is not kept", field=field_name, hint="give it a name")
     name = check_name(message.name) if message.name else ""
     return Publish(name, ttl_seconds, dict(message.metadata), message.external)
 

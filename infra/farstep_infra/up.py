@@ -130,7 +130,7 @@ class _Up:
         """Raises:
         SystemExit: the database cannot be used.
         """
-        app = make_control_app(keys=self._keys, lifespan=self._lifespan)
+        app = make_control_app(keys=self._keys, lifespan=self._lifespan, asks_for_tokens=self._settings.tinker_jwt)
         try:
             async with self._db.opened():
                 await serve(app, self._sock, on_stop=self._release)
