@@ -42,6 +42,8 @@ from farstep_infra.control.trainers import Trainers
 from farstep_infra.control.usage import UsageLedger
 from farstep_infra.control.usage_collector import UsageCollector
 from farstep_infra.control.uses import Uses
+from farstep_infra.gateway.gateway import Gateway
+from farstep_infra.gateway.gateway import opened as opened_gateway
 from farstep_infra.home import Home
 from farstep_infra.launchers.base import Launcher, LaunchFailed
 from farstep_infra.launchers.local import LocalLauncher, torch_environment
@@ -121,6 +123,7 @@ class _Up:
         self._provisioning = Provisioning()
         self.api_key = settings.api_key or home.api_key()
         self._keys = IssuedKeys(self._db, KeyRing.of(self.api_key))
+        self._gateway: Gateway | None = None
         self.exit_code = 1  # until everything has started
 
     async def serve(self) -> None:
@@ -130,11 +133,17 @@ class _Up:
         app = make_control_app(keys=self._keys, lifespan=self._lifespan)
         try:
             async with self._db.opened():
-                await serve(app, self._sock, on_stop=self._provisioning.release)
+                await serve(app, self._sock, on_stop=self._release)
         except SchemaRefused as error:
             raise SystemExit(f"the database {self._db} cannot be used: {error}") from error
         except Unavailable as error:
             raise SystemExit(f"the database {self._db} cannot be used: {reason_of(error)}") from error
+
+    def _release(self) -> None:
+        """Lets everybody go who waits."""
+        self._provisioning.release()
+        if self._gateway is not None:
+            self._gateway.channels.release()
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -177,6 +186,8 @@ class _Up:
             housekeeping = Housekeeping(db, control.sessions, control.samplers, control.usage, silent_s=silent_s)
             await self._restore(control, residency, uses, stacks)
             app.state.control = control
+            app.state.gateway = await parts.enter_async_context(opened_gateway(control, db, api_key=self.api_key))
+            self._gateway = app.state.gateway
             self._provisioning.start("sweep", _sweep(store))
             self._provisioning.start("usage", collector.run())
             self._provisioning.start("housekeeping", housekeeping.run())

@@ -25,6 +25,21 @@ def check_session(request: control_pb2.CreateSessionRequest) -> None:
     InvalidInput: naming the field.
     """
     _check_metadata(request.user_metadata)
+    _check_text(request.display_name, field="display_name")
+    if len(request.tags) > _MAX_METADATA:
+        raise InvalidInput(f"{len(request.tags)} tags, at most {_MAX_METADATA}", field="tags")
+    for tag in request.tags:
+        _check_text(tag, field="tags")
+
+
+def check_ending(detail: str) -> None:
+    """What a client says of the end of its session.
+
+    Raises:
+        InvalidInput: naming the field.
+    """
+    if len(detail) > _MAX_METADATA_TEXT or "\0" in detail:
+        raise InvalidInput(f"at most {_MAX_METADATA_TEXT} characters", field="detail")
 
 
 def check_heartbeat(request: control_pb2.HeartbeatRequest) -> None:

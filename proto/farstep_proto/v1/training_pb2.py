@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from farstep_proto.v1 import common_pb2 as farstep__proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66\x61rstep_proto/v1/training.proto\x12\nfarstep.v1\x1a\x1d\x66\x61rstep_proto/v1/common.proto\"\x9e\x01\n\x10\x43reateRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12$\n\x04lora\x18\x03 \x01(\x0b\x32\x16.farstep.v1.LoraConfig\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0bmax_seq_len\x18\x05 \x01(\x05\x12\x0f\n\x07project\x18\x06 \x01(\tB\x07\n\x05_seed\"\xe6\x01\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12$\n\x04lora\x18\x03 \x01(\x0b\x32\x16.farstep.v1.LoraConfig\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x13\n\x0bmax_seq_len\x18\x05 \x01(\x05\x12\x12\n\nvocab_size\x18\x06 \x01(\x05\x12\x16\n\x0epolicy_version\x18\x07 \x01(\x03\x12\x0c\n\x04step\x18\x08 \x01(\x03\x12\x10\n\x08next_seq\x18\t \x01(\x03\x12\x0f\n\x07project\x18\n \x01(\t\x12\x15\n\x0cmissing_seqs\x18\xb4\x01 \x03(\x03\"1\n\x10ListRunsResponse\x12\x1d\n\x04runs\x18\x01 \x03(\x0b\x32\x0f.farstep.v1.Run\"\xce\x01\n\x0e\x46orwardRequest\x12\x1f\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x11.farstep.v1.Datum\x12\x0f\n\x07loss_fn\x18\x02 \x01(\t\x12\x44\n\x0eloss_fn_config\x18\x03 \x03(\x0b\x32,.farstep.v1.ForwardRequest.LossFnConfigEntry\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x1a\x33\n\x11LossFnConfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x85\x01\n\x0b\x44\x61tumOutput\x12\x33\n\x06\x66ields\x18\x01 \x03(\x0b\x32#.farstep.v1.DatumOutput.FieldsEntry\x1a\x41\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.farstep.v1.Tensor:\x02\x38\x01\"\xc8\x01\n\x15\x46orwardBackwardOutput\x12\x0c\n\x04loss\x18\x01 \x01(\x01\x12?\n\x07metrics\x18\x02 \x03(\x0b\x32..farstep.v1.ForwardBackwardOutput.MetricsEntry\x12\x30\n\x0floss_fn_outputs\x18\x03 \x03(\x0b\x32\x17.farstep.v1.DatumOutput\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x82\x01\n\x10OptimStepRequest\x12\x15\n\rlearning_rate\x18\x01 \x01(\x01\x12\r\n\x05\x62\x65ta1\x18\x02 \x01(\x01\x12\r\n\x05\x62\x65ta2\x18\x03 \x01(\x01\x12\x0b\n\x03\x65ps\x18\x04 \x01(\x01\x12\x14\n\x0cweight_decay\x18\x05 \x01(\x01\x12\x16\n\x0egrad_clip_norm\x18\x06 \x01(\x01\"\x80\x01\n\x11OptimStepResponse\x12;\n\x07metrics\x18\x01 \x03(\x0b\x32*.farstep.v1.OptimStepResponse.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xcc\x01\n\x10SaveStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12<\n\x08metadata\x18\x02 \x03(\x0b\x32*.farstep.v1.SaveStateRequest.MetadataEntry\x12\x18\n\x0bttl_seconds\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\toverwrite\x18\x04 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_ttl_seconds\"E\n\x14ImportAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x02 \x01(\x0c\x12\x0f\n\x07tensors\x18\x03 \x01(\x0c\"H\n\x0ePublishRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x0bttl_seconds\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_ttl_seconds\"S\n\x13SaveWeightsResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x1b\n\x0epolicy_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_policy_version\"3\n\x10LoadStateRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\toptimizer\x18\x02 \x01(\x08\"1\n\x13LoadWeightsResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\"!\n\x0cResetRequest\x12\x11\n\tlora_rank\x18\x01 \x01(\x05\"\r\n\x0bSkipRequest\"\xa4\x02\n\x0eOperationTrace\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x08\x12\x14\n\x0csubmitted_at\x18\x04 \x01(\x01\x12\x10\n\x08queued_s\x18\x05 \x01(\x01\x12\x39\n\x08phases_s\x18\x06 \x03(\x0b\x32\'.farstep.v1.OperationTrace.PhasesSEntry\x12\x0f\n\x07total_s\x18\x07 \x01(\x01\x12\x12\n\nnum_tokens\x18\x08 \x01(\x03\x12\x12\n\nfused_with\x18\x1e \x03(\t\x12\x12\n\ncomputed_s\x18( \x01(\x01\x1a.\n\x0cPhasesSEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"?\n\rTraceResponse\x12.\n\noperations\x18\x01 \x03(\x0b\x32\x1a.farstep.v1.OperationTrace\"}\n\x0ePolicyVersions\x12:\n\x08versions\x18\x01 \x03(\x0b\x32(.farstep.v1.PolicyVersions.VersionsEntry\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x8e\x02\n\nServerInfo\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x13\n\x0bmax_seq_len\x18\x04 \x01(\x05\x12\x12\n\nvocab_size\x18\x05 \x01(\x05\x12\x19\n\x11max_request_bytes\x18\x06 \x01(\x03\x12\x10\n\x08loss_fns\x18\x07 \x03(\t\x12\x13\n\x0binstance_id\x18\x08 \x01(\t\x12\x0c\n\x04\x66\x65\x65\x64\x18\t \x01(\t\x12\x0e\n\x06\x65ngine\x18\n \x01(\t\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\r\n\x05\x64type\x18\x0c \x01(\t\x12\x0f\n\x06idle_s\x18\x8c\x01 \x01(\x01\x12\x14\n\x0bnum_pending\x18\x8d\x01 \x01(\x03\"\x84\x01\n\x0eTokenizerFiles\x12\x34\n\x05\x66iles\x18\x01 \x03(\x0b\x32%.farstep.v1.TokenizerFiles.FilesEntry\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66\x61rstep_proto/v1/training.proto\x12\nfarstep.v1\x1a\x1d\x66\x61rstep_proto/v1/common.proto\"\x9e\x01\n\x10\x43reateRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12$\n\x04lora\x18\x03 \x01(\x0b\x32\x16.farstep.v1.LoraConfig\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0bmax_seq_len\x18\x05 \x01(\x05\x12\x0f\n\x07project\x18\x06 \x01(\tB\x07\n\x05_seed\"\xe6\x01\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12$\n\x04lora\x18\x03 \x01(\x0b\x32\x16.farstep.v1.LoraConfig\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x13\n\x0bmax_seq_len\x18\x05 \x01(\x05\x12\x12\n\nvocab_size\x18\x06 \x01(\x05\x12\x16\n\x0epolicy_version\x18\x07 \x01(\x03\x12\x0c\n\x04step\x18\x08 \x01(\x03\x12\x10\n\x08next_seq\x18\t \x01(\x03\x12\x0f\n\x07project\x18\n \x01(\t\x12\x15\n\x0cmissing_seqs\x18\xb4\x01 \x03(\x03\"1\n\x10ListRunsResponse\x12\x1d\n\x04runs\x18\x01 \x03(\x0b\x32\x0f.farstep.v1.Run\"\xce\x01\n\x0e\x46orwardRequest\x12\x1f\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x11.farstep.v1.Datum\x12\x0f\n\x07loss_fn\x18\x02 \x01(\t\x12\x44\n\x0eloss_fn_config\x18\x03 \x03(\x0b\x32,.farstep.v1.ForwardRequest.LossFnConfigEntry\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x1a\x33\n\x11LossFnConfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x85\x01\n\x0b\x44\x61tumOutput\x12\x33\n\x06\x66ields\x18\x01 \x03(\x0b\x32#.farstep.v1.DatumOutput.FieldsEntry\x1a\x41\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.farstep.v1.Tensor:\x02\x38\x01\"\xc8\x01\n\x15\x46orwardBackwardOutput\x12\x0c\n\x04loss\x18\x01 \x01(\x01\x12?\n\x07metrics\x18\x02 \x03(\x0b\x32..farstep.v1.ForwardBackwardOutput.MetricsEntry\x12\x30\n\x0floss_fn_outputs\x18\x03 \x03(\x0b\x32\x17.farstep.v1.DatumOutput\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x82\x01\n\x10OptimStepRequest\x12\x15\n\rlearning_rate\x18\x01 \x01(\x01\x12\r\n\x05\x62\x65ta1\x18\x02 \x01(\x01\x12\r\n\x05\x62\x65ta2\x18\x03 \x01(\x01\x12\x0b\n\x03\x65ps\x18\x04 \x01(\x01\x12\x14\n\x0cweight_decay\x18\x05 \x01(\x01\x12\x16\n\x0egrad_clip_norm\x18\x06 \x01(\x01\"\x80\x01\n\x11OptimStepResponse\x12;\n\x07metrics\x18\x01 \x03(\x0b\x32*.farstep.v1.OptimStepResponse.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xcc\x01\n\x10SaveStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12<\n\x08metadata\x18\x02 \x03(\x0b\x32*.farstep.v1.SaveStateRequest.MetadataEntry\x12\x18\n\x0bttl_seconds\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\toverwrite\x18\x04 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_ttl_seconds\"E\n\x14ImportAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x02 \x01(\x0c\x12\x0f\n\x07tensors\x18\x03 \x01(\x0c\"\xc9\x01\n\x0ePublishRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x0bttl_seconds\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12;\n\x08metadata\x18\xc8\x01 \x03(\x0b\x32(.farstep.v1.PublishRequest.MetadataEntry\x12\x11\n\x08\x65xternal\x18\xc9\x01 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_ttl_seconds\"S\n\x13SaveWeightsResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x1b\n\x0epolicy_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_policy_version\"3\n\x10LoadStateRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\toptimizer\x18\x02 \x01(\x08\"1\n\x13LoadWeightsResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\"!\n\x0cResetRequest\x12\x11\n\tlora_rank\x18\x01 \x01(\x05\"\r\n\x0bSkipRequest\"\xa4\x02\n\x0eOperationTrace\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x08\x12\x14\n\x0csubmitted_at\x18\x04 \x01(\x01\x12\x10\n\x08queued_s\x18\x05 \x01(\x01\x12\x39\n\x08phases_s\x18\x06 \x03(\x0b\x32\'.farstep.v1.OperationTrace.PhasesSEntry\x12\x0f\n\x07total_s\x18\x07 \x01(\x01\x12\x12\n\nnum_tokens\x18\x08 \x01(\x03\x12\x12\n\nfused_with\x18\x1e \x03(\t\x12\x12\n\ncomputed_s\x18( \x01(\x01\x1a.\n\x0cPhasesSEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"?\n\rTraceResponse\x12.\n\noperations\x18\x01 \x03(\x0b\x32\x1a.farstep.v1.OperationTrace\"}\n\x0ePolicyVersions\x12:\n\x08versions\x18\x01 \x03(\x0b\x32(.farstep.v1.PolicyVersions.VersionsEntry\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x8e\x02\n\nServerInfo\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x13\n\x0bmax_seq_len\x18\x04 \x01(\x05\x12\x12\n\nvocab_size\x18\x05 \x01(\x05\x12\x19\n\x11max_request_bytes\x18\x06 \x01(\x03\x12\x10\n\x08loss_fns\x18\x07 \x03(\t\x12\x13\n\x0binstance_id\x18\x08 \x01(\t\x12\x0c\n\x04\x66\x65\x65\x64\x18\t \x01(\t\x12\x0e\n\x06\x65ngine\x18\n \x01(\t\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\r\n\x05\x64type\x18\x0c \x01(\t\x12\x0f\n\x06idle_s\x18\x8c\x01 \x01(\x01\x12\x14\n\x0bnum_pending\x18\x8d\x01 \x01(\x03\"\x84\x01\n\x0eTokenizerFiles\x12\x34\n\x05\x66iles\x18\x01 \x03(\x0b\x32%.farstep.v1.TokenizerFiles.FilesEntry\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPTIMSTEPRESPONSE_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_SAVESTATEREQUEST_METADATAENTRY']._loaded_options = None
   _globals['_SAVESTATEREQUEST_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_PUBLISHREQUEST_METADATAENTRY']._loaded_options = None
+  _globals['_PUBLISHREQUEST_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_OPERATIONTRACE_PHASESSENTRY']._loaded_options = None
   _globals['_OPERATIONTRACE_PHASESSENTRY']._serialized_options = b'8\001'
   _globals['_POLICYVERSIONS_VERSIONSENTRY']._loaded_options = None
@@ -78,32 +80,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAVESTATEREQUEST_METADATAENTRY']._serialized_end=1524
   _globals['_IMPORTADAPTERREQUEST']._serialized_start=1542
   _globals['_IMPORTADAPTERREQUEST']._serialized_end=1611
-  _globals['_PUBLISHREQUEST']._serialized_start=1613
-  _globals['_PUBLISHREQUEST']._serialized_end=1685
-  _globals['_SAVEWEIGHTSRESPONSE']._serialized_start=1687
-  _globals['_SAVEWEIGHTSRESPONSE']._serialized_end=1770
-  _globals['_LOADSTATEREQUEST']._serialized_start=1772
-  _globals['_LOADSTATEREQUEST']._serialized_end=1823
-  _globals['_LOADWEIGHTSRESPONSE']._serialized_start=1825
-  _globals['_LOADWEIGHTSRESPONSE']._serialized_end=1874
-  _globals['_RESETREQUEST']._serialized_start=1876
-  _globals['_RESETREQUEST']._serialized_end=1909
-  _globals['_SKIPREQUEST']._serialized_start=1911
-  _globals['_SKIPREQUEST']._serialized_end=1924
-  _globals['_OPERATIONTRACE']._serialized_start=1927
-  _globals['_OPERATIONTRACE']._serialized_end=2219
-  _globals['_OPERATIONTRACE_PHASESSENTRY']._serialized_start=2173
-  _globals['_OPERATIONTRACE_PHASESSENTRY']._serialized_end=2219
-  _globals['_TRACERESPONSE']._serialized_start=2221
-  _globals['_TRACERESPONSE']._serialized_end=2284
-  _globals['_POLICYVERSIONS']._serialized_start=2286
-  _globals['_POLICYVERSIONS']._serialized_end=2411
-  _globals['_POLICYVERSIONS_VERSIONSENTRY']._serialized_start=2364
-  _globals['_POLICYVERSIONS_VERSIONSENTRY']._serialized_end=2411
-  _globals['_SERVERINFO']._serialized_start=2414
-  _globals['_SERVERINFO']._serialized_end=2684
-  _globals['_TOKENIZERFILES']._serialized_start=2687
-  _globals['_TOKENIZERFILES']._serialized_end=2819
-  _globals['_TOKENIZERFILES_FILESENTRY']._serialized_start=2775
-  _globals['_TOKENIZERFILES_FILESENTRY']._serialized_end=2819
+  _globals['_PUBLISHREQUEST']._serialized_start=1614
+  _globals['_PUBLISHREQUEST']._serialized_end=1815
+  _globals['_PUBLISHREQUEST_METADATAENTRY']._serialized_start=1477
+  _globals['_PUBLISHREQUEST_METADATAENTRY']._serialized_end=1524
+  _globals['_SAVEWEIGHTSRESPONSE']._serialized_start=1817
+  _globals['_SAVEWEIGHTSRESPONSE']._serialized_end=1900
+  _globals['_LOADSTATEREQUEST']._serialized_start=1902
+  _globals['_LOADSTATEREQUEST']._serialized_end=1953
+  _globals['_LOADWEIGHTSRESPONSE']._serialized_start=1955
+  _globals['_LOADWEIGHTSRESPONSE']._serialized_end=2004
+  _globals['_RESETREQUEST']._serialized_start=2006
+  _globals['_RESETREQUEST']._serialized_end=2039
+  _globals['_SKIPREQUEST']._serialized_start=2041
+  _globals['_SKIPREQUEST']._serialized_end=2054
+  _globals['_OPERATIONTRACE']._serialized_start=2057
+  _globals['_OPERATIONTRACE']._serialized_end=2349
+  _globals['_OPERATIONTRACE_PHASESSENTRY']._serialized_start=2303
+  _globals['_OPERATIONTRACE_PHASESSENTRY']._serialized_end=2349
+  _globals['_TRACERESPONSE']._serialized_start=2351
+  _globals['_TRACERESPONSE']._serialized_end=2414
+  _globals['_POLICYVERSIONS']._serialized_start=2416
+  _globals['_POLICYVERSIONS']._serialized_end=2541
+  _globals['_POLICYVERSIONS_VERSIONSENTRY']._serialized_start=2494
+  _globals['_POLICYVERSIONS_VERSIONSENTRY']._serialized_end=2541
+  _globals['_SERVERINFO']._serialized_start=2544
+  _globals['_SERVERINFO']._serialized_end=2814
+  _globals['_TOKENIZERFILES']._serialized_start=2817
+  _globals['_TOKENIZERFILES']._serialized_end=2949
+  _globals['_TOKENIZERFILES_FILESENTRY']._serialized_start=2905
+  _globals['_TOKENIZERFILES_FILESENTRY']._serialized_end=2949
 # @@protoc_insertion_point(module_scope)

@@ -162,12 +162,23 @@ class ImportAdapterRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., config: _Optional[bytes] = ..., tensors: _Optional[bytes] = ...) -> None: ...
 
 class PublishRequest(_message.Message):
-    __slots__ = ("name", "ttl_seconds")
+    __slots__ = ("name", "ttl_seconds", "metadata", "external")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     TTL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    EXTERNAL_FIELD_NUMBER: _ClassVar[int]
     name: str
     ttl_seconds: int
-    def __init__(self, name: _Optional[str] = ..., ttl_seconds: _Optional[int] = ...) -> None: ...
+    metadata: _containers.ScalarMap[str, str]
+    external: bool
+    def __init__(self, name: _Optional[str] = ..., ttl_seconds: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., external: bool = ...) -> None: ...
 
 class SaveWeightsResponse(_message.Message):
     __slots__ = ("path", "policy_version")
