@@ -13,6 +13,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -79,6 +80,7 @@ class Channel:
         self._held: list[str] = []
         self._acks: list[str] = []
         self._wanted = asyncio.Event()
+        self._submitted = asyncio.Event()
         self._must_check = False
         self._is_released = False
 
@@ -95,6 +97,7 @@ class Channel:
         if not is_known:
             self._waited.setdefault(operation_id, asyncio.Event())
             self._wanted.set()
+            self._submitted.set()
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
@@ -171,7 +174,9 @@ class Channel:
                 if not self._acks and not self._held:
                     self._wanted.clear()
                     continue
-                await asyncio.sleep(_ACK_DELAY_S)  # a submission may soon make a poll worth its while
+                self._submitted.clear()
+                with suppress(TimeoutError):  # a submission may soon make a poll worth its while
+                    await asyncio.wait_for(self._submitted.wait(), _ACK_DELAY_S)
             try:
                 await self._poll()
             except (NotNow, Relayed) as error:
@@ -207,6 +212,7 @@ class Channel:
         self._waited.setdefault(operation_id, asyncio.Event())
         self._accepted.add(operation_id)
         self._wanted.set()
+        self._submitted.set()
         return None
 
     async def _poll(self) -> None:

@@ -13,6 +13,7 @@ from farstep_infra.control.db import Database
 from farstep_infra.gateway.channels import Channels
 from farstep_infra.gateway.models import Models
 from farstep_infra.gateway.refusals import Refusals
+from farstep_infra.gateway.samplers import Samplers
 from farstep_infra.gateway.sampling_sessions import SamplingSessions
 from farstep_infra.gateway.seqs import RunSeqs
 from farstep_infra.gateway.whereabouts import Whereabouts
@@ -30,6 +31,7 @@ class Gateway:
     seqs: RunSeqs
     refusals: Refusals
     sampling_sessions: SamplingSessions
+    samplers: Samplers
 
 
 @asynccontextmanager
@@ -37,7 +39,17 @@ async def opened(control: Control, db: Database, *, api_key: str) -> AsyncIterat
     async with Channels(api_key) as channels:
         whereabouts, refusals, seqs = Whereabouts(control), Refusals(), RunSeqs(db)
         models = Models(control, db, channels, whereabouts, refusals)
-        yield Gateway(control, db, channels, whereabouts, models, seqs, refusals, SamplingSessions(db))
+        yield Gateway(
+            control,
+            db,
+            channels,
+            whereabouts,
+            models,
+            seqs,
+            refusals,
+            SamplingSessions(db),
+            Samplers(control, whereabouts),
+        )
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -1,4 +1,4 @@
-"""What a Tinker client asks to have sampled, as our own sample request: pure, and checked as far as our wire is narrower.
+"""What a Tinker client asks to have sampled, as our own sample request: pure, and checked where our wire is narrower.
 
 What a request means and ours does not is said here: a list of stops replaces the model's own end, an empty one leaves
 nothing that ends a sequence; seeds have no sign. Everything else is the sampler's to judge, under the same names.
@@ -18,6 +18,14 @@ from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import sampling_pb2 as pb
 
 _MAX_SEED = (1 << 64) - 1
+_NAMES = {
+    "params": "sampling_params",
+    "topk_logprobs": "topk_sample_logprobs",
+    "include_prompt_logprobs": "prompt_logprobs",
+    "target_prompt_logprobs.token_ids": "target_prompt_logprobs.data",
+    "target_prompt_logprobs.crow_indices": "target_prompt_logprobs.sparse_crow_indices",
+    "target_prompt_logprobs.col_indices": "target_prompt_logprobs.sparse_col_indices",
+}
 
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -71,6 +79,14 @@ class Sample(Body):
     target_prompt_logprobs: Tensor | None = None
     prompt_alt_tokens_k: Int32 = 0
     prompt_logprobs_last_n: Int32 | None = None
+
+
+def named_here(field: str | None) -> str | None:
+    """A field of our request by the name that it has on this wire."""
+    if field is None:
+        return None
+    head, dot, rest = field.partition(".")
+    return _NAMES.get(field) or _NAMES.get(head, head) + dot + rest
 
 
 def to_sample_request(body: Mapping[str, Any]) -> pb.SampleRequest:

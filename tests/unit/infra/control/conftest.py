@@ -29,6 +29,7 @@ from farstep_infra.control.runs import Runs
 from farstep_infra.control.samplers import FreshSamplers
 from farstep_infra.control.servers import Site
 from farstep_infra.control.sessions import Sessions
+from farstep_infra.control.shared_samplers import SharedSamplers
 from farstep_infra.control.tables import Base
 from farstep_infra.control.trainers import Trainers
 from farstep_infra.control.usage import UsageLedger
@@ -149,6 +150,7 @@ def parts(db: Database, launcher: NoMachine, store: CheckpointStore, provisionin
         "fleet": fleet,
         "runs": Runs(db, fleet, stacks, provisioning),
         "samplers": FreshSamplers(db, fleet, residency, provisioning, store),
+        "shared_samplers": SharedSamplers(fleet, residency, provisioning),
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from farstep_infra.gateway.sample_requests import to_sample_request
+from farstep_infra.gateway.sample_requests import named_here, to_sample_request
 from farstep_proto.errors import InvalidInput
 from farstep_proto.tensors import model_input_ids
 from farstep_proto.v1 import sampling_pb2 as pb
@@ -134,3 +134,15 @@ def test_mistakes_name_their_field(changes: dict[str, Any], field: str) -> None:
     error = refusal(**changes)
     assert (error.field or "").startswith(field)
     assert error.message
+
+
+def test_fields_have_this_wires_names() -> None:
+    told = [
+        ("params.temperature", "sampling_params.temperature"),
+        ("topk_logprobs", "topk_sample_logprobs"),
+        ("prompt.chunks[0]", "prompt.chunks[0]"),
+        ("target_prompt_logprobs.token_ids", "target_prompt_logprobs.data"),
+        ("target_prompt_logprobs", "target_prompt_logprobs"),
+        (None, None),
+    ]
+    assert [named_here(ours) for ours, _ in told] == [theirs for _, theirs in told]
