@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from farstep_infra.gateway import custom_loss, models, sampling, training
+from farstep_infra.gateway import losses, models, sampling, training
 from farstep_infra.gateway.bodies import Body, answer, media, read_json
 from farstep_infra.gateway.failures import PREFIX, ErrorBody
 from farstep_infra.gateway.gateway import Gateway, gateway_of
@@ -110,7 +110,7 @@ async def result_of(gateway: Gateway, request_id: str, *, caller: Caller, wait_s
             return await training.result_of(gateway, wanted, caller=caller, wait_s=wait_s)
         case "sample":
             return await sampling.result_of(gateway, wanted, caller=caller, wait_s=wait_s)
-    return await custom_loss.result_of(gateway, wanted, caller=caller)
+    return await losses.result_of(gateway, wanted, caller=caller)
 
 
 async def _as_protobuf(message: Message, on_told: Callable[[], None], *, may_announce: bool) -> Response:

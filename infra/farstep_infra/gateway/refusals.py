@@ -23,5 +23,10 @@ class Refusals:
         while len(self._kept) > self._max_kept:
             self._kept.popitem(last=False)
 
+    def told(self, request_id: str) -> Failure:
+        """What is said of a submission that was refused, also where its reason has been forgotten."""
+        text = "this submission was refused, and the server has forgotten why: submit it again to be told"
+        return self._kept.get(request_id) or Failure(error=text, category="user")
+
     def find(self, request_id: str) -> Failure | None:
         return self._kept.get(request_id)

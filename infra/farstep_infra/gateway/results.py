@@ -11,6 +11,13 @@ from farstep_infra.gateway.bodies import Body
 from farstep_infra.gateway.failures import Failure
 
 
+class Promised(Body):
+    """The answer to a submission."""
+
+    request_id: str
+    model_id: str | None = None
+
+
 def _nothing() -> None:
     """Nobody needs to know."""
 

@@ -92,8 +92,8 @@ async def _join(request: Request) -> Response:
 
 @describe("Look at a sampling session", gives=media(SamplerRecord), error=media(ErrorBody))
 async def _get(request: Request) -> Response:
-    sampler_id = request.path_params["sampler_id"]
-    row = await gateway_of(request).sampling_sessions.get(sampler_id, caller=caller_of(request))
+    sampling_session_id = request.path_params["sampling_session_id"]
+    row = await gateway_of(request).sampling_sessions.get(sampling_session_id, caller=caller_of(request))
     return answer(
         SamplerRecord(sampler_id=row.sampling_session_id, base_model=row.base_model, model_path=_tinker_path(row))
     )
@@ -143,5 +143,5 @@ def _tinker_path(row: SamplingSessionRow) -> str | None:
 ROUTES = [
     Route(f"{PREFIX}create_sampling_session", _create, methods=["POST"]),
     Route(f"{PREFIX}join_sampling_session", _join, methods=["POST"]),
-    Route(f"{PREFIX}samplers/{{sampler_id}}", _get, methods=["GET"]),
+    Route(f"{PREFIX}samplers/{{sampling_session_id}}", _get, methods=["GET"]),
 ]

@@ -138,7 +138,7 @@ def test_publish_and_sample_through_the_gate(client: farstep.TrainingClient, sam
 def test_a_policy_that_no_sampler_serves(
     client: farstep.TrainingClient, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farstep._freshness.SERVED_WITHIN_S", 0.3)
+    monkeypatch.setattr("farstep.training.SERVED_WITHIN_S", 0.3)
     trainer.publish_to = None
     with pytest.raises(RuntimeError, match=r"version 1 of .* is published") as caught:
         client.save_weights_and_get_sampling_client()

@@ -24,6 +24,7 @@ NEVER = {
     "session_id": "session-0000000000000000",
     "run_id": "run-0000000000000000",
     "sampler_id": "sampler-0000000000000000",
+    "sampling_session_id": "session-0000000000000000:sample:0",
     "key_id": "key-0000000000000000",
     "project": "gamma",
     "name": "nothing",
@@ -44,6 +45,8 @@ async def owned(here):
     session_id = (await beta.call("POST", "/v1/sessions", {}))["session_id"]
     run_id = (await beta.call("POST", f"/v1/sessions/{session_id}/runs", RUN))["run_id"]
     sampler = await beta.call("POST", f"/v1/sessions/{session_id}/samplers", {"base_model": "fake/one"})
+    samplings = {"session_id": session_id, "sampling_session_seq_id": 0, "base_model": "fake/one"}
+    sampling_session = await beta.call("POST", "/api/v1/create_sampling_session", samplings)
     path = CheckpointPath(run_id, "sampler_weights", "ours")
     here.store.write(path, {"adapter": b"weights"}, {"base_model": "fake/one"})
     usage = control_pb2.Usage(project="beta", run_id=run_id, num_samples=1)
@@ -52,6 +55,7 @@ async def owned(here):
         "session_id": session_id,
         "run_id": run_id,
         "sampler_id": sampler["sampler_id"],
+        "sampling_session_id": sampling_session["sampling_session_id"],
         "key_id": key["key_id"],
         "project": "beta",
         "name": "ours",
