@@ -142,16 +142,15 @@ async def _hand_over(gateway: Gateway, row: SamplingSessionRow, wanted: RequestI
     request.run_id, request.model_path = row.run_id, row.model_path
     request.client_id, request.gate_wait_s = row.session_id, GATE_WAIT_S
     request.in_flight = "switch" if row.kind == "inflight" else ""
-    submission = Submission(
-        str(wanted),
-        f"{paths.SAMPLES}?key={wanted}",
-        [request.SerializeToString()],
-        row.project,
-        headers=_gate(row),
-    )
     try:
         url = await gateway.samplers.url_of(row)
-        await gateway.channels.of(url).submit(submission, within_s=0)
+        try:
+            await gateway.channels.of(url).submit(_submission(row, wanted, request), within_s=0)
+        except Relayed as error:
+            if not _is_scored_alone(request, error):
+                raise
+            request.params.max_tokens = 0
+            await gateway.channels.of(url).submit(_submission(row, wanted, request), within_s=0)
     except NotNow as error:
         await gateway.samplers.wake(row)
         raise TooManyRequests(error.message, retry_after_s=_RETRY_AFTER_S) from error
@@ -161,6 +160,16 @@ async def _hand_over(gateway: Gateway, row: SamplingSessionRow, wanted: RequestI
         if error.status == Conflict.status:
             raise InvalidInput(f"another sample has the number {wanted.seq}", field="seq_id") from error
         gateway.refusals.note(str(wanted), Failure(error=_told(error), category=category_of(error.status)))
+
+
+def _submission(row: SamplingSessionRow, wanted: RequestId, request: pb.SampleRequest) -> Submission:
+    path = f"{paths.SAMPLES}?key={wanted}"
+    return Submission(str(wanted), path, [request.SerializeToString()], row.project, headers=_gate(row))
+
+
+def _is_scored_alone(request: pb.SampleRequest, error: ApiError) -> bool:
+    """Whether a prompt fills the context, and the one token that the SDK wants beside its scores is for nothing."""
+    return error.field == "params.max_tokens" and request.params.max_tokens == 1 and request.include_prompt_logprobs
 
 
 def _gate(row: SamplingSessionRow) -> dict[str, str]:

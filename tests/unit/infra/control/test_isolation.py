@@ -125,10 +125,24 @@ async def test_no_body_reaches_what_the_other_has(here, alpha, owned):
         return "bt://loops:{run_id}/{kind}/{name}".format(**ids)
 
     await here.call("POST", path, {"model_path": checkpoint(owned)})  # an operator may
+    sampling = {"sampling_session_seq_id": 0}
+    sample = {"seq_id": 1, "prompt": {"chunks": [{"tokens": [1]}]}, "sampling_params": {}}
     for place, body in (
         ("/v1/sessions", lambda ids: {"reuse_from_session_id": ids["session_id"]}),
         ("/v1/sessions", lambda ids: {"project": ids["project"]}),
         (path, lambda ids: {"model_path": checkpoint(ids)}),
+        (
+            "/api/v1/create_sampling_session",
+            lambda ids: {"session_id": ids["session_id"], "base_model": "fake/one", **sampling},
+        ),
+        (
+            "/api/v1/create_sampling_session",
+            lambda ids: {"session_id": session_id, "model_path": checkpoint(ids), **sampling},
+        ),
+        ("/api/v1/join_sampling_session", lambda ids: {"sampling_session_id": ids["sampling_session_id"]}),
+        ("/api/v1/asample", lambda ids: {"sampling_session_id": ids["sampling_session_id"], **sample}),
+        ("/api/v1/retrieve_future", lambda ids: {"request_id": ids["sampling_session_id"] + ":1"}),
+        ("/api/v1/cancel_future", lambda ids: {"request_id": ids["sampling_session_id"] + ":1"}),
     ):
         theirs, never = [await alpha.send("POST", place, body(ids)) for ids in (owned, NEVER)]
         assert theirs.status_code == never.status_code == 404, theirs.text
