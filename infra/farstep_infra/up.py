@@ -160,7 +160,7 @@ class _Up:
             usage = UsageLedger(db)
             collector = UsageCollector(client, usage, lambda: fleet.workers())
             site = self._site(environment, client, before_stop=collector.collect)
-            fleet = Fleet(site, Placements(db, host=self._settings.host))
+            fleet = Fleet(site, Placements(db, host=self._settings.host), self._settings.served)
             parts.push_async_callback(fleet.close)
             parts.push_async_callback(self._provisioning.close)
             uses = Uses(db)
@@ -213,6 +213,7 @@ class _Up:
             journals=settings.journals,
             weight_sync_uri=settings.weight_sync_uri,
             front_flags=settings.front_flags,
+            names_of=settings.served.names_of,
         )
         return Site(
             LocalLauncher(self._home.logs, host=settings.host), commands, environment, client, before_stop=before_stop
@@ -226,7 +227,7 @@ class _Up:
         for stack in fleet.stacks:
             if not stack.spec.is_shared and stack.spec.stack_id not in known:
                 await fleet.remove(stack)  # whoever it was for came to nothing
-        default = await fleet.default(self._settings.model, num_trainers=self._settings.trainer_replicas)
+        default = await fleet.default(self._settings.served.default, num_trainers=self._settings.trainer_replicas)
         default.is_pinned = True
         self._provisioning.start("default-model", self._start_default_model(default, residency))
         await control.runs.restore()
@@ -244,7 +245,7 @@ class _Up:
             await residency.wake(stack, num_samplers=self._settings.replicas)
         except Exception as error:
             is_ours = not isinstance(error, LaunchFailed)
-            log.error("%s cannot be served: %s", self._settings.model, error, exc_info=is_ours)
+            log.error("%s cannot be served: %s", self._settings.served.default, error, exc_info=is_ours)
             os.kill(os.getpid(), signal.SIGTERM)
             return
         self.exit_code = 0

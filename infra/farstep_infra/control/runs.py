@@ -79,6 +79,7 @@ class Runs:
             QuotaExceeded: the project has as many as it may have.
             TooManyRequests: so many base models are loaded, and all of them are in use.
         """
+        self._fleet.served.check(request.base_model)
         requests.check_run(request)
         self._machine.check_trainer_replicas(request.replicas, device=self._fleet.device)
         await self._stacks.check_room(request)

@@ -106,7 +106,7 @@ class ProvisionRunRequest(_message.Message):
     def __init__(self, base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., replicas: _Optional[int] = ..., with_sampler: bool = ..., sampler_replicas: _Optional[int] = ..., name: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ProvisionedRun(_message.Message):
-    __slots__ = ("run_id", "session_id", "state", "message", "base_model", "lora", "seed", "max_seq_len", "trainer_url", "sampler_url", "name", "user_metadata", "created_at", "project")
+    __slots__ = ("run_id", "session_id", "state", "message", "base_model", "lora", "seed", "max_seq_len", "trainer_url", "sampler_url", "name", "user_metadata", "created_at", "project", "model")
     class UserMetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +128,7 @@ class ProvisionedRun(_message.Message):
     USER_METADATA_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     PROJECT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     session_id: str
     state: str
@@ -142,7 +143,8 @@ class ProvisionedRun(_message.Message):
     user_metadata: _containers.ScalarMap[str, str]
     created_at: float
     project: str
-    def __init__(self, run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., trainer_url: _Optional[str] = ..., sampler_url: _Optional[str] = ..., name: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., project: _Optional[str] = ...) -> None: ...
+    model: str
+    def __init__(self, run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., trainer_url: _Optional[str] = ..., sampler_url: _Optional[str] = ..., name: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., project: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class ListProvisionedRunsResponse(_message.Message):
     __slots__ = ("runs", "next_page")

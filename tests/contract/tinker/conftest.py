@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.sdk_matrix.programs import SERVED_NAMES
 from tests.support.processes import KEY, Server
 
 os.environ.setdefault("TINKER_TELEMETRY", "0")  # before the SDK is imported, which reads it once
@@ -38,7 +39,7 @@ def tinker_home(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tinker_server(tinker_home):
     """A control plane with a trainer and a sampler on the embedded model."""
-    server = up(tinker_home)
+    server = up(tinker_home, *(f"--served-name={name}" for name in SERVED_NAMES))
     try:
         yield server
     finally:
