@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from farstep_proto.errors import InvalidInput
 
-Kind = Literal["weights", "sampler_weights"]
+Kind = Literal["weights", "sampler_weights", "external_weights"]  # the last is for people to download
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _RUN_ID = re.compile(r"[A-Za-z0-9_:.-]{1,128}\Z")
-_PATH = re.compile(r"(?:bt://loops:|tinker://)(?P<run>[^/]+)/(?P<kind>weights|sampler_weights)/(?P<name>[^/]+)\Z")
+_PATH = re.compile(
+    r"(?:bt://loops:|tinker://)(?P<run>[^/]+)/(?P<kind>(?:sampler_|external_)?weights)/(?P<name>[^/]+)\Z"
+)
+_KINDS: Mapping[str, Kind] = {kind: kind for kind in get_args(Kind)}
 
 
 def check_name(name: str, *, field: str = "name") -> str:
@@ -56,8 +60,9 @@ class CheckpointPath:
                 field=field,
                 hint="it looks like bt://loops:<run_id>/weights/<name> or …/sampler_weights/<name>",
             )
-        kind: Kind = "weights" if match["kind"] == "weights" else "sampler_weights"
-        return cls(check_run_id(match["run"], field=field), kind, check_name(match["name"], field=field))
+        return cls(
+            check_run_id(match["run"], field=field), _KINDS[match["kind"]], check_name(match["name"], field=field)
+        )
 
     def __str__(self) -> str:
         return f"bt://loops:{self.run_id}/{self.kind}/{self.name}"

@@ -40,7 +40,7 @@ _PATH_PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "run_id": _RUN_ID,
     "name": _NAME,
     "file": {**_NAME, "maxLength": 255},
-    "kind": {"type": "string", "enum": ["weights", "sampler_weights"]},
+    "kind": {"type": "string", "enum": ["weights", "sampler_weights", "external_weights"]},
 }
 _DEFAULT_PATH_PARAMETER = {"type": "string", "minLength": 1}
 _RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 0}}}

@@ -80,7 +80,6 @@ class Channel:
         self._held: list[str] = []
         self._acks: list[str] = []
         self._wanted = asyncio.Event()
-        self._submitted = asyncio.Event()
         self._must_check = False
         self._is_released = False
 
@@ -97,7 +96,6 @@ class Channel:
         if not is_known:
             self._waited.setdefault(operation_id, asyncio.Event())
             self._wanted.set()
-            self._submitted.set()
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
@@ -169,14 +167,7 @@ class Channel:
         """Collects outcomes until it is cancelled."""
         pause_s = _FIRST_PAUSE_S
         while True:
-            await self._wanted.wait()
-            if not self._waited:
-                if not self._acks and not self._held:
-                    self._wanted.clear()
-                    continue
-                self._submitted.clear()
-                with suppress(TimeoutError):  # a submission may soon make a poll worth its while
-                    await asyncio.wait_for(self._submitted.wait(), _ACK_DELAY_S)
+            await self._until_worthwhile()
             try:
                 await self._poll()
             except (NotNow, Relayed) as error:
@@ -186,6 +177,17 @@ class Channel:
                 pause_s = min(2 * pause_s, _LAST_PAUSE_S)
             else:
                 self.trouble, pause_s = "", _FIRST_PAUSE_S
+
+    async def _until_worthwhile(self) -> None:
+        """Until an outcome is to come, or it is time to tell what was fetched: a submission may soon take that along."""
+        while not self._waited and not self._acks and not self._held:
+            self._wanted.clear()
+            await self._wanted.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ACK_DELAY_S):
+                while not self._waited:
+                    self._wanted.clear()
+                    await self._wanted.wait()
 
     async def _submit_once(self, submission: Submission) -> None:
         headers = {**submission.headers, paths.CLIENT_ID: self._client_id}
@@ -212,7 +214,6 @@ class Channel:
         self._waited.setdefault(operation_id, asyncio.Event())
         self._accepted.add(operation_id)
         self._wanted.set()
-        self._submitted.set()
         return None
 
     async def _poll(self) -> None:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from farstep_infra.control.control import Control
 from farstep_infra.control.db import Database
 from farstep_infra.gateway.channels import Channels
-from farstep_infra.gateway.models import Models
+from farstep_infra.gateway.creations import Creations
 from farstep_infra.gateway.refusals import Refusals
 from farstep_infra.gateway.samplers import Samplers
 from farstep_infra.gateway.sampling_sessions import SamplingSessions
@@ -27,7 +27,7 @@ class Gateway:
     db: Database
     channels: Channels
     whereabouts: Whereabouts
-    models: Models
+    creations: Creations
     seqs: RunSeqs
     refusals: Refusals
     sampling_sessions: SamplingSessions
@@ -37,19 +37,22 @@ class Gateway:
 @asynccontextmanager
 async def opened(control: Control, db: Database, *, api_key: str) -> AsyncIterator[Gateway]:
     async with Channels(api_key) as channels:
-        whereabouts, refusals, seqs = Whereabouts(control), Refusals(), RunSeqs(db)
-        models = Models(control, db, channels, whereabouts, refusals)
-        yield Gateway(
-            control,
-            db,
-            channels,
-            whereabouts,
-            models,
-            seqs,
-            refusals,
-            SamplingSessions(db),
-            Samplers(control, whereabouts),
-        )
+        whereabouts, seqs = Whereabouts(control), RunSeqs(db)
+        creations = Creations(control, db, channels, whereabouts, seqs)
+        try:
+            yield Gateway(
+                control,
+                db,
+                channels,
+                whereabouts,
+                creations,
+                seqs,
+                Refusals(),
+                SamplingSessions(db),
+                Samplers(control, whereabouts),
+            )
+        finally:
+            await creations.close()
 
 
 def gateway_of(request: Request) -> Gateway:
