@@ -22,6 +22,7 @@ from farstep_infra.gateway.bodies import Body, answer, media, refused
 from farstep_infra.gateway.channel import Submission
 from farstep_infra.gateway.failures import PREFIX, ErrorBody, Failure, category_of, failure_of, text_of
 from farstep_infra.gateway.gateway import Gateway, gateway_of
+from farstep_infra.gateway.operations import Gone
 from farstep_infra.gateway.request_ids import RequestId
 from farstep_infra.gateway.results import Done, Failed, Pending, Result
 from farstep_infra.gateway.sample_requests import Envelope, Sample, named_here, to_sample_request
@@ -96,7 +97,7 @@ async def result_of(gateway: Gateway, wanted: RequestId, *, caller: Caller, wait
     except ApiError as error:
         return Failed(Failure(error=_told(error), category=category_of(error.status)))
     if outcome is None:
-        return Pending()
+        return Pending("paused_capacity", channel.trouble) if channel.trouble else Pending()
     fetched = partial(channel.fetched, str(wanted))
     if outcome.WhichOneof("outcome") == "sample":
         return Done(to_tinker(outcome.sample), fetched)
@@ -178,13 +179,6 @@ def _gate(row: SamplingSessionRow) -> dict[str, str]:
         return {}
     is_moving = row.kind == "inflight"
     return {paths.MIN_POLICY_VERSION if is_moving else paths.EXACT_POLICY_VERSION: str(row.policy_version)}
-
-
-class Gone(ApiError):
-    """What was promised will not come; the SDK asks for it anew."""
-
-    status = 410
-    error_class = "GoneError"
 
 
 def _gone(wanted: RequestId, why: str) -> Gone:

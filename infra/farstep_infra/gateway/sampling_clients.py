@@ -12,11 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from farstep_infra.control.requests import check_base_model
-from farstep_infra.control.tables import SamplingSessionRow
 from farstep_infra.gateway.bodies import Body, answer, media, read_json
 from farstep_infra.gateway.failures import PREFIX, ErrorBody
 from farstep_infra.gateway.gateway import Gateway, gateway_of
+from farstep_infra.gateway.tinker_paths import tinker_path
 from farstep_proto.errors import InvalidInput, NotFound
 from farstep_proto.names import CheckpointPath
 from farstep_serving.descriptions import describe
@@ -65,8 +64,9 @@ async def _create(request: Request) -> Response:
     path = _path(asked)
     base_model = asked.base_model or ""
     if path is not None:
-        base_model = await _base_model(gateway, path, asked.base_model, caller=caller)
-    check_base_model(base_model)
+        base_model = await _base_model(gateway, path, base_model, caller=caller)
+    else:
+        gateway.control.fleet.served.check_served(base_model)
     row = await gateway.sampling_sessions.enter(
         asked.session_id,
         asked.sampling_session_seq_id,
@@ -95,7 +95,11 @@ async def _get(request: Request) -> Response:
     sampling_session_id = request.path_params["sampling_session_id"]
     row = await gateway_of(request).sampling_sessions.get(sampling_session_id, caller=caller_of(request))
     return answer(
-        SamplerRecord(sampler_id=row.sampling_session_id, base_model=row.base_model, model_path=_tinker_path(row))
+        SamplerRecord(
+            sampler_id=row.sampling_session_id,
+            base_model=row.base_model,
+            model_path=tinker_path(row.model_path) if row.model_path else None,
+        )
     )
 
 
@@ -115,29 +119,23 @@ def _path(asked: CreateSamplingSession) -> CheckpointPath | None:
     return path
 
 
-async def _base_model(gateway: Gateway, path: CheckpointPath, wanted: str | None, *, caller: Caller) -> str:
-    """Of a checkpoint that the caller may see.
+async def _base_model(gateway: Gateway, path: CheckpointPath, wanted: str, *, caller: Caller) -> str:
+    """Of a checkpoint that the caller may see, by the name that was asked for or that programs know.
 
     Raises:
         NotFound: there is none.
         InvalidInput: it is of another model than `wanted`.
     """
-    control = gateway.control
+    control, served = gateway.control, gateway.control.fleet.served
     owns_unmarked = not caller.is_operator and await control.runs.exists(path.run_id, caller=caller)
     try:
         checkpoint = await control.checkpoints.seen_by(caller, owns_unmarked=owns_unmarked).get(path)
     except NotFound as error:
         raise NotFound(error.message, field="model_path") from error
-    if wanted and wanted != checkpoint.base_model:
+    if wanted and served.resolve(wanted) != served.resolve(checkpoint.base_model):
         raise InvalidInput(f"the checkpoint is of {checkpoint.base_model!r}, not of {wanted!r}", field="base_model")
-    return checkpoint.base_model
-
-
-def _tinker_path(row: SamplingSessionRow) -> str | None:
-    if not row.model_path:
-        return None
-    path = CheckpointPath.parse(row.model_path)
-    return f"tinker://{path.run_id}/{path.kind}/{path.name}"
+    served.check(checkpoint.base_model)
+    return wanted or served.name_for(checkpoint.base_model)
 
 
 ROUTES = [
