@@ -67,15 +67,15 @@ async def _create(request: Request) -> Response:
         base_model = await _base_model(gateway, path, base_model, caller=caller)
     else:
         gateway.control.fleet.served.check_served(base_model)
-    row = await gateway.sampling_sessions.enter(
+    sampling_session_id = await gateway.sampling_sessions.enter(
         asked.session_id,
         asked.sampling_session_seq_id,
         project=session.project,
         base_model=base_model,
         model_path="" if path is None else str(path),
     )
-    await gateway.samplers.begin(row)
-    return answer(CreatedSamplingSession(sampling_session_id=row.sampling_session_id))
+    await gateway.samplers.begin(await gateway.sampling_sessions.get(sampling_session_id, caller=caller))
+    return answer(CreatedSamplingSession(sampling_session_id=sampling_session_id))
 
 
 @describe(

@@ -15,7 +15,7 @@ from farstep_infra.control.db import Database, insert_new
 from farstep_infra.control.scope import find
 from farstep_infra.control.tables import SamplingSessionRow
 from farstep_proto.errors import NotFound
-from farstep_serving.keys import OPERATOR, Caller
+from farstep_serving.keys import Caller
 
 _MAX_KNOWN = 10_000
 
@@ -36,8 +36,8 @@ class SamplingSessions:
         run_id: str = "",
         policy_version: int | None = None,
         kind: str = "snapshot",
-    ) -> SamplingSessionRow:
-        """A session's sampling session of that number; entered again, it stays as it was."""
+    ) -> str:
+        """The id of a session's sampling session of that number; entered again, it stays as it was."""
         sampling_session_id = sampling_session_id_of(session_id, number)
         async with self._db.transaction() as db:
             await insert_new(
@@ -53,7 +53,7 @@ class SamplingSessions:
                 kind=kind,
                 created_at=time.time(),
             )
-        return await self.get(sampling_session_id, caller=OPERATOR)
+        return sampling_session_id
 
     async def get(self, sampling_session_id: str, *, caller: Caller) -> SamplingSessionRow:
         """Raises:
