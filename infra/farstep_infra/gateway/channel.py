@@ -179,7 +179,7 @@ class Channel:
                 self.trouble, pause_s = "", _FIRST_PAUSE_S
 
     async def _until_worthwhile(self) -> None:
-        """Until an outcome is to come, or it is time to tell what was fetched: a submission may soon take that along."""
+        """Until an outcome is to come, or it is time to say what was fetched: a submission may soon take that along."""
         while not self._waited and not self._acks and not self._held:
             self._wanted.clear()
             await self._wanted.wait()

@@ -15,6 +15,7 @@ from farstep_infra.gateway.models import LoadedWeights
 from farstep_infra.gateway.operations import Call, promise
 from farstep_infra.gateway.request_ids import RequestId
 from farstep_infra.gateway.results import Promised
+from farstep_infra.gateway.sampling_sessions import sampling_session_id_of
 from farstep_infra.gateway.sessions import metadata_of
 from farstep_infra.gateway.tinker_paths import tinker_path
 from farstep_proto.errors import InvalidInput
@@ -164,7 +165,7 @@ async def saved(gateway: Gateway, wanted: RequestId, operation: operations_pb2.O
 
 async def _sampling_session(gateway: Gateway, wanted: RequestId, policy_version: int) -> str:
     place = await gateway.whereabouts.run(wanted.owner, caller=OPERATOR)
-    return await gateway.sampling_sessions.enter(
+    await gateway.sampling_sessions.enter(
         wanted.session_id,
         wanted.number,
         project=place.project,
@@ -173,6 +174,7 @@ async def _sampling_session(gateway: Gateway, wanted: RequestId, policy_version:
         policy_version=policy_version,
         kind=wanted.sampling,
     )
+    return sampling_session_id_of(wanted.session_id, wanted.number)
 
 
 def _name(path: str | None) -> str:
