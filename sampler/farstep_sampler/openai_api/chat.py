@@ -170,7 +170,8 @@ async def _prompt(body: ChatBody, tokenizer: Tokenizer, *, with_tools: bool) -> 
         settings["continue_final_message"] = True
     if body.chat_template_kwargs:
         settings["chat_template_kwargs"] = body.chat_template_kwargs
-    return await tokenizer.render(messages, tools=tools, settings=settings)
+    prefix = tokenizer.checked(body.prefix_token_ids, field="prefix_token_ids") if body.prefix_token_ids else []
+    return await tokenizer.render(messages, tools=tools, settings=settings, prefix=prefix)
 
 
 def _max_tokens(body: ChatBody) -> int | None:
