@@ -121,6 +121,7 @@ class ChatBody(Common):
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
     prefix_token_ids: list[Int32] | None = None
+    max_context_len: Annotated[Int32, Field(ge=1)] | None = None
     modalities: list[Literal["text"]] | None = None
 
 
