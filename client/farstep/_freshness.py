@@ -88,9 +88,7 @@ class FreshSampling(OperationCalls):
             raise
         return client
 
-    def _publish(
-        self, name: str, ttl_seconds: int | None
-    ) -> Coroutine[Any, Any, Future[SaveWeightsResponse]]:
+    def _publish(self, name: str, ttl_seconds: int | None) -> Coroutine[Any, Any, Future[SaveWeightsResponse]]:
         raise NotImplementedError
 
     def _paired_sampler(self) -> Address:

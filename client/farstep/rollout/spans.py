@@ -9,6 +9,7 @@ Shapes: P tokens of a prompt, N of an answer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -108,9 +109,7 @@ class Spans:
         start = header_end - len(header)
         return start if start > 0 and here[start:header_end] == header and text.startswith(here[:start]) else 0
 
-    def _render(
-        self, messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None
-    ) -> str | None:
+    def _render(self, messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str | None:
         """The text of messages; None where the template refuses them, as some do with dialogues that end early."""
         try:
             text: str = self._tokenizer.apply_chat_template(
@@ -123,7 +122,9 @@ class Spans:
 
 def for_template(message: Message) -> dict[str, Any]:
     """A message of the API as chat templates take it: text as a string, a call's arguments as an object."""
-    plain = {key: value for key, value in message.items() if value is not None and key not in ("refusal", "annotations")}
+    plain = {
+        key: value for key, value in message.items() if value is not None and key not in ("refusal", "annotations")
+    }
     plain["content"] = text_of(message)
     if message.get("tool_calls"):
         plain["tool_calls"] = [_call_for_template(call) for call in message["tool_calls"]]
@@ -136,10 +137,8 @@ def _call_for_template(call: Mapping[str, Any]) -> dict[str, Any]:
     function = dict(call.get("function") or {})
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        try:
+        with contextlib.suppress(ValueError):
             function["arguments"] = json.loads(arguments or "{}")
-        except ValueError:
-            pass
     return {"id": call.get("id", ""), "type": "function", "function": function}
 
 

@@ -74,7 +74,18 @@ PUBLIC = [
     "WandbConfig",
 ]
 
-WITHOUT_TWIN = {"stream", "health", "ensure_ready", "get_tokenizer", "get_openai_endpoint", "get_info", "close", "aclose", "local", "run_id"}
+WITHOUT_TWIN = {
+    "stream",
+    "health",
+    "ensure_ready",
+    "get_tokenizer",
+    "get_openai_endpoint",
+    "get_info",
+    "close",
+    "aclose",
+    "local",
+    "run_id",
+}
 CLIENTS = [farstep.ServiceClient, farstep.ControlClient, farstep.TrainingClient, farstep.SamplingClient]
 
 OF_CONTROL = """

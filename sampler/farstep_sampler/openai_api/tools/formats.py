@@ -95,7 +95,7 @@ def _python_call(node: ast.expr) -> object:
     return {"name": ast.unparse(node.func), "arguments": arguments}
 
 
-# Each takes the tools' names, or, so that untyped arguments get their types, names with the schemas of their parameters.
+# Each takes the tools' names, with the schemas of their parameters where untyped arguments are to get their types.
 FORMATS: dict[str, Callable[[Collection[str]], ToolParser]] = {
     "gemma": gemma,
     "hermes": _hermes,

@@ -1,7 +1,7 @@
 """The arguments of calls that are written without JSON's types, as their tools' schemas have them.
 
-Formats like `<parameter=days>3</parameter>` say nothing of a value's type: the schema decides, and where it says nothing
-either, what is JSON is taken as such and the rest is a string. Refuses nothing.
+Formats like `<parameter=days>3</parameter>` say nothing of a value's type: the schema decides, and where it says
+nothing either, what is JSON is taken as such and the rest is a string. Refuses nothing.
 """
 
 from __future__ import annotations

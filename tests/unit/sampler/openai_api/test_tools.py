@@ -45,7 +45,12 @@ GOOD = [
     ("pythonic", '[weather(city="Zürich"), time()]', "", [W, T]),
     ("json", '{"name": "weather", "arguments": {"city": "Zürich"}}', "", [W]),
     ("json", 'So {this}: {"tool": "weather", "args": {"city": "Zürich"}} ok', "So {this}:  ok", [W]),
-    ("json", 'See\n```json\n[{"name": "weather", "parameters": {"city": "Zürich"}}, {"name": "time"}]\n```', "See\n", [W, T]),
+    (
+        "json",
+        'See\n```json\n[{"name": "weather", "parameters": {"city": "Zürich"}}, {"name": "time"}]\n```',
+        "See\n",
+        [W, T],
+    ),
     ("json", '{"function": {"name": "time", "arguments": "{}"}}', "", [T]),
     (
         "qwen3_coder",
