@@ -153,8 +153,8 @@ class ProxyRoutes:
             with collector.request() if collector is not None else nullcontext():
                 async with aclosing(response.aiter_lines()) as lines:
                     async for line in lines:
-                        answer.read(line)
-                        if answer.has_ended and collector is not None and not answer.has_failed:
+                        ends = answer.read(line)
+                        if ends and collector is not None and not answer.has_failed:
                             collector.add(turns_of(answer.answer(), body["messages"], body.get("tools")))
                         yield line.encode() + b"\n"
         except httpx.TransportError as error:

@@ -12,26 +12,25 @@ class StreamedAnswer:
     def __init__(self) -> None:
         self._head: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
-        self.has_ended = False
         self.has_failed = False
 
-    def read(self, line: str) -> None:
-        """A line of the stream."""
+    def read(self, line: str) -> bool:
+        """Takes a line of the stream; says whether it is its last word."""
         if not line.startswith("data:"):
-            return
+            return False
         data = line.removeprefix("data:").strip()
         if data == "[DONE]":
-            self.has_ended = True
-            return
+            return True
         chunk = json.loads(data)
         if "error" in chunk:
             self.has_failed = True
-            return
+            return False
         for name in ("id", "policy_version", "prompt_token_ids"):
             if chunk.get(name) is not None:
                 self._head[name] = chunk[name]
         for choice in chunk.get("choices") or ():
             self._add(choice)
+        return False
 
     def answer(self) -> dict[str, Any]:
         return {**self._head, "choices": [self._choices[index] for index in sorted(self._choices)]}
