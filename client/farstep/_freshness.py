@@ -17,7 +17,7 @@ from farstep.future import Future
 from farstep.results import SaveWeightsResponse
 from farstep.sampling import Pin, SamplingClient, Target, open_sampling_client
 from farstep_proto.paths import Verb
-from farstep_proto.v1 import operations_pb2
+from farstep_proto.v1 import operations_pb2, training_pb2
 
 SERVED_WITHIN_S = 600.0
 _CHANGING = frozenset({Verb.OPTIM_STEP, Verb.LOAD_STATE, Verb.RESET})
@@ -48,6 +48,7 @@ class Freshness:
 
 class FreshSampling(OperationCalls):
     _freshness: Freshness
+    _run: training_pb2.Run
 
     def _fresh_sampling_client(self, *, pin: Pin = "exact") -> Coroutine[Any, Any, SamplingClient]:
         """A client pinned to the run's weights as they are after all operations submitted so far.
@@ -79,7 +80,7 @@ class FreshSampling(OperationCalls):
         return await self._serving(version, sampler, pin)
 
     async def _serving(self, version: int, sampler: Address, pin: Pin) -> SamplingClient:
-        target = Target(run_id=self.run_id, policy_version=version, pin=pin)
+        target = Target(run_id=self.run_id, policy_version=version, pin=pin, base_model=self._run.base_model)
         client = await open_sampling_client(sampler, self._trainer.key, target)
         try:
             await client._wait_until_served(SERVED_WITHIN_S)

@@ -35,12 +35,17 @@ READY_S = 3600.0  # for a run that was put to sleep to be there again
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run lives; `sampler` is None where it has none."""
+    """Where a run lives; `sampler` is None where it has none.
+
+    `base_model` is what was asked for, `model` what the trainer calls it; both may be unknown.
+    """
 
     run_id: str
     trainer: Address
     sampler: Address | None
     project: str = ""
+    base_model: str = ""
+    model: str = ""
 
 
 class Provisioner(Protocol):
@@ -168,7 +173,8 @@ class ManagedServers:
     def _place(self, run: control_pb2.ProvisionedRun) -> Place:
         origin = replace(self._origin, run_id=run.run_id)
         sampler = Address(run.sampler_url, replace(origin, is_sampler=True)) if run.sampler_url else None
-        return Place(run.run_id, Address(run.trainer_url, origin), sampler, run.project)
+        trainer = Address(run.trainer_url, origin)
+        return Place(run.run_id, trainer, sampler, run.project, run.base_model, run.model)
 
 
 class LocalPair:

@@ -31,7 +31,7 @@ async def start_run(provisioner: Provisioner, wanted: WantedRun, wandb_config: W
     place = await provisioner.provision_run(wanted)
     request = training_pb2.CreateRunRequest(
         run_id=place.run_id,
-        base_model=wanted.base_model,
+        base_model=place.model or wanted.base_model,
         lora=_convert.lora_to_proto(wanted.lora),
         seed=wanted.seed,
         max_seq_len=wanted.max_seq_len or 0,
@@ -61,6 +61,7 @@ async def _bind(
             created = await trainer.call("POST", paths.RUNS, training_pb2.Run, message=request)
         else:
             created = await trainer.call("GET", path_of(paths.RUN, run_id=place.run_id), training_pb2.Run)
+        created.base_model = place.base_model or created.base_model
         wandb = None
         if wandb_config is not None:
             wandb = await asyncio.to_thread(WandbStream, wandb_config, run_config=_run_config(created))

@@ -11,7 +11,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from farstep import _retry
@@ -52,12 +52,16 @@ _SUBMITTED_AT_ONCE = 32
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is sampled: a run's policy, a checkpoint, or the base model where both are empty."""
+    """What is sampled: a run's policy, a checkpoint, or the base model where both are empty.
+
+    `base_model` is the name that it was asked for by; empty: the sampler's own.
+    """
 
     run_id: str = ""
     model_path: str = ""
     policy_version: int = 0
     pin: Pin | None = None
+    base_model: str = ""
 
     def headers(self) -> Mapping[str, str]:
         match self.pin:
@@ -90,7 +94,7 @@ class SamplingClient(Closing):
         """Takes over the caller's hold on `sampler`."""
         self._sampler = sampler
         self._target = target
-        self._base_model = info.base_model
+        self._base_model = target.base_model or info.base_model
         self._vocab_size = info.vocab_size
         self._max_seq_len = info.max_seq_len
 
@@ -323,7 +327,7 @@ async def open_sampling_client(address: Address, key: ApiKey, target: Target) ->
         if target.model_path:
             message = sampling_pb2.LoadPolicyRequest(model_path=target.model_path)
             state = await sampler.call("POST", paths.LOAD_POLICY, sampling_pb2.PolicyState, message=message)
-            target = Target(model_path=target.model_path, policy_version=state.newest_version)
+            target = replace(target, policy_version=state.newest_version)
     except BaseException:
         await sampler.release()
         raise

@@ -327,7 +327,8 @@ class ServiceClient(ControlCalls, CheckpointCalls):
 
     async def _start_sampler(self, wanted: WantedSampler) -> SamplingClient:
         sampler = await self._provisioner.provision_sampler(wanted)
-        return await open_sampling_client(sampler, self._provisioner.key, Target(model_path=wanted.model_path))
+        target = Target(model_path=wanted.model_path, base_model=wanted.base_model)
+        return await open_sampling_client(sampler, self._provisioner.key, target)
 
     def _control_plane(self) -> ControlPlane:
         self._refuse_closed()

@@ -285,7 +285,8 @@ class TrainingClient(FreshSampling):
     def _create_sampling_client(self, model_path: str) -> Coroutine[Any, Any, SamplingClient]:
         """A client of the paired sampler, for exactly that `sampler_weights` checkpoint."""
         path = sampler_path(model_path)
-        return open_sampling_client(self._paired_sampler(), self._trainer.key, Target(model_path=path))
+        target = Target(model_path=path, base_model=self._run.base_model)
+        return open_sampling_client(self._paired_sampler(), self._trainer.key, target)
 
     create_sampling_client = blocking(_create_sampling_client)
     create_sampling_client_async = awaiting(_create_sampling_client)

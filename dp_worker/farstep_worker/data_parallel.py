@@ -24,7 +24,7 @@ from torch import Tensor
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.adapter import Adapter
 from farstep_model.lora import LoraLayers
-from farstep_model.metrics import combine_metrics
+from farstep_proto.metrics import combine_metrics
 from farstep_model.packed import Layout
 from farstep_proto.errors import ApiError
 from farstep_proto.loss_table import LOSS_TABLE

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from farstep_model.adapter import Adapter
 from farstep_model.losses import LossResult, compute_loss
-from farstep_model.metrics import combine_metrics
+from farstep_proto.metrics import combine_metrics
 from farstep_model.packed import Layout
 from farstep_proto.errors import ModelError
 from farstep_proto.loss_table import LOSS_TABLE

@@ -12,7 +12,7 @@ from functools import partial
 
 from google.protobuf.message import Message
 
-from farstep_model.metrics import mean_loss
+from farstep_proto.metrics import mean_loss
 from farstep_proto.errors import ModelError, error_from_exception
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.tensors import tensor_to_proto

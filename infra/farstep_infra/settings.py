@@ -11,6 +11,7 @@ from farstep_infra.control import requests
 from farstep_infra.control.engine import url_of_file
 from farstep_infra.control.machine import Machine
 from farstep_infra.control.residency import DEFAULT_IDLE_TIMEOUT_S
+from farstep_infra.control.served_models import ServedModels
 from farstep_infra.home import Home
 from farstep_proto.errors import InvalidInput
 
@@ -26,7 +27,7 @@ class Settings:
 
     home: Path
     store: str
-    model: str
+    served: ServedModels
     host: str
     port: int
     replicas: int
@@ -83,11 +84,12 @@ def _add_server_flags(servers: argparse._ArgumentGroup) -> None:
         help="where trainers write their policies for samplers elsewhere",
     )
     servers.add_argument(
+        "--served-name",
         "--served-model-name",
         action="append",
         default=[],
-        metavar="NAME",
-        help="another name of the base model, OpenAI's",
+        metavar="NAME[=MODEL]",
+        help="another name of the base model, or the name of another one, which is loaded when it is asked for",
     )
     servers.add_argument("--tool-call-parser", default="", metavar="FORMAT", help="how the model writes tool calls")
 
@@ -121,7 +123,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     return Settings(
         home=home,
         store=_store(arguments.store, home),
-        model=arguments.model,
+        served=_served(arguments),
         host=arguments.host,
         port=arguments.port,
         replicas=arguments.replicas,
@@ -139,10 +141,6 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    try:
-        requests.check_base_model(arguments.model)
-    except InvalidInput as error:
-        raise SystemExit(f"--model: {error.message}") from error
     if not 1 <= arguments.replicas <= requests.MAX_REPLICAS:
         raise SystemExit(f"--replicas: {arguments.replicas} is not between 1 and {requests.MAX_REPLICAS}")
     if arguments.host in _WILDCARDS:
@@ -162,8 +160,15 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _front_flags(arguments: argparse.Namespace) -> tuple[str, ...]:
-    names = tuple(f"--served-model-name={name}" for name in arguments.served_model_name)
-    return (*names, *((f"--tool-call-parser={arguments.tool_call_parser}",) if arguments.tool_call_parser else ()))
+    return (f"--tool-call-parser={arguments.tool_call_parser}",) if arguments.tool_call_parser else ()
+
+
+def _served(arguments: argparse.Namespace) -> ServedModels:
+    try:
+        return ServedModels.of(arguments.model, arguments.served_name)
+    except InvalidInput as error:
+        flag = "--model" if error.field == "base_model" else "--served-name"
+        raise SystemExit(f"{flag}: {error.message}") from error
 
 
 def _store(place: str, home: Path) -> str:

@@ -42,6 +42,8 @@ from farstep_infra.control.trainers import Trainers
 from farstep_infra.control.usage import UsageLedger
 from farstep_infra.control.usage_collector import UsageCollector
 from farstep_infra.control.uses import Uses
+from farstep_infra.gateway.gateway import Gateway
+from farstep_infra.gateway.gateway import opened as opened_gateway
 from farstep_infra.home import Home
 from farstep_infra.launchers.base import Launcher, LaunchFailed
 from farstep_infra.launchers.local import LocalLauncher, torch_environment
@@ -121,6 +123,7 @@ class _Up:
         self._provisioning = Provisioning()
         self.api_key = settings.api_key or home.api_key()
         self._keys = IssuedKeys(self._db, KeyRing.of(self.api_key))
+        self._gateway: Gateway | None = None
         self.exit_code = 1  # until everything has started
 
     async def serve(self) -> None:
@@ -130,11 +133,17 @@ class _Up:
         app = make_control_app(keys=self._keys, lifespan=self._lifespan)
         try:
             async with self._db.opened():
-                await serve(app, self._sock, on_stop=self._provisioning.release)
+                await serve(app, self._sock, on_stop=self._release)
         except SchemaRefused as error:
             raise SystemExit(f"the database {self._db} cannot be used: {error}") from error
         except Unavailable as error:
             raise SystemExit(f"the database {self._db} cannot be used: {reason_of(error)}") from error
+
+    def _release(self) -> None:
+        """Lets everybody go who waits."""
+        self._provisioning.release()
+        if self._gateway is not None:
+            self._gateway.channels.release()
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -150,7 +159,7 @@ class _Up:
             usage = UsageLedger(db)
             collector = UsageCollector(client, usage, lambda: fleet.workers())
             site = self._site(environment, client, before_stop=collector.collect)
-            fleet = Fleet(site, Placements(db, host=self._settings.host))
+            fleet = Fleet(site, Placements(db, host=self._settings.host), self._settings.served)
             parts.push_async_callback(fleet.close)
             parts.push_async_callback(self._provisioning.close)
             uses = Uses(db)
@@ -177,6 +186,8 @@ class _Up:
             housekeeping = Housekeeping(db, control.sessions, control.samplers, control.usage, silent_s=silent_s)
             await self._restore(control, residency, uses, stacks)
             app.state.control = control
+            app.state.gateway = await parts.enter_async_context(opened_gateway(control, db, api_key=self.api_key))
+            self._gateway = app.state.gateway
             self._provisioning.start("sweep", _sweep(store))
             self._provisioning.start("usage", collector.run())
             self._provisioning.start("housekeeping", housekeeping.run())
@@ -200,6 +211,7 @@ class _Up:
             journals=settings.journals,
             weight_sync_uri=settings.weight_sync_uri,
             front_flags=settings.front_flags,
+            names_of=settings.served.names_of,
         )
         return Site(
             LocalLauncher(self._home.logs, host=settings.host), commands, environment, client, before_stop=before_stop
@@ -213,7 +225,7 @@ class _Up:
         for stack in fleet.stacks:
             if not stack.spec.is_shared and stack.spec.stack_id not in known:
                 await fleet.remove(stack)  # whoever it was for came to nothing
-        default = await fleet.default(self._settings.model, num_trainers=self._settings.trainer_replicas)
+        default = await fleet.default(self._settings.served.default, num_trainers=self._settings.trainer_replicas)
         default.is_pinned = True
         self._provisioning.start("default-model", self._start_default_model(default, residency))
         await control.runs.restore()
@@ -231,7 +243,7 @@ class _Up:
             await residency.wake(stack, num_samplers=self._settings.replicas)
         except Exception as error:
             is_ours = not isinstance(error, LaunchFailed)
-            log.error("%s cannot be served: %s", self._settings.model, error, exc_info=is_ours)
+            log.error("%s cannot be served: %s", self._settings.served.default, error, exc_info=is_ours)
             os.kill(os.getpid(), signal.SIGTERM)
             return
         self.exit_code = 0

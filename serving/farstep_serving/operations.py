@@ -246,6 +246,7 @@ class OperationTable:
     async def poll(self, request: pb.PollRequest) -> pb.PollResponse:
         """Answers as soon as anything of this client's is finished, with all that is (up to MAX_POLL_BYTES)."""
         self._acknowledge(request.client_id, request.ack)
+        self._hold(request.client_id, request.held)
         self._expire()
         unknown = self._claim(request.client_id, request.check)
         channel = self._channel(request.client_id)
@@ -339,9 +340,9 @@ class OperationTable:
         channel = self._channel(client_id)
         for operation_id in operation_ids:
             entry = self._entries.get(operation_id)
-            if entry is None or operation_id not in channel.undelivered:
+            if entry is None or not entry.outcome or client_id not in entry.clients:
                 continue
-            del channel.undelivered[operation_id]
+            channel.undelivered.pop(operation_id, None)
             channel.unheard.discard(operation_id)
             entry.is_fetched = True
             entry.clients = tuple(each for each in entry.clients if each != client_id)
@@ -350,6 +351,13 @@ class OperationTable:
                 continue
             del self._unclaimed[operation_id]
             self._retain(operation_id, entry)
+
+    def _hold(self, client_id: str, operation_ids: Iterable[str]) -> None:
+        """Does not deliver again what has arrived; it is kept until it is acknowledged all the same."""
+        channel = self._channel(client_id)
+        for operation_id in operation_ids:
+            channel.undelivered.pop(operation_id, None)
+            channel.unheard.discard(operation_id)
 
     def _retain(self, operation_id: str, entry: _Entry) -> None:
         """Keeps what everybody has acknowledged, for a while."""

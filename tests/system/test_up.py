@@ -11,6 +11,7 @@ import time
 import httpx
 import pytest
 import torch
+from openai import OpenAI
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from farstep import AdamParams, Datum, ModelInput, NotFoundError, SamplingParams, ServiceClient
@@ -19,6 +20,7 @@ from farstep_model.embedded import model_dir
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
+NAMES = ("some/model", "some/model-base")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -39,7 +41,8 @@ def own_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stack(own_model, tmp_path_factory):
-    with LocalStack(model=str(own_model), replicas=2, home=tmp_path_factory.mktemp("home")) as stack:
+    names = [f"--served-name={name}" for name in NAMES]
+    with LocalStack(model=str(own_model), replicas=2, home=tmp_path_factory.mktemp("home"), more=names) as stack:
         yield stack
 
 
@@ -84,6 +87,25 @@ def test_own_model_and_two_replicas(service, own_model):
             sampler.sample(ModelInput.from_ints([1, 40 + i]), 1, SamplingParams(max_tokens=4)) for i in range(40)
         ]
         assert {future.result().policy_version for future in futures} == {version}
+
+
+def test_a_model_is_trained_sampled_and_resumed_under_any_of_its_names(service, stack, own_model):
+    trainer = service.create_lora_training_client("some/model", rank=4, seed=0)
+    assert trainer.get_info().base_model == "some/model"
+    step(trainer).result()
+    sampler = trainer.save_weights_and_get_sampling_client(name="named")
+    assert sampler.get_base_model() == "some/model"
+    with OpenAI(base_url=f"{sampler.url}/v1", api_key=stack.api_key) as client:
+        assert {model.id for model in client.models.list()} >= {*NAMES, str(own_model), trainer.run_id}
+        assert client.completions.create(model="some/model-base", prompt=[1, 40], max_tokens=2).choices
+    path = trainer.save_state("kept").result().path
+    assert service.get_run(trainer.run_id).base_model == "some/model"
+    (kept,) = [each for each in service.list_checkpoints(trainer.run_id) if each.path == path]
+    assert kept.base_model == str(own_model), "whatever it was called"
+    resumed = service.create_training_client_from_state_with_optimizer(path)
+    assert resumed.step == trainer.step == 1
+    models = {model.model_name for model in service.get_server_capabilities().supported_models}
+    assert set(NAMES) <= models
 
 
 def test_checkpoints_are_listed_and_fetched_by_url(service, own_model):

@@ -19,7 +19,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-_NEEDED = ("starlette", "uvicorn", "sqlalchemy", "aiosqlite", "torch", "transformers", "peft", "safetensors", "grpc")
+_NEEDED = (
+    "starlette",
+    "uvicorn",
+    "sqlalchemy",
+    "aiosqlite",
+    "pydantic",
+    "torch",
+    "transformers",
+    "peft",
+    "safetensors",
+    "grpc",
+)
 _STOP_WITHIN_S = 30.0
 _LOOK_EVERY_S = 0.2
 _LOG_TAIL_LINES = 20

@@ -22,7 +22,7 @@ _PASSED_ON = (
     "trainer_replicas",
     "journal_dir",
     "weight_sync_uri",
-    "served_model_name",
+    "served_name",
     "tool_call_parser",
     "idle_timeout",
     "max_stacks",
@@ -31,7 +31,7 @@ _PASSED_ON = (
 _HOW_TO_CONNECT = """\
 Farstep runs at {base_url}; Ctrl-C stops it.
 
-  model    {model}
+  model    {names}
   trainer  {trainer_url}
   sampler  {sampler_url}
   store    {store}
@@ -48,6 +48,10 @@ For any other program:
 
   export FARSTEP_BASE_URL={base_url}
   export FARSTEP_API_KEY="$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["api_key"])' {local_arg})"
+
+For programs of the Tinker SDK, after that:
+
+  export TINKER_BASE_URL=$FARSTEP_BASE_URL TINKER_API_KEY=tml-$FARSTEP_API_KEY
 """
 
 
@@ -112,6 +116,7 @@ def _how_to_connect(stack: LocalStack, arguments: argparse.Namespace) -> str:
         trainer_url=stack.trainer_url,
         sampler_url=stack.sampler_url,
         model=arguments.model,
+        names=", ".join([arguments.model, *(arguments.served_name or [])]),
         store=stack.store,
         logs=stack.home / "logs",
         local_file=local_file,
@@ -161,7 +166,11 @@ def _add_passed_on(parser: argparse.ArgumentParser) -> None:
         help="where trainers write policies for samplers elsewhere: file:// or s3://",
     )
     servers.add_argument(
-        "--served-model-name", action="append", metavar="NAME", help="another name of the model in the OpenAI API"
+        "--served-name",
+        "--served-model-name",
+        action="append",
+        metavar="NAME[=MODEL]",
+        help="another name of the model, or the name of another one, loaded when it is asked for; may be repeated",
     )
     servers.add_argument("--tool-call-parser", metavar="FORMAT", help="how the model writes tool calls")
     residency = parser.add_argument_group("what is loaded")

@@ -15,6 +15,9 @@ from farstep_infra.control.process_log import process_log
 from farstep_infra.control.project_routes import key_routes, project_routes
 from farstep_infra.control.projects import only_operators
 from farstep_infra.control.queries import LISTS, ONCE, one_of, page_of, project_of, state_in, text_of
+from farstep_infra.gateway.auth import TinkerKeys
+from farstep_infra.gateway.failures import respond_failure
+from farstep_infra.gateway.routes import gateway_routes
 from farstep_infra.launchers.logs import MAX_TAIL_LINES
 from farstep_infra.store.routes import OPEN_PATHS, checkpoint_routes
 from farstep_proto import paths
@@ -29,7 +32,7 @@ MAX_WAIT_S = 60.0
 
 
 def make_control_app(*, keys: IssuedKeys, lifespan: Lifespan) -> Starlette:
-    """The app; `lifespan` puts a `Control` at `app.state.control`."""
+    """The app; `lifespan` puts a `Control` at `app.state.control` and a `Gateway` at `app.state.gateway`."""
     routes = [
         Route(paths.HEALTH, _health, methods=["GET"]),
         Route(paths.SESSIONS, _create_session, methods=["POST"]),
@@ -56,7 +59,16 @@ def make_control_app(*, keys: IssuedKeys, lifespan: Lifespan) -> Starlette:
             has_run=lambda request, run_id: control_of(request).runs.exists(run_id, caller=caller_of(request)),
         ),
     ]
-    return make_app(routes, keys=keys, lifespan=lifespan, open_paths=OPEN_PATHS, title="Farstep control plane")
+    app = make_app(
+        [*routes, *gateway_routes()],
+        keys=keys,
+        lifespan=lifespan,
+        open_paths=OPEN_PATHS,
+        error_response=respond_failure,
+        title="Farstep control plane",
+    )
+    app.add_middleware(TinkerKeys)
+    return app
 
 
 @describe("Tell that the server lives")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,10 @@ _MODULES: dict[Role, str] = {
 }
 
 
+def _none(base_model: str) -> Sequence[str]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Commands:
     """Args:
@@ -26,6 +30,7 @@ class Commands:
     journals: a directory with one of each trainer.
     weight_sync_uri: where trainers write their policies as well; may be empty.
     front_flags: of every sampler and router: what their OpenAI API is told.
+    names_of: further names of a base model, for that API.
     """
 
     host: str
@@ -34,6 +39,7 @@ class Commands:
     journals: Path
     weight_sync_uri: str = ""
     front_flags: tuple[str, ...] = ()
+    names_of: Callable[[str], Sequence[str]] = _none
 
     def trainer(self, base_model: str, *, port: int, feed_port: int, num_processes: int, name: str) -> tuple[str, ...]:
         """`name`: of its journal; the same in every life of the same trainer, and of no other."""
@@ -57,10 +63,14 @@ class Commands:
         """`feed`: host:port of a trainer's; `model_path`: a checkpoint to serve; either may be empty."""
         feeds = (f"--feed={feed}",) if feed else ()
         checkpoints = (f"--model-path={model_path}",) if model_path else ()
-        return self._command("sampler", port, *self._model(base_model), *feeds, *checkpoints, *self.front_flags)
+        return self._command("sampler", port, *self._model(base_model), *feeds, *checkpoints, *self._front(base_model))
 
-    def router(self, replica_urls: Sequence[str], *, port: int) -> tuple[str, ...]:
-        return self._command("router", port, *(f"--replica={url}" for url in replica_urls), *self.front_flags)
+    def router(self, base_model: str, replica_urls: Sequence[str], *, port: int) -> tuple[str, ...]:
+        replicas = (f"--replica={url}" for url in replica_urls)
+        return self._command("router", port, *replicas, *self._front(base_model))
+
+    def _front(self, base_model: str) -> tuple[str, ...]:
+        return (*(f"--served-name={name}" for name in self.names_of(base_model)), *self.front_flags)
 
     def _model(self, base_model: str) -> tuple[str, ...]:
         return (f"--model={base_model}", f"--store={self.store}", f"--device={self.device}")

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from farstep_infra.control.placements import Placements
+from farstep_infra.control.served_models import ServedModels
 from farstep_infra.control.servers import Server, Site
 from farstep_infra.control.stacks import Stack, StackSpec
 from farstep_infra.launchers.base import ProcessLog
@@ -36,9 +37,10 @@ class ProcessFacts:
 
 
 class Fleet:
-    """All stacks of this control plane."""
+    """All stacks of this control plane. A base model is asked for by any of its names."""
 
-    def __init__(self, site: Site, placements: Placements) -> None:
+    def __init__(self, site: Site, placements: Placements, served: ServedModels) -> None:
+        self.served = served
         self._site = site
         self._placements = placements
         self._stacks: dict[str, Stack] = {}
@@ -57,7 +59,8 @@ class Fleet:
     async def shared(self, base_model: str) -> Stack:
         """The stack of all runs on a base model, remembered from now on; it may have to come up."""
         async with self._entering:
-            return self.find_shared(base_model) or await self._enter(StackSpec(_new_id(), base_model))
+            known = self.find_shared(base_model)
+            return known or await self._enter(StackSpec(_new_id(), self.served.resolve(base_model)))
 
     async def default(self, base_model: str, *, num_trainers: int) -> Stack:
         """The shared stack of a base model, with so many processes that train together from its next start on."""
@@ -68,16 +71,18 @@ class Fleet:
         return stack
 
     def find_shared(self, base_model: str) -> Stack | None:
+        model = self.served.resolve(base_model)
         for stack in self._stacks.values():
-            if stack.spec.is_shared and stack.spec.base_model == base_model:
+            if stack.spec.is_shared and stack.spec.base_model == model:
                 return stack
         return None
 
     async def own(self, base_model: str, *, num_trainers: int, model_path: str = "") -> Stack:
         """A new stack of nobody else; without a trainer it has samplers only."""
+        model = self.served.resolve(base_model)
         async with self._entering:
             return await self._enter(
-                StackSpec(_new_id(), base_model, model_path, num_trainers=num_trainers, is_shared=False)
+                StackSpec(_new_id(), model, model_path, num_trainers=num_trainers, is_shared=False)
             )
 
     def find(self, stack_id: str) -> Stack | None:

@@ -17,14 +17,20 @@ _STARTED_AT = time.time()
 
 
 def capabilities(fleet: Fleet) -> control_pb2.Capabilities:
-    """Of the models that are loaded now; any other is loaded on demand."""
+    """Of the names that models are served by, and of what else is loaded now; any other is loaded on demand."""
     stacks = [stack for stack in fleet.stacks if stack.is_loaded]
     infos = [stack.trainer.info for stack in stacks if stack.trainer is not None and stack.trainer.info.role]
     replicas = [server for stack in stacks for server in stack.replicas]
     lengths = {info.base_model: info.max_seq_len for info in infos}
+    served = fleet.served
+    names = dict.fromkeys((*served.names, *(model for model in lengths if not served.knows(model))))
     models = [
-        control_pb2.SupportedModel(model_name=name, max_context_length=length, warm=True)
-        for name, length in lengths.items()
+        control_pb2.SupportedModel(
+            model_name=name,
+            max_context_length=lengths.get(served.resolve(name), 0),
+            warm=served.resolve(name) in lengths,
+        )
+        for name in names
     ]
     return control_pb2.Capabilities(
         supported_models=models,

@@ -25,6 +25,21 @@ def check_session(request: control_pb2.CreateSessionRequest) -> None:
     InvalidInput: naming the field.
     """
     _check_metadata(request.user_metadata)
+    _check_text(request.display_name, field="display_name")
+    if len(request.tags) > _MAX_METADATA:
+        raise InvalidInput(f"{len(request.tags)} tags, at most {_MAX_METADATA}", field="tags")
+    for tag in request.tags:
+        _check_text(tag, field="tags")
+
+
+def check_ending(detail: str) -> None:
+    """What a client says of the end of its session.
+
+    Raises:
+        InvalidInput: naming the field.
+    """
+    if len(detail) > _MAX_METADATA_TEXT or "\0" in detail:
+        raise InvalidInput(f"at most {_MAX_METADATA_TEXT} characters", field="detail")
 
 
 def check_heartbeat(request: control_pb2.HeartbeatRequest) -> None:
@@ -49,10 +64,11 @@ def check_key(request: control_pb2.CreateKeyRequest) -> None:
 
 
 def check_run(request: control_pb2.ProvisionRunRequest) -> None:
-    """Raises:
-    InvalidInput: naming the field.
+    """All but the base model, of which `ServedModels` knows more.
+
+    Raises:
+        InvalidInput: naming the field.
     """
-    check_base_model(request.base_model)
     resolve_lora(request.lora)
     if request.max_seq_len < 0:
         raise InvalidInput(f"{request.max_seq_len} is negative", field="max_seq_len")
@@ -63,14 +79,12 @@ def check_run(request: control_pb2.ProvisionRunRequest) -> None:
 
 
 def check_sampler(request: control_pb2.ProvisionSamplerRequest) -> CheckpointPath | None:
-    """The checkpoint asked for, or None for a base model.
+    """The checkpoint asked for, or None for a base model, which is for `ServedModels` to check.
 
     Raises:
         InvalidInput: naming the field.
     """
     _check_replicas(request.replicas, field="replicas")
-    if request.base_model or not request.model_path:
-        check_base_model(request.base_model)
     if not request.model_path:
         return None
     path = CheckpointPath.parse(request.model_path, field="model_path")
@@ -83,17 +97,18 @@ def check_sampler(request: control_pb2.ProvisionSamplerRequest) -> CheckpointPat
     return path
 
 
-def check_base_model(name: str) -> None:
+def check_base_model(name: str, *, field: str = "base_model") -> None:
     """A Hugging Face id or a directory with a model in it; whether the hub has it shows when it is loaded."""
     if not name:
-        raise InvalidInput("missing", field="base_model", hint="a Hugging Face model id or a local directory")
-    if not _HUB_ID.match(name) and not _is_model(name):
+        raise InvalidInput("missing", field=field, hint="a Hugging Face model id or a local directory")
+    if not _HUB_ID.match(name) and not is_model_directory(name):
         raise InvalidInput(
-            f"{name!r} is neither a Hugging Face model id nor a directory with a config.json", field="base_model"
+            f"{name!r} is neither a Hugging Face model id nor a directory with a config.json", field=field
         )
 
 
-def _is_model(directory: str) -> bool:
+def is_model_directory(directory: str) -> bool:
+    """Whether there is one at that place of this machine."""
     try:
         return Path(directory, "config.json").is_file()
     except (OSError, ValueError):  # longer than any path, or with a zero byte in it

@@ -226,6 +226,6 @@ def describe(run: control_pb2.ProvisionedRun, stack: Stack | None, *, with_sampl
             return
         case "starting":
             run.state = "provisioning"  # the addresses stay what they were
-    run.trainer_url = stack.trainer.url
+    run.trainer_url, run.model = stack.trainer.url, stack.spec.base_model
     if with_sampler:
         run.sampler_url = stack.sampler_url

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 
 from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from farstep_infra.control import quotas, requests
 from farstep_infra.control.db import Database
@@ -24,6 +26,7 @@ from farstep_infra.control.scope import find, visible
 from farstep_infra.control.sessions import find_open
 from farstep_infra.control.tables import RunRow
 from farstep_proto.errors import Conflict, NotFound, Unavailable
+from farstep_proto.names import check_run_id
 from farstep_proto.v1 import control_pb2
 from farstep_proto.validation import resolve_lora
 from farstep_serving.keys import Caller
@@ -54,22 +57,35 @@ class Runs:
             self._provisioning.start(row.run_id, self._stacks.provision(row))
 
     async def create(
-        self, session_id: str, request: control_pb2.ProvisionRunRequest, *, caller: Caller, once: Once
+        self,
+        session_id: str,
+        request: control_pb2.ProvisionRunRequest,
+        *,
+        caller: Caller,
+        once: Once,
+        run_id: str = "",
+        beside: Callable[[AsyncSession], Awaitable[None]] | None = None,
     ) -> control_pb2.ProvisionedRun:
         """Begins to provision; the answer is in state "provisioning".
 
+        Args:
+            run_id: the id to give, which nobody has yet; empty: one of ours.
+            beside: what is written in the same transaction, after the run's row.
+
         Raises:
             InvalidInput: naming the field.
+            Conflict: there is a run of that id.
             NotFound: no open session of that id that the caller may see.
             QuotaExceeded: the project has as many as it may have.
             TooManyRequests: so many base models are loaded, and all of them are in use.
         """
+        self._fleet.served.check(request.base_model)
         requests.check_run(request)
         self._machine.check_trainer_replicas(request.replicas, device=self._fleet.device)
         await self._stacks.check_room(request)
         request.lora.CopyFrom(resolve_lora(request.lora))
         row = RunRow(
-            run_id=f"run-{secrets.token_hex(8)}",
+            run_id=check_run_id(run_id) if run_id else f"run-{secrets.token_hex(8)}",
             session_id=session_id,
             state="provisioning",
             message="",
@@ -87,7 +103,12 @@ class Runs:
                 quotas.refuse_replicas(project, "max_trainer_replicas", max(1, request.replicas))
                 quotas.refuse_replicas(project, "max_sampler_replicas", request.sampler_replicas)
                 row.project, session.last_seen_at = session.project, row.created_at
+                if run_id and await db.get(RunRow, run_id) is not None:
+                    raise Conflict(f"run {run_id} is there already", field="run_id")
                 db.add(row)
+                if beside is not None:
+                    await db.flush()
+                    await beside(db)
                 answer = self._to_proto(row)
                 await once.keep(db, answer)
         except Unavailable:  # whether it was entered nobody knows before the database is back

@@ -171,7 +171,10 @@ class FreshSamplers:
         return row
 
     async def _base_model(self, request: control_pb2.ProvisionSamplerRequest, caller: Caller) -> str:
+        served = self._fleet.served
         path = requests.check_sampler(request)
+        if request.base_model or path is None:
+            served.check(request.base_model)
         if path is None:
             return request.base_model
         if not caller.is_operator:  # who may use every checkpoint, also of runs that no control plane made
@@ -180,10 +183,10 @@ class FreshSamplers:
                     raise NotFound(f"no checkpoint {path}", field="path")
         manifest = await asyncio.to_thread(self._store.manifest, path)
         saved = str(manifest.meta.get("base_model", ""))
-        if request.base_model and request.base_model != saved:
+        if request.base_model and served.resolve(request.base_model) != served.resolve(saved):
             raise InvalidInput(f"the checkpoint is of {saved!r}, not of {request.base_model!r}", field="base_model")
-        requests.check_base_model(saved)
-        return saved
+        served.check(saved)
+        return request.base_model or saved
 
     async def _want(self, row: SamplerRow) -> None:
         stack = self._fleet.find(row.stack_id or "")

@@ -10,11 +10,11 @@ from sqlalchemy import Select, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
-from farstep_infra.control.tables import KeyRow, ProjectRow, RunRow, SamplerRow, SessionRow
+from farstep_infra.control.tables import KeyRow, ProjectRow, RunRow, SamplerRow, SamplingSessionRow, SessionRow
 from farstep_serving.keys import Caller
 
 Q = TypeVar("Q", bound=Select[Any])
-Row = TypeVar("Row", ProjectRow, KeyRow, SessionRow, RunRow, SamplerRow)
+Row = TypeVar("Row", ProjectRow, KeyRow, SessionRow, RunRow, SamplerRow, SamplingSessionRow)
 
 _MAX_ID = 256
 

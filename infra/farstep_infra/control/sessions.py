@@ -56,6 +56,10 @@ class Sessions:
                 project=project.project,
                 reuse_from_session_id=reused,
                 user_metadata=dict(request.user_metadata),
+                display_name=request.display_name,
+                tags=list(request.tags),
+                outcome="",
+                outcome_detail="",
                 created_at=now,
                 last_seen_at=now,
             )
@@ -110,16 +114,22 @@ class Sessions:
             row.last_seen_at = now
         return _to_proto(row)
 
-    async def close(self, session_id: str, *, caller: Caller) -> None:
+    async def close(self, session_id: str, *, caller: Caller, outcome: str = "", detail: str = "") -> None:
         """Again does nothing.
 
+        Args:
+            outcome: how its client says that it ended, "success", "errored" or "interrupted", with the `detail`.
+
         Raises:
+            InvalidInput: naming the field.
             NotFound: there is none that the caller may see.
         """
+        requests.check_ending(detail)
         async with self._db.transaction() as db:
             row = _found(await find(db, SessionRow, session_id, caller, lock=True), session_id)
             if row.closed_at is None:
                 row.closed_at = row.last_seen_at = time.time()
+                row.outcome, row.outcome_detail = outcome, detail
 
     async def close_silent(self, *, silent_s: float) -> Sequence[str]:
         """Closes those whose client has given no sign of life for so long; their ids."""
@@ -167,4 +177,8 @@ def _to_proto(row: SessionRow) -> control_pb2.Session:
         created_at=row.created_at,
         last_seen_at=row.last_seen_at,
         closed_at=row.closed_at,
+        display_name=row.display_name,
+        tags=row.tags,
+        outcome=row.outcome,
+        outcome_detail=row.outcome_detail,
     )

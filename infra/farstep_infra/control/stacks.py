@@ -185,7 +185,7 @@ class Stack:
         commands, spec = self._site.commands, self.spec
         match place.role:
             case "router":
-                return commands.router([server.url for server in self.replicas], port=place.port)
+                return commands.router(spec.base_model, [server.url for server in self.replicas], port=place.port)
             case "sampler":
                 feed = self._site.address(self.trainer.place.feed_port) if self.trainer is not None else ""
                 return commands.sampler(spec.base_model, port=place.port, feed=feed, model_path=spec.model_path)

@@ -15,7 +15,7 @@ DEFAULT_PROJECT = "default"  # of who names none
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {dict[str, str]: JSON, float: Double, int: BigInteger}  # noqa: RUF012 - SQLAlchemy's own
+    type_annotation_map = {dict[str, str]: JSON, list[str]: JSON, float: Double, int: BigInteger}  # noqa: RUF012 - SQLAlchemy's own
 
 
 class ProjectRow(Base):
@@ -64,6 +64,10 @@ class SessionRow(Base):
     created_at: Mapped[float] = mapped_column(default=time.time)
     last_seen_at: Mapped[float] = mapped_column(default=time.time, index=True)
     closed_at: Mapped[float | None] = mapped_column(default=None)
+    display_name: Mapped[str] = mapped_column(default="")
+    tags: Mapped[list[str]] = mapped_column(default=list)
+    outcome: Mapped[str] = mapped_column(default="")  # how its client said that it ended: "success", "errored", …
+    outcome_detail: Mapped[str] = mapped_column(default="")
 
 
 class RunRow(Base):
@@ -104,6 +108,44 @@ class SamplerRow(Base):
     created_at: Mapped[float] = mapped_column(default=time.time)
     stack_id: Mapped[str | None] = mapped_column(default="", index=True)  # as a run's
     replicas: Mapped[int] = mapped_column(default=1)
+
+
+class TinkerModelRow(Base):
+    """What the Tinker wire says of a run and a run's own row does not: the run was made over that wire."""
+
+    __tablename__ = "tinker_models"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)  # is its model id
+    load_path: Mapped[str] = mapped_column(default="")  # the checkpoint that it begins with; empty: none
+    load_optimizer: Mapped[bool] = mapped_column(default=False)
+    optimizer: Mapped[str] = mapped_column(default="adamw")  # the family chosen for its life
+
+
+class TinkerSeqRow(Base):
+    """From one Tinker seq of a run on, what is added to it to get the trainer's: a step of `gateway.seqs.SeqMap`."""
+
+    __tablename__ = "tinker_seqs"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    from_seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    offset: Mapped[int]
+
+
+class SamplingSessionRow(Base):
+    """What a sampling client of the Tinker wire samples from, for as long as its project lasts."""
+
+    __tablename__ = "sampling_sessions"
+    __table_args__ = (Index("sampling_sessions_by_age", "created_at", "sampling_session_id"),)
+
+    sampling_session_id: Mapped[str] = mapped_column(primary_key=True)
+    session_id: Mapped[str] = mapped_column(ForeignKey("sessions.session_id"), index=True)
+    project: Mapped[str]  # its session's
+    base_model: Mapped[str]
+    model_path: Mapped[str]  # of a checkpoint; empty: the base model's, or a published policy's
+    run_id: Mapped[str]  # whose policy it is; empty: the base model's
+    policy_version: Mapped[int | None]  # of a policy that is sampled by its number
+    kind: Mapped[str] = mapped_column(default="snapshot")  # or "inflight": that version or newer
+    created_at: Mapped[float] = mapped_column(default=time.time)
 
 
 class StackRow(Base):

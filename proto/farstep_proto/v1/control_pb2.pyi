@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreateSessionRequest(_message.Message):
-    __slots__ = ("project", "reuse_from_session_id", "user_metadata", "sdk_version")
+    __slots__ = ("project", "reuse_from_session_id", "user_metadata", "sdk_version", "display_name", "tags")
     class UserMetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -19,14 +19,18 @@ class CreateSessionRequest(_message.Message):
     REUSE_FROM_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     USER_METADATA_FIELD_NUMBER: _ClassVar[int]
     SDK_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     project: str
     reuse_from_session_id: str
     user_metadata: _containers.ScalarMap[str, str]
     sdk_version: str
-    def __init__(self, project: _Optional[str] = ..., reuse_from_session_id: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., sdk_version: _Optional[str] = ...) -> None: ...
+    display_name: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, project: _Optional[str] = ..., reuse_from_session_id: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., sdk_version: _Optional[str] = ..., display_name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("session_id", "project", "reuse_from_session_id", "user_metadata", "created_at", "last_seen_at", "closed_at")
+    __slots__ = ("session_id", "project", "reuse_from_session_id", "user_metadata", "created_at", "last_seen_at", "closed_at", "display_name", "tags", "outcome", "outcome_detail")
     class UserMetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +45,10 @@ class Session(_message.Message):
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_AT_FIELD_NUMBER: _ClassVar[int]
     CLOSED_AT_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_DETAIL_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     project: str
     reuse_from_session_id: str
@@ -48,7 +56,11 @@ class Session(_message.Message):
     created_at: float
     last_seen_at: float
     closed_at: float
-    def __init__(self, session_id: _Optional[str] = ..., project: _Optional[str] = ..., reuse_from_session_id: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., last_seen_at: _Optional[float] = ..., closed_at: _Optional[float] = ...) -> None: ...
+    display_name: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    outcome: str
+    outcome_detail: str
+    def __init__(self, session_id: _Optional[str] = ..., project: _Optional[str] = ..., reuse_from_session_id: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., last_seen_at: _Optional[float] = ..., closed_at: _Optional[float] = ..., display_name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., outcome: _Optional[str] = ..., outcome_detail: _Optional[str] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("run_ids",)
@@ -94,7 +106,7 @@ class ProvisionRunRequest(_message.Message):
     def __init__(self, base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., replicas: _Optional[int] = ..., with_sampler: bool = ..., sampler_replicas: _Optional[int] = ..., name: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ProvisionedRun(_message.Message):
-    __slots__ = ("run_id", "session_id", "state", "message", "base_model", "lora", "seed", "max_seq_len", "trainer_url", "sampler_url", "name", "user_metadata", "created_at", "project")
+    __slots__ = ("run_id", "session_id", "state", "message", "base_model", "lora", "seed", "max_seq_len", "trainer_url", "sampler_url", "name", "user_metadata", "created_at", "project", "model")
     class UserMetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +128,7 @@ class ProvisionedRun(_message.Message):
     USER_METADATA_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     PROJECT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     session_id: str
     state: str
@@ -130,7 +143,8 @@ class ProvisionedRun(_message.Message):
     user_metadata: _containers.ScalarMap[str, str]
     created_at: float
     project: str
-    def __init__(self, run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., trainer_url: _Optional[str] = ..., sampler_url: _Optional[str] = ..., name: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., project: _Optional[str] = ...) -> None: ...
+    model: str
+    def __init__(self, run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., state: _Optional[str] = ..., message: _Optional[str] = ..., base_model: _Optional[str] = ..., lora: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., max_seq_len: _Optional[int] = ..., trainer_url: _Optional[str] = ..., sampler_url: _Optional[str] = ..., name: _Optional[str] = ..., user_metadata: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., project: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class ListProvisionedRunsResponse(_message.Message):
     __slots__ = ("runs", "next_page")

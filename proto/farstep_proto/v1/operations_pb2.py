@@ -27,25 +27,25 @@ from farstep_proto.v1 import training_pb2 as farstep__proto_dot_v1_dot_training_
 from farstep_proto.v1 import sampling_pb2 as farstep__proto_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!farstep_proto/v1/operations.proto\x12\nfarstep.v1\x1a\x1d\x66\x61rstep_proto/v1/common.proto\x1a\x1f\x66\x61rstep_proto/v1/training.proto\x1a\x1f\x66\x61rstep_proto/v1/sampling.proto\"L\n\x08\x41\x63\x63\x65pted\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x13\n\x0bqueue_place\x18\x02 \x01(\x05\x12\x15\n\x0c\x61waits_parts\x18\xb4\x01 \x01(\x08\"\xd6\x03\n\tOperation\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.farstep.v1.OperationState\x12\x13\n\x0bqueue_place\x18\x03 \x01(\x05\x12\x0c\n\x04verb\x18\x04 \x01(\t\x12\"\n\x05\x65rror\x18\n \x01(\x0b\x32\x11.farstep.v1.ErrorH\x00\x12\"\n\x05\x65mpty\x18\x0b \x01(\x0b\x32\x11.farstep.v1.EmptyH\x00\x12=\n\x10\x66orward_backward\x18\x0c \x01(\x0b\x32!.farstep.v1.ForwardBackwardOutputH\x00\x12\x33\n\noptim_step\x18\r \x01(\x0b\x32\x1d.farstep.v1.OptimStepResponseH\x00\x12\x37\n\x0csave_weights\x18\x0e \x01(\x0b\x32\x1f.farstep.v1.SaveWeightsResponseH\x00\x12\x37\n\x0cload_weights\x18\x0f \x01(\x0b\x32\x1f.farstep.v1.LoadWeightsResponseH\x00\x12,\n\x06sample\x18\x10 \x01(\x0b\x32\x1a.farstep.v1.SampleResponseH\x00\x42\t\n\x07outcome\"L\n\x0bPollRequest\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x0b\n\x03\x61\x63k\x18\x02 \x03(\t\x12\r\n\x05\x63heck\x18\x03 \x03(\t\x12\x0e\n\x06wait_s\x18\x04 \x01(\x01\"r\n\x0cPollResponse\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\'\n\x08\x66inished\x18\x02 \x03(\x0b\x32\x15.farstep.v1.Operation\x12\x0f\n\x07unknown\x18\x03 \x03(\t\x12\x13\n\x0bnum_pending\x18\x04 \x01(\x05\"V\n\x16ListOperationsResponse\x12)\n\noperations\x18\x01 \x03(\x0b\x32\x15.farstep.v1.Operation\x12\x11\n\tnext_page\x18P \x01(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08*\xc4\x01\n\x0eOperationState\x12\x1f\n\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16OPERATION_STATE_QUEUED\x10\x01\x12\x1b\n\x17OPERATION_STATE_RUNNING\x10\x02\x12\x1d\n\x19OPERATION_STATE_SUCCEEDED\x10\x03\x12\x1a\n\x16OPERATION_STATE_FAILED\x10\x04\x12\x1d\n\x19OPERATION_STATE_CANCELLED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!farstep_proto/v1/operations.proto\x12\nfarstep.v1\x1a\x1d\x66\x61rstep_proto/v1/common.proto\x1a\x1f\x66\x61rstep_proto/v1/training.proto\x1a\x1f\x66\x61rstep_proto/v1/sampling.proto\"L\n\x08\x41\x63\x63\x65pted\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x13\n\x0bqueue_place\x18\x02 \x01(\x05\x12\x15\n\x0c\x61waits_parts\x18\xb4\x01 \x01(\x08\"\xd6\x03\n\tOperation\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.farstep.v1.OperationState\x12\x13\n\x0bqueue_place\x18\x03 \x01(\x05\x12\x0c\n\x04verb\x18\x04 \x01(\t\x12\"\n\x05\x65rror\x18\n \x01(\x0b\x32\x11.farstep.v1.ErrorH\x00\x12\"\n\x05\x65mpty\x18\x0b \x01(\x0b\x32\x11.farstep.v1.EmptyH\x00\x12=\n\x10\x66orward_backward\x18\x0c \x01(\x0b\x32!.farstep.v1.ForwardBackwardOutputH\x00\x12\x33\n\noptim_step\x18\r \x01(\x0b\x32\x1d.farstep.v1.OptimStepResponseH\x00\x12\x37\n\x0csave_weights\x18\x0e \x01(\x0b\x32\x1f.farstep.v1.SaveWeightsResponseH\x00\x12\x37\n\x0cload_weights\x18\x0f \x01(\x0b\x32\x1f.farstep.v1.LoadWeightsResponseH\x00\x12,\n\x06sample\x18\x10 \x01(\x0b\x32\x1a.farstep.v1.SampleResponseH\x00\x42\t\n\x07outcome\"[\n\x0bPollRequest\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x0b\n\x03\x61\x63k\x18\x02 \x03(\t\x12\r\n\x05\x63heck\x18\x03 \x03(\t\x12\x0e\n\x06wait_s\x18\x04 \x01(\x01\x12\r\n\x04held\x18\xc8\x01 \x03(\t\"r\n\x0cPollResponse\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\'\n\x08\x66inished\x18\x02 \x03(\x0b\x32\x15.farstep.v1.Operation\x12\x0f\n\x07unknown\x18\x03 \x03(\t\x12\x13\n\x0bnum_pending\x18\x04 \x01(\x05\"V\n\x16ListOperationsResponse\x12)\n\noperations\x18\x01 \x03(\x0b\x32\x15.farstep.v1.Operation\x12\x11\n\tnext_page\x18P \x01(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08*\xc4\x01\n\x0eOperationState\x12\x1f\n\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16OPERATION_STATE_QUEUED\x10\x01\x12\x1b\n\x17OPERATION_STATE_RUNNING\x10\x02\x12\x1d\n\x19OPERATION_STATE_SUCCEEDED\x10\x03\x12\x1a\n\x16OPERATION_STATE_FAILED\x10\x04\x12\x1d\n\x19OPERATION_STATE_CANCELLED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'farstep_proto.v1.operations_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATIONSTATE']._serialized_start=1017
-  _globals['_OPERATIONSTATE']._serialized_end=1213
+  _globals['_OPERATIONSTATE']._serialized_start=1032
+  _globals['_OPERATIONSTATE']._serialized_end=1228
   _globals['_ACCEPTED']._serialized_start=146
   _globals['_ACCEPTED']._serialized_end=222
   _globals['_OPERATION']._serialized_start=225
   _globals['_OPERATION']._serialized_end=695
   _globals['_POLLREQUEST']._serialized_start=697
-  _globals['_POLLREQUEST']._serialized_end=773
-  _globals['_POLLRESPONSE']._serialized_start=775
-  _globals['_POLLRESPONSE']._serialized_end=889
-  _globals['_LISTOPERATIONSRESPONSE']._serialized_start=891
-  _globals['_LISTOPERATIONSRESPONSE']._serialized_end=977
-  _globals['_CANCELRESPONSE']._serialized_start=979
-  _globals['_CANCELRESPONSE']._serialized_end=1014
+  _globals['_POLLREQUEST']._serialized_end=788
+  _globals['_POLLRESPONSE']._serialized_start=790
+  _globals['_POLLRESPONSE']._serialized_end=904
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_start=906
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_end=992
+  _globals['_CANCELRESPONSE']._serialized_start=994
+  _globals['_CANCELRESPONSE']._serialized_end=1029
 # @@protoc_insertion_point(module_scope)

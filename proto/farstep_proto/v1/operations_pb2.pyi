@@ -61,16 +61,18 @@ class Operation(_message.Message):
     def __init__(self, operation_id: _Optional[str] = ..., state: _Optional[_Union[OperationState, str]] = ..., queue_place: _Optional[int] = ..., verb: _Optional[str] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., empty: _Optional[_Union[_common_pb2.Empty, _Mapping]] = ..., forward_backward: _Optional[_Union[_training_pb2.ForwardBackwardOutput, _Mapping]] = ..., optim_step: _Optional[_Union[_training_pb2.OptimStepResponse, _Mapping]] = ..., save_weights: _Optional[_Union[_training_pb2.SaveWeightsResponse, _Mapping]] = ..., load_weights: _Optional[_Union[_training_pb2.LoadWeightsResponse, _Mapping]] = ..., sample: _Optional[_Union[_sampling_pb2.SampleResponse, _Mapping]] = ...) -> None: ...
 
 class PollRequest(_message.Message):
-    __slots__ = ("client_id", "ack", "check", "wait_s")
+    __slots__ = ("client_id", "ack", "check", "wait_s", "held")
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     CHECK_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     client_id: str
     ack: _containers.RepeatedScalarFieldContainer[str]
     check: _containers.RepeatedScalarFieldContainer[str]
     wait_s: float
-    def __init__(self, client_id: _Optional[str] = ..., ack: _Optional[_Iterable[str]] = ..., check: _Optional[_Iterable[str]] = ..., wait_s: _Optional[float] = ...) -> None: ...
+    held: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, client_id: _Optional[str] = ..., ack: _Optional[_Iterable[str]] = ..., check: _Optional[_Iterable[str]] = ..., wait_s: _Optional[float] = ..., held: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PollResponse(_message.Message):
     __slots__ = ("instance_id", "finished", "unknown", "num_pending")

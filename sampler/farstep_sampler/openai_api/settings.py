@@ -19,7 +19,12 @@ class OpenAiSettings:
 
 def add_openai_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--served-model-name", action="append", default=[], metavar="NAME", help="another name of the base model"
+        "--served-name",
+        "--served-model-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name of the base model",
     )
     parser.add_argument(
         "--tool-call-parser",
@@ -30,6 +35,6 @@ def add_openai_flags(parser: argparse.ArgumentParser) -> None:
 
 def take_openai_flags(flags: argparse.Namespace) -> OpenAiSettings:
     """The settings in parsed flags, which have them no more."""
-    settings = OpenAiSettings(tuple(flags.served_model_name), flags.tool_call_parser)
-    del flags.served_model_name, flags.tool_call_parser
+    settings = OpenAiSettings(tuple(flags.served_name), flags.tool_call_parser)
+    del flags.served_name, flags.tool_call_parser
     return settings

@@ -125,7 +125,12 @@ def test_a_model_that_does_not_load_ends_it_with_the_reason(start, tmp_path):
 
 @pytest.mark.parametrize(
     ("argument", "said"),
-    [("--model=/nowhere/at all", "--model"), ("--replicas=0", "--replicas"), ("--host=0.0.0.0", "--host")],
+    [
+        ("--model=/nowhere/at all", "--model"),
+        ("--served-name=a=no model", "--served-name"),
+        ("--replicas=0", "--replicas"),
+        ("--host=0.0.0.0", "--host"),
+    ],
 )
 def test_nonsense_is_refused_by_name(start, argument, said):
     with pytest.raises(ChildProcessError, match=said):
@@ -217,3 +222,27 @@ def test_flags_are_passed_on_to_those_who_know_them(start, tmp_path):
     assert trainer["weight_sync_uri"] == uri
     assert trainer["journal"].startswith(f"{tmp_path}/j/stack-")
     assert sampler["tool_call_parser"] == "hermes"
+
+
+def test_a_model_is_found_by_every_name_that_it_is_served_by(start):
+    up = start("--served-name=Qwen/Qwen3-8B", "--served-model-name=a b", "--served-name=judge=fake/two")
+    models = {model["model_name"]: model for model in up.call("GET", "/v1/capabilities")["supported_models"]}
+    assert [(name, model.get("warm", False)) for name, model in models.items()] == [
+        ("fake/one", True), ("Qwen/Qwen3-8B", True), ("a b", True), ("judge", False),
+    ]  # fmt: skip
+    assert models["a b"]["max_context_length"] == 512
+    assert up.asked(up.announcement["sampler_url"])["served_name"] == ["Qwen/Qwen3-8B", "a b"]
+    session = up.session()
+    for name in ("a b", "Qwen/Qwen3-8B", "fake/one"):
+        run = up.run(session, base_model=name)
+        assert (run["base_model"], run["model"]) == (name, "fake/one")
+        assert run["trainer_url"] == up.announcement["trainer_url"]
+    other = up.run(session, base_model="judge")
+    assert (other["base_model"], other["model"]) == ("judge", "fake/two")
+    assert up.asked(other["sampler_url"])["served_name"] == ["judge"]
+    sampler = up.call("POST", f"/v1/sessions/{session}/samplers", {"base_model": "a b"})
+    sampler = up.call("GET", f"/v1/samplers/{sampler['sampler_id']}?wait_s=30")
+    assert sampler["base_model"] == "a b"
+    assert up.asked(sampler["sampler_url"])["model"] == "fake/one"
+    refused = up.call("POST", f"/v1/sessions/{session}/runs", {"base_model": "no model", "lora": LORA}, status=400)
+    assert refused["field"] == "base_model"

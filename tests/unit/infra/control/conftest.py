@@ -27,6 +27,7 @@ from farstep_infra.control.residency import Residency
 from farstep_infra.control.run_stacks import RunStacks
 from farstep_infra.control.runs import Runs
 from farstep_infra.control.samplers import FreshSamplers
+from farstep_infra.control.served_models import ServedModels
 from farstep_infra.control.servers import Site
 from farstep_infra.control.sessions import Sessions
 from farstep_infra.control.tables import Base
@@ -141,7 +142,7 @@ def parts(db: Database, launcher: NoMachine, store: CheckpointStore, provisionin
     """Of a control plane, those that have to do with processes."""
     commands = Commands(host="127.0.0.1", store="", device="cpu", journals=Path("/nowhere"))
     client = httpx.AsyncClient()
-    fleet = Fleet(Site(launcher, commands, {}, client), Placements(db, host="127.0.0.1"))
+    fleet = Fleet(Site(launcher, commands, {}, client), Placements(db, host="127.0.0.1"), ServedModels("fake/one"))
     uses = Uses(db)
     residency = Residency(fleet, idle_timeout_s=0, max_stacks=0, last_seen=uses.last_seen)
     stacks = RunStacks(db, fleet, residency, provisioning, uses, Trainers(client))

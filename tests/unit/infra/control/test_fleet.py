@@ -19,6 +19,7 @@ from farstep_infra.control.health import HealthWatch, Silence
 from farstep_infra.control.machine import Machine
 from farstep_infra.control.placements import Placements
 from farstep_infra.control.residency import Residency
+from farstep_infra.control.served_models import ServedModels
 from farstep_infra.control.servers import Site
 from farstep_infra.launchers.base import LaunchFailed
 from farstep_infra.launchers.local import LocalLauncher
@@ -40,7 +41,7 @@ async def fleet_in(tmp_path, *, policy=POLICY) -> AsyncIterator[Fleet]:
     db = Database(url_of_file(tmp_path / "control.db"))
     async with httpx.AsyncClient(headers=headers, trust_env=False) as client, db.opened():
         site = Site(LocalLauncher(tmp_path / "logs", host=HOST), commands, environment, client, policy)
-        fleet = Fleet(site, Placements(db, host=HOST))
+        fleet = Fleet(site, Placements(db, host=HOST), ServedModels("fake/one"))
         await fleet.restore()
         try:
             yield fleet

@@ -46,6 +46,7 @@ def parse() -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--replica", action="append", default=[])
+    parser.add_argument("--served-name", action="append", default=[])
     return parser.parse_args()
 
 

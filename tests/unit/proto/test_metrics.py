@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from farstep_model.metrics import combine_metrics
+from farstep_proto.metrics import combine_metrics
 
 
 def test_each_name_says_its_reduction() -> None:

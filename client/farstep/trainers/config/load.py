@@ -1,0 +1,65 @@
+"""A configuration from wherever it is: a file, its text, a mapping, an object. All give the same object."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+from farstep.trainers.config.trainer import TrainerConfig
+from farstep.trainers.config.yaml_text import mapping_from_yaml
+from farstep.trainers.errors import ConfigError
+
+C = TypeVar("C", bound=TrainerConfig)
+
+
+def load_config(
+    source: str | PathLike[str] | Mapping[str, Any] | object,
+    config_class: type[C] = TrainerConfig,  # type: ignore[assignment]
+    **changes: Any,
+) -> C:
+    """
+    Args:
+        source: the path of a YAML file, YAML text (anything with a line break or a colon and a space), a mapping, a
+            `TrainerConfig`, or a dataclass with fields of these names.
+        config_class: what to make of it.
+        changes: settings that win over the source's (`max_steps=10`).
+
+    Raises:
+        ConfigError: no such file, no YAML, or a wrong setting.
+    """
+    if isinstance(source, config_class):
+        return source.merged(changes) if changes else source
+    settings = _settings(source)
+    if unnamed := [key for key in settings if not isinstance(key, str)]:
+        raise ConfigError(f"the key {unnamed[0]!r} is no text")
+    config = config_class(**settings) if not changes.keys() & {"type"} else config_class(**{**settings, **changes})
+    return config.merged(changes) if changes else config
+
+
+def _settings(source: object) -> Mapping[str, Any]:
+    match source:
+        case TrainerConfig():
+            return {name: getattr(source, name) for name in type(source).model_fields}
+        case Mapping():
+            return source
+        case str() if "\n" in source or ": " in source:
+            return mapping_from_yaml(source)
+        case str() | PathLike():
+            return _from_file(Path(source).expanduser())
+        case _ if dataclasses.is_dataclass(source) and not isinstance(source, type):
+            return {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
+        case _:
+            raise ConfigError(f"no configuration: {type(source).__name__}", hint="a path, YAML, a mapping or an object")
+
+
+def _from_file(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no UTF-8 text") from error
+    return mapping_from_yaml(text, name=str(path))

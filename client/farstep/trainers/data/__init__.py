@@ -1,0 +1,1 @@
+"""The data of trainers: sources, row adapters, chat templates with exact masks, mixing, cache, batches."""

@@ -1,0 +1,1 @@
+"""Where rows come from: `Source` in `base`, and one file for each kind."""

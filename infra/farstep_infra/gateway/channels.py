@@ -1,0 +1,47 @@
+"""All channels of a gateway, one for each server, made when first needed."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from farstep_infra.gateway.channel import Channel
+from farstep_infra.gateway.server_http import make_client
+
+
+class Channels:
+    """Args: `api_key` is the installation's."""
+
+    def __init__(self, api_key: str) -> None:
+        self._client = make_client(api_key)
+        self._channels: dict[str, Channel] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_released = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._client.aclose()
+
+    def of(self, url: str) -> Channel:
+        """The channel to the server at that address."""
+        channel = self._channels.get(url)
+        if channel is None:
+            channel = self._channels[url] = Channel(url, self._client)
+            if self._is_released:
+                channel.release()
+            self._tasks.append(asyncio.create_task(channel.run(), name=f"gateway-poll-{url}"))
+        return channel
+
+    def release(self) -> None:
+        """Lets everybody go who waits, now and later."""
+        self._is_released = True
+        for channel in self._channels.values():
+            channel.release()

@@ -1,0 +1,130 @@
+"""Promises: asked for by their request ids, answered as soon as the server that does the work has an outcome.
+
+A promise is its request id and nothing more: who asks is led to the operation that it names, on the server that has it.
+So every promise outlives this process, and those of a trainer's journal the trainer's. Only submissions that no server
+took are remembered here (`refusals`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Literal
+
+from google.protobuf.message import Message
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from farstep_infra.gateway import losses, models, sampling, training
+from farstep_infra.gateway.bodies import Body, answer, media, read_json
+from farstep_infra.gateway.failures import PREFIX, ErrorBody
+from farstep_infra.gateway.gateway import Gateway, gateway_of
+from farstep_infra.gateway.request_ids import RequestId
+from farstep_infra.gateway.results import Done, Failed, Pending, Result
+from farstep_proto import paths
+from farstep_proto.errors import InvalidInput
+from farstep_serving.bodies import INLINE_BYTES
+from farstep_serving.descriptions import Media, describe
+from farstep_serving.keys import Caller, caller_of
+
+HOLD_S = 30.0  # the SDK gives up waiting for an answer after 45
+METADATA_FROM_BYTES = 8 << 20  # larger results are announced, so that a client can make room for them
+
+
+class RetrieveFuture(Body):
+    request_id: str
+    allow_metadata_only: bool = False
+
+
+class TryAgain(Body):
+    request_id: str
+    queue_state: str
+    queue_state_reason: str | None = None
+    type: Literal["try_again"] = "try_again"
+
+
+class CompleteMetadata(Body):
+    response_payload_size: int
+    status: Literal["complete_metadata"] = "complete_metadata"
+
+
+class Cancel(Body):
+    request_id: str
+
+
+class Cancelled(Body):
+    cancelled: bool
+    type: Literal["cancel_future"] = "cancel_future"
+
+
+_ANY = Media({paths.JSON: {"type": "object"}, paths.PROTOBUF: {"type": "string", "format": "binary"}})
+
+
+@describe("Wait for what a promise comes to", takes=media(RetrieveFuture), gives=_ANY, error=media(ErrorBody))
+async def _retrieve(request: Request) -> Response:
+    asked = await read_json(request, RetrieveFuture)
+    result = await result_of(gateway_of(request), asked.request_id, caller=caller_of(request), wait_s=HOLD_S)
+    match result:
+        case Pending():
+            body = TryAgain(
+                request_id=asked.request_id, queue_state=result.state, queue_state_reason=result.reason or None
+            )
+            return answer(body, status=408)
+        case Failed():
+            response = answer(result.failure)
+            response.background = BackgroundTask(result.on_told)
+            return response
+        case Done(body=Message() as message):
+            return await _as_protobuf(message, result.on_told, may_announce=asked.allow_metadata_only)
+        case Done(body=Body() as told):
+            response = answer(told)
+            response.background = BackgroundTask(result.on_told)
+            return response
+    raise AssertionError(result)
+
+
+@describe("Give up a promise", takes=media(Cancel), gives=media(Cancelled), error=media(ErrorBody))
+async def _cancel(request: Request) -> Response:
+    asked = await read_json(request, Cancel)
+    gateway, caller = gateway_of(request), caller_of(request)
+    wanted = RequestId.parse(asked.request_id)
+    if wanted.kind != "sample":
+        raise InvalidInput("only samples can be cancelled", field="request_id")
+    return answer(Cancelled(cancelled=await sampling.cancel(gateway, wanted, caller=caller)))
+
+
+async def result_of(gateway: Gateway, request_id: str, *, caller: Caller, wait_s: float) -> Result:
+    """What has become of a promise, waiting for it up to `wait_s` seconds.
+
+    Raises:
+        NotFound: the caller has no such promise.
+        Gone: it had come to something, and nobody fetched it for too long.
+    """
+    wanted = RequestId.parse(request_id)
+    match wanted.kind:
+        case "train" if wanted.seq == 0:
+            return await models.result_of(gateway, wanted, caller=caller, wait_s=wait_s)
+        case "train":
+            return await training.result_of(gateway, wanted, caller=caller, wait_s=wait_s)
+        case "sample":
+            return await sampling.result_of(gateway, wanted, caller=caller, wait_s=wait_s)
+    return await losses.result_of(gateway, wanted, caller=caller)
+
+
+async def _as_protobuf(message: Message, on_told: Callable[[], None], *, may_announce: bool) -> Response:
+    num_bytes = message.ByteSize()
+    if may_announce and num_bytes >= METADATA_FROM_BYTES:
+        return answer(CompleteMetadata(response_payload_size=num_bytes))
+    encode = message.SerializeToString
+    content = encode() if num_bytes <= INLINE_BYTES else await asyncio.to_thread(encode)
+    response = Response(content, media_type=paths.PROTOBUF)
+    response.background = BackgroundTask(on_told)
+    return response
+
+
+ROUTES = [
+    Route(f"{PREFIX}retrieve_future", _retrieve, methods=["POST"]),
+    Route(f"{PREFIX}cancel_future", _cancel, methods=["POST"]),
+]

@@ -1,0 +1,73 @@
+"""The real `tinker` SDK against a real `farstep up`: one server for all modules of a worker of the test run."""
+
+import gc
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+from tests.sdk_matrix.programs import SERVED_NAMES
+from tests.support.processes import KEY, Server
+
+os.environ.setdefault("TINKER_TELEMETRY", "0")  # before the SDK is imported, which reads it once
+
+
+def pytest_collection_modifyitems(items):
+    """The SDK leaves connections to the collector."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
+            item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
+
+
+@pytest.fixture(autouse=True)
+def _leaks():
+    """No test that comes later is to be told of them."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@pytest.fixture(scope="session")
+def tinker_home(tmp_path_factory):
+    """The folder of the server's state."""
+    return tmp_path_factory.mktemp("tinker-home")
+
+
+@pytest.fixture(scope="session")
+def tinker_server(tinker_home):
+    """A control plane with a trainer and a sampler on the embedded model."""
+    server = up(tinker_home, *(f"--served-name={name}" for name in SERVED_NAMES))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def up(home, *flags):
+    """`farstep up` in that folder."""
+    return Server("farstep_infra up", "--home", home, "--port", "0", "--model", "farstep/tiny", *flags).start()
+
+
+@pytest.fixture(scope="session")
+def tinker_url(tinker_server):
+    return tinker_server.url
+
+
+@pytest.fixture(scope="session")
+def tinker_key():
+    return f"tml-{KEY}"
+
+
+@pytest.fixture
+def tinker_service(tinker_url, tinker_key):
+    """A `tinker.ServiceClient` of its own session on the shared server."""
+    import tinker
+
+    service = tinker.ServiceClient(base_url=tinker_url, api_key=tinker_key)
+    try:
+        yield service
+    finally:
+        service.close("success")
