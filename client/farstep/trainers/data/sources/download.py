@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,13 @@ def _is_public(address: str) -> bool:
 
 
 def download(
-    url: str, to: Path, *, token: str | None, rules: Rules, resolve: Resolve = addresses_of, verify: bool | str = True
+    url: str,
+    to: Path,
+    *,
+    token: str | None,
+    rules: Rules,
+    resolve: Resolve = addresses_of,
+    verify: ssl.SSLContext | bool = True,
 ) -> str:
     """Writes what is at `url` to `to`, and says of what type the server calls it.
 
@@ -103,7 +110,9 @@ class _Found:
     location: str | None = None
 
 
-def _fetch(url: str, to: Path, headers: dict[str, str], rules: Rules, address: str, verify: bool | str) -> _Found:
+def _fetch(
+    url: str, to: Path, headers: dict[str, str], rules: Rules, address: str, verify: ssl.SSLContext | bool
+) -> _Found:
     parts = urlsplit(url)
     literal = f"[{address}]" if ":" in address else address
     port = f":{parts.port}" if parts.port else ""
