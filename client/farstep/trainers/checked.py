@@ -164,4 +164,4 @@ class Checked:
         if cls.name and config.type not in known:
             raise ConfigError(f"{config.type!r} is another trainer than {cls.name!r}", field="type",
                               hint=f"Trainer.get({config.type!r}) gives its class")  # fmt: skip
-        return config
+        return config.for_dry_run() if config.dry_run else config

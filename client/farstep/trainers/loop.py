@@ -10,7 +10,7 @@ A step's work is submitted before the one before it is waited for, unless someth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from farstep.trainers.checkpoints import CheckpointEngine
 from farstep.trainers.exits import Exit
@@ -23,16 +23,21 @@ from farstep.trainers.ready import PreparedBatches
 from farstep.trainers.sequence import TrainSequence
 from farstep.trainers.step import PendingStep, Position, numbers
 
+if TYPE_CHECKING:
+    from farstep.sampling import SamplingClient
+
 
 class Loop(Gradients):
     """Of a trainer."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._in_flight: list[PendingStep] = []
         self._num_finished = 0
         self._considered = 0  # the step at which evaluation and checkpoints were last thought of
         self._after_batch = Position()
         self._cancel_reason: str | None = None
+        self._sampler: tuple[int, SamplingClient] | None = None
         self.engines_due: list[CheckpointEngine] = []
 
     # The loop
@@ -111,6 +116,7 @@ class Loop(Gradients):
         """
         from farstep.trainers.evaluation import evaluate
 
+        self.settle()
         return evaluate(self, test_data)
 
     @hooked
@@ -118,7 +124,21 @@ class Loop(Gradients):
         """Saves with every engine that is due (`engines_due`), and says so."""
         from farstep.trainers.saving import save
 
+        self.settle()
         save(self, self.engines_due)
+
+    def settle(self) -> None:
+        """Waits for steps that are under way and counts them: what one asks of the weights then is of `global_step`."""
+        while self._in_flight:
+            self._finish(self._in_flight[0])
+
+    def sampling_client(self) -> SamplingClient:
+        """A client of exactly the present weights; published when they have changed since the last call."""
+        self._require_init("sampling_client")
+        self.settle()
+        if self._sampler is None or self._sampler[0] != self.global_step:
+            self._sampler = (self.global_step, self.client.save_weights_and_get_sampling_client(pin="exact"))
+        return self._sampler[1]
 
     # What it goes through
 
@@ -198,7 +218,9 @@ class Loop(Gradients):
         submit = self._submit_open if self._is_open(loss_fn) else self._submit_named
         updates = [submit(group, loss_fn) for group in groups]
         after = self._after_batch if is_last else self.position
-        return PendingStep(updates, after, before, is_last)
+        pending = PendingStep(updates, after, before, is_last)
+        self._in_flight.append(pending)
+        return pending
 
     def _may_look_ahead(self, pending: PendingStep) -> bool:
         """Whether the next step may be submitted before this one is done: nothing comes between that depends on it."""
@@ -214,7 +236,11 @@ class Loop(Gradients):
         return max(self._considered, self.global_step - self.global_step_this_run)
 
     def _finish(self, pending: PendingStep) -> dict[str, float]:
+        """Counts a step when it is done, and all that it brings with it; one that was counted already is left alone."""
+        if pending not in self._in_flight:
+            return dict(self.metrics)
         metrics = pending.result()
+        self._in_flight.remove(pending)
         self._count_updates(len(pending.updates))
         self.position = pending.after
         self._num_finished += 1

@@ -24,6 +24,8 @@ def load_rows(trainer: Session, train_data: Any, test_data: Any) -> tuple[Rows, 
     from farstep.trainers.data.dataset import Dataset
     from farstep.trainers.data.load import load
 
+    if isinstance(train_data, list | tuple):
+        train_data = train_data[: trainer.config.data.max_rows]
     given = given_examples(train_data, trainer.rows_per_group, field="train_data") if is_sequences(train_data) else None
     needs_tokens = given is None or (test_data is None and trainer.config.data.has_eval)
     test_rows = eval_rows(trainer, test_data) if test_data is not None else None

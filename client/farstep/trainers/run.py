@@ -98,6 +98,7 @@ def end(trainer: Trainer, state: TrainerState, *, error: BaseException | None = 
 def _save_anyhow(trainer: Trainer) -> None:
     """Of a run that is broken off: where it works, it is gone on with from here."""
     try:
+        trainer.settle()
         if trainer.global_step_this_run:
             step = trainer.global_step
             save(trainer, [each for each in trainer.engines.all if each.is_due_at_end(step=step, is_early=True)])

@@ -39,7 +39,8 @@ KILLED = """
         if event["type"] == "log" and event["step"] == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    config = settings(output_dir, epochs=3, checkpoint=[{"type": "state", "save_every_n_steps": 3, "auto_resume": True}])
+    engine = {"type": "state", "save_every_n_steps": 3, "auto_resume": True}
+    config = settings(output_dir, epochs=3, checkpoint=[engine])
     service = ServiceClient.local(trainer_url=trainer_url, sampler_url=sampler_url)
     SFTTrainer(config, client=service, train_data=rows(14), event_sinks=[kill]).fit()
 """
@@ -52,7 +53,11 @@ def test_after_kill_9_the_losses_are_those_of_the_undisturbed_run(service, pair,
     urls = [server.url for server in pair]
     command = [sys.executable, "-c", textwrap.dedent(KILLED), *urls, config["output_dir"]]
     root = str(Path(__file__).parents[3])
-    env = {**os.environ, "FARSTEP_API_KEY": KEY, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    env = {
+        **os.environ,
+        "FARSTEP_API_KEY": KEY,
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+    }
     killed = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=110)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     folder = Path(config["output_dir"]) / "run"

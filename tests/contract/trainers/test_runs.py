@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 
 import pytest
 
@@ -146,19 +145,68 @@ def test_cancelling_from_a_callback_ends_with_a_checkpoint(service, tmp_path):
     assert [event["type"] for event in events][-2:] == ["checkpoint", "cancelled"]
 
 
+def labels_and_steps(service, events):
+    """What a checkpoint is called, and what the server says of it."""
+    kept = {each.path: each.step for each in service.list_checkpoints(events[0]["run_id"])}
+    return [(event["step"], kept[event["path"]]) for event in events.of("checkpoint")]
+
+
+def test_a_checkpoint_in_mid_flight_is_of_the_steps_that_it_says(service, tmp_path):
+    class Save:
+        def on_log(self, event):
+            if event["step"] == 1:
+                trainer.engines_due = trainer.engines.all
+                trainer.checkpoint()
+
+    trainer, events = made(service, tmp_path, callbacks=[Save()], epochs=3)
+    result = trainer.fit()
+    assert result.steps == 6
+    assert events.values("step") == [1, 2, 3, 4, 5, 6]
+    found = labels_and_steps(service, events)
+    assert [label for label, _ in found] == [2, 6]  # the second step was under way
+    assert all(label == step for label, step in found)
+
+
+def test_an_interruption_saves_what_was_under_way_and_is_gone_on_with(service, tmp_path):
+    def interrupt(event):
+        if event["step"] == 2:
+            raise KeyboardInterrupt
+
+    options = {"epochs": 2, "checkpoint": [{"type": "state", "auto_resume": True}]}
+    trainer, events = made(service, tmp_path, callbacks=[{"on_log": interrupt}], **options)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert trainer.state == "cancelled"
+    assert [event["type"] for event in events][-2:] == ["checkpoint", "cancelled"]
+    assert all(label == step for label, step in labels_and_steps(service, events))
+    again, others = made(service, tmp_path, **options)
+    again.fit()
+    whole, wanted = made(service, tmp_path / "whole", epochs=2)
+    whole.fit()
+    assert events.values("loss") + others.values("loss") == wanted.values("loss")
+
+
+def test_a_dry_run_goes_through_every_stage_in_small(service, tmp_path):
+    data = [{"prompt": f"{n}?", "response": str(n)} for n in range(60)]
+    trainer, events = made(service, tmp_path, data, epochs=9, batch_size=2, dry_run=True)
+    assert trainer.fit().steps == 10
+    assert events[0]["dry_run"] is True
+    assert events[0]["num_examples"] <= 50
+    assert {"log", "checkpoint", "completed"} <= {event["type"] for event in events}
+
+
 async def test_train_async_leaves_the_loop_free_and_is_cancelled_at_a_step(service, tmp_path):
-    begun = threading.Event()
+    loop, begun = asyncio.get_running_loop(), asyncio.Event()
 
     class Slow(SFTTrainer):
         def post_step(self, metrics):
-            begun.set()
+            loop.call_soon_threadsafe(begun.set)
             return metrics
 
     trainer, events = made(service, tmp_path, trainer=Slow, epochs=10_000)
     trainer.validate()
     task = asyncio.create_task(trainer.train_async())
-    while not begun.is_set():
-        await asyncio.sleep(0.01)  # the loop is free meanwhile
+    await begun.wait()  # the loop is free meanwhile
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -199,10 +247,15 @@ def test_init_is_once_and_what_needs_it_says_so(service, tmp_path):
 
 def test_with_closes_after_an_exception_and_says_failed(service, tmp_path):
     trainer, events = made(service, tmp_path)
-    with pytest.raises(LookupError), trainer:
-        trainer.init()
-        trainer.step(rows(4))
-        raise LookupError("mine")
+
+    def by_hand():
+        with trainer:
+            trainer.init()
+            trainer.step(rows(4))
+            raise LookupError("mine")
+
+    with pytest.raises(LookupError):
+        by_hand()
     assert [event["type"] for event in events] == ["started", "log", "failed"]
     client = service.create_lora_training_client("farstep/tiny", rank=4)  # a client that was given stays open
     assert client.health()
@@ -332,9 +385,7 @@ def test_hooks_fire_at_their_places_in_their_order(service, tmp_path):
 
         return hook
 
-    trainer, _ = made(
-        service, tmp_path, rows(4), trainer=Child, hooks=[("pre-step", note("given"))]
-    )
+    trainer, _ = made(service, tmp_path, rows(4), trainer=Child, hooks=[("pre-step", note("given"))])
     trainer.check_config({"hooks": (("pre-step", note("config")),)})
     trainer.fit()
     assert said == ["init", "parent", "child", "config", "given", "trained"]
@@ -354,7 +405,7 @@ def test_completions_are_shown_with_an_evaluation(service, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_paid(service, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainerError, match="output_dir: .* cannot be written"):
+    with pytest.raises(TrainerError, match=r"output_dir: .* cannot be written"):
         SFTTrainer(settings(tmp_path / "file"), client=service, train_data=rows(4)).fit()
 
 

@@ -32,7 +32,7 @@ def test_the_legal_way_and_every_other():
         life.may_check("reward")
     life.end(TrainerState.COMPLETED)
     for refused in (life.begin, life.mark_validated, lambda: life.end(TrainerState.FAILED)):
-        with pytest.raises(TrainerError, match="and this one is completed .*make a new one"):
+        with pytest.raises(TrainerError, match=r"and this one is completed .*make a new one"):
             refused()
     assert life.state == "completed"
 
@@ -54,7 +54,7 @@ def test_checks_come_in_any_order_and_again():
 
 def test_validate_takes_what_the_constructor_was_given():
     SFTTrainer(CONFIG, train_data=ROWS).validate()
-    with pytest.raises(TrainerError, match="'dataset'|nothing to train on"):
+    with pytest.raises(TrainerError, match="there is nothing to train on"):
         SFTTrainer(CONFIG).validate()
     with pytest.raises(ConfigError, match="has no configuration"):
         SFTTrainer(train_data=ROWS).validate()
@@ -83,7 +83,9 @@ def test_rows_that_are_none_are_refused_with_their_number_and_keys(rows, message
 
 def test_rows_of_another_form_are_refused():
     pair = {"prompt": "x", "chosen": "y", "rejected": "z"}
-    with pytest.raises(TrainerError, match="row 0: is of the form 'preference', of 2 sequences, and this trainer takes 1"):
+    with pytest.raises(
+        TrainerError, match="row 0: is of the form 'preference', of 2 sequences, and this trainer takes 1"
+    ):
         SFTTrainer(CONFIG).check_dataset([pair])
     Trainer.get("dpo")(CONFIG).check_dataset([pair])
     with pytest.raises(TrainerError, match=r"train_data\[1\]: 1 sequences, and 2 belong together"):

@@ -88,7 +88,7 @@ def test_a_mistake_is_named(hooks, message):
 
 def test_places_that_are_none_are_refused():
     for pair in [("pre-nothing", print), ("before-step", print), ("pre-step", 3), "pre-step"]:
-        with pytest.raises(TrainerError, match="there is no place|is no pair"):
+        with pytest.raises(TrainerError, match=r"there is no place|is no pair"):
             SFTTrainer(CONFIG, hooks=[pair])
 
 
@@ -112,7 +112,10 @@ def test_a_hook_that_would_never_run_is_refused():
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        ({"loss": lambda self: 0}, r"loss takes \(self\), and is called with \(self, batch\).*write def loss\(self, batch\)"),
+        (
+            {"loss": lambda self: 0},
+            r"loss takes \(self\), and is called with \(self, batch\).*write def loss\(self, batch\)",
+        ),
         ({"loss": lambda self, rows: 0}, r"takes \(self, rows\)"),
         ({"step": lambda self, batch, must: 0}, "requires 'must', which nobody gives it"),
         ({"epoch": staticmethod(lambda: 0)}, "must be a plain method"),

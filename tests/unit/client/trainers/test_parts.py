@@ -22,7 +22,9 @@ class Old(SFTTrainer):
 def test_a_part_that_is_not_declared_is_refused(trainer):
     trainer({**CONFIG, "scheduler": "linear"}).check_config()
     refused = {**CONFIG, "scheduler": "constant"}
-    with pytest.raises(ConfigError, match=r"scheduler\.name: 'constant' does not go with the trainer .*it declares linear"):
+    with pytest.raises(
+        ConfigError, match=r"scheduler\.name: 'constant' does not go with the trainer .*it declares linear"
+    ):
         trainer(refused).check_config()
     trainer({**refused, "skip_validation": True}).check_config()
 

@@ -34,7 +34,9 @@ def test_a_class_with_a_name_is_found_by_it():
 
 
 def test_an_unknown_name_says_the_nearest_and_all():
-    with pytest.raises(RegistryError, match=r"no shape 'rond' \(did you mean 'round'\? there are: far, round\)") as caught:
+    with pytest.raises(
+        RegistryError, match=r"no shape 'rond' \(did you mean 'round'\? there are: far, round\)"
+    ) as caught:
         Shape.get("rond")
     assert caught.value.known == ("far", "round")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

@@ -28,7 +28,9 @@ def test_lines_of_json_go_on_in_the_same_file(tmp_path):
         trackers.log(METRICS, step)
         trackers.finish("completed")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines == [{"step": step, "train/loss": 1.5, "train/bad": None, "not_finite": ["train/bad"]} for step in (1, 2)]
+    assert lines == [
+        {"step": step, "train/loss": 1.5, "train/bad": None, "not_finite": ["train/bad"]} for step in (1, 2)
+    ]
 
 
 class Broken(Tracker):
