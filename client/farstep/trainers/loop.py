@@ -38,7 +38,7 @@ class Loop(Gradients):
         self._after_batch = Position()
         self._cancel_reason: str | None = None
         self._sampler: tuple[int, SamplingClient] | None = None
-        self.engines_due: list[CheckpointEngine] = []
+        self.engines_due: list[CheckpointEngine] | None = None
 
     # The loop
 
@@ -121,11 +121,13 @@ class Loop(Gradients):
 
     @hooked
     def checkpoint(self) -> None:
-        """Saves with every engine that is due (`engines_due`), and says so."""
+        """Saves with every engine that is due (`engines_due`; called by hand: with all), and says so."""
         from farstep.trainers.saving import save
 
+        due, self.engines_due = self.engines_due, None
         self.settle()
-        save(self, self.engines_due)
+        step = self.global_step
+        save(self, due if due is not None else [each for each in self.engines.all if not each.has_saved(step)])
 
     def settle(self) -> None:
         """Waits for steps that are under way and counts them: what one asks of the weights then is of `global_step`."""
@@ -263,18 +265,20 @@ class Loop(Gradients):
         before, self._considered = self._due_from, self.global_step
         if self._is_evaluation_due(before, self.global_step):
             self.evaluate()
-        self.engines_due = [each for each in self.engines.all if each.is_due(before=before, step=self.global_step)]
-        if self.engines_due:
-            self.checkpoint()
+        self.save_due([each for each in self.engines.all if each.is_due(before=before, step=self.global_step)])
         self.pace.pause()
         return metrics
 
     def _after_epoch(self, epochs_done: int) -> None:
         step = self.global_step
-        self.engines_due = [
-            each for each in self.engines.all if each.is_due(before=step, step=step, epochs_done=epochs_done)
-        ]
-        if self.engines_due and self.global_step_this_run:
+        if self.global_step_this_run:
+            engines = self.engines.all
+            self.save_due([each for each in engines if each.is_due(before=step, step=step, epochs_done=epochs_done)])
+
+    def save_due(self, engines: list[CheckpointEngine]) -> None:
+        """A checkpoint with these, if any."""
+        if engines:
+            self.engines_due = engines
             self.checkpoint()
 
     def _is_evaluation_due(self, before: int, step: int) -> bool:

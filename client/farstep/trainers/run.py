@@ -70,9 +70,7 @@ def save_at_end(trainer: Trainer) -> None:
     if not trainer.global_step_this_run:
         return
     step, is_early = trainer.global_step, trainer.early_stop
-    trainer.engines_due = [each for each in trainer.engines.all if each.is_due_at_end(step=step, is_early=is_early)]
-    if trainer.engines_due:
-        trainer.checkpoint()
+    trainer.save_due([each for each in trainer.engines.all if each.is_due_at_end(step=step, is_early=is_early)])
 
 
 def end(trainer: Trainer, state: TrainerState, *, error: BaseException | None = None, quietly: bool = False) -> None:

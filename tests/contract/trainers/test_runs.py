@@ -155,7 +155,6 @@ def test_a_checkpoint_in_mid_flight_is_of_the_steps_that_it_says(service, tmp_pa
     class Save:
         def on_log(self, event):
             if event["step"] == 1:
-                trainer.engines_due = trainer.engines.all
                 trainer.checkpoint()
 
     trainer, events = made(service, tmp_path, callbacks=[Save()], epochs=3)
