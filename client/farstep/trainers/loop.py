@@ -4,11 +4,12 @@
     epoch:  for batch in self.train_batches: self.step(batch)
     step:   passes → optimizer step → metrics, log, evaluation, checkpoint
 
-A step's work is submitted before the one before it is waited for, unless something may depend on that.
+The work of the next steps (`lookahead`) is submitted before a step is waited for, unless something may depend on that.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -57,22 +58,19 @@ class Loop(Gradients):
     def epoch(self) -> None:
         """What is left of the present epoch."""
         is_own = "step" in self._overridden or self.hooks_of("pre", "step") or self.hooks_of("post", "step")
-        pending: PendingStep | None = None
+        pending: deque[PendingStep] = deque()
         for batch in self.train_batches:
             for number in range(self.passes):
                 is_last = number == self.passes - 1
                 if is_own:
                     self._own_step(batch, is_last=is_last)
                     continue
-                following = self._submit(batch, self.loss_fn, is_last=is_last)
-                if pending is not None:
-                    self._finish(pending)
-                pending = following
-                if not self._may_look_ahead(pending):
-                    self._finish(pending)
-                    pending = None
-        if pending is not None:
-            self._finish(pending)
+                pending.append(self._submit(batch, self.loss_fn, is_last=is_last))
+                allowed = self.lookahead if self._may_look_ahead(pending[-1]) else 0
+                while len(pending) > allowed:
+                    self._finish(pending.popleft())
+        while pending:
+            self._finish(pending.popleft())
 
     @hooked
     def step(
@@ -161,7 +159,7 @@ class Loop(Gradients):
         self._require_init("train_batches")
         self.announce()
         epoch, first = self.position.epoch, self.position.batch
-        prepared = PreparedBatches(self.train_rows.batches(epoch, first), self.begin_batch, ahead=int(self.lookahead))
+        prepared = PreparedBatches(self.train_rows.batches(epoch, first), self.begin_batch, ahead=self.lookahead)
         for index, batch in enumerate(prepared, start=first):
             if self.should_stop:
                 return
@@ -227,10 +225,8 @@ class Loop(Gradients):
     def _may_look_ahead(self, pending: PendingStep) -> bool:
         """Whether the next step may be submitted before this one is done: nothing comes between that depends on it."""
         step = pending.before + len(pending.updates)
-        return (
-            self.lookahead
-            and not self._is_evaluation_due(self._due_from, step)
-            and not any(engine.is_due(before=self._due_from, step=step) for engine in self.engines.all)
+        return not self._is_evaluation_due(self._due_from, step) and not any(
+            engine.is_due(before=self._due_from, step=step) for engine in self.engines.all
         )
 
     @property

@@ -338,7 +338,7 @@ def test_each_part_can_be_replaced_and_the_others_work(service, tmp_path):
 
 def test_steps_submitted_ahead_are_the_steps_one_by_one(service, tmp_path):
     class OneByOne(SFTTrainer):
-        lookahead = False
+        lookahead = 0
 
     ahead, events = made(service, tmp_path, epochs=3, name="ahead")
     ahead.fit()

@@ -97,6 +97,16 @@ def test_wandb_offline_needs_no_network_and_goes_on_under_its_id(tmp_path, monke
     assert len(list(Path(tmp_path).glob("wandb/offline-run-*"))) >= 1
 
 
+def test_tensorboard_gets_a_file_of_events(tmp_path):
+    pytest.importorskip("tensorboardX")
+    tracker = Tracker.get("tensorboard")()
+    folder = Path(tracker.start(run(tmp_path)))
+    tracker.log({"train/loss": 1.5}, 7)
+    tracker.finish("completed")
+    (file,) = folder.iterdir()
+    assert b"train/loss" in file.read_bytes()
+
+
 @pytest.mark.parametrize(("name", "module"), [("tensorboard", "tensorboardX"), ("trackio", "trackio")])
 def test_the_calls_that_a_package_gets(tmp_path, monkeypatch, name, module):
     calls = []
