@@ -50,6 +50,7 @@ def _run(trainer: Trainer, train: Callable[[Any], TrainMetrics | None]) -> Train
         save_at_end(trainer)
     except KeyboardInterrupt:
         trainer.cancel("interrupted from the keyboard")
+        assert trainer.should_stop  # for that reason, from here on
         _save_anyhow(trainer)
         end(trainer, TrainerState.CANCELLED, quietly=True)
         raise

@@ -177,6 +177,7 @@ def test_an_interruption_saves_what_was_under_way_and_is_gone_on_with(service, t
         trainer.fit()
     assert trainer.state == "cancelled"
     assert [event["type"] for event in events][-2:] == ["checkpoint", "cancelled"]
+    assert events[-1]["reason"] == "interrupted from the keyboard"
     assert all(label == step for label, step in labels_and_steps(service, events))
     again, others = made(service, tmp_path, **options)
     again.fit()
