@@ -32,6 +32,7 @@ def written_as(place: _Place) -> str:
 def from_validation(error: ValidationError, model: type[BaseModel], written: Mapping[str, str]) -> ConfigError:
     """Every mistake, the first with a hint, at the place that the user wrote (`written`: our place → theirs)."""
     mistakes = [_mistake(detail, model, written) for detail in error.errors(include_url=False)]
+    mistakes.sort(key=lambda mistake: not mistake[2])  # one that can be helped first
     path, message, hint = mistakes[0]
     others = [f"{place}: {text}" for place, text, _ in mistakes[1:]]
     if others:

@@ -113,13 +113,15 @@ class _Loading:
     def _key(self, part: str, raw: RawRows | None) -> str:
         settings = self.plan.config
         rows: Any
+        formats: list[str | None] = []
         if raw is not None:
             rows = hashlib.sha256(b"".join(content_of(one.row) for one in raw)).hexdigest()
         else:
             of_eval = part == "eval" and bool(settings.eval_sources)
-            rows = [source_key(source) for source in (settings.eval_sources if of_eval else settings.sources)]
+            sources = settings.eval_sources if of_eval else settings.sources
+            rows, formats = [source_key(source) for source in sources], [source.format for source in sources]
         print_ = tokenizer_fingerprint(self.tokenizer)
-        return key_of(self.plan, rows, tokenizer=print_, seed=self._seed, part=part)
+        return key_of(self.plan, rows, formats=formats, tokenizer=print_, seed=self._seed, part=part)
 
 
 def _given(data: object, rows_per_group: int) -> Dataset | None:

@@ -255,7 +255,7 @@ def test_what_is_missing_is_named() -> None:
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"epochs: .*; and seed: .*; foo: unknown"):
+    with pytest.raises(ConfigError, match=r"foo: unknown setting; and epochs: .*; seed: .*known are batch_size"):
         minimal(epochs=0, seed="x", foo=1)
 
 
