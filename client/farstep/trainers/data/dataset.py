@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 from farstep.trainers.data.report import DataReport
 from farstep.trainers.data.table import Table
@@ -12,6 +13,17 @@ from farstep.trainers.errors import DataError
 from farstep.trainers.sequence import TrainSequence
 
 Group = tuple[TrainSequence, ...]
+
+
+class Examples(Protocol):
+    """What batches can be made of."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Group: ...
 
 
 @dataclass(frozen=True)

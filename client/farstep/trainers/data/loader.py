@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from farstep.trainers.data.dataset import Dataset, Group
+from farstep.trainers.data.dataset import Examples, Group
 from farstep.trainers.data.order import Indices, permutation
 from farstep.trainers.errors import DataError
 from farstep.trainers.sequence import TrainSequence
@@ -99,7 +99,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Examples,
         batch_size: int,
         *,
         seed: int = 42,
@@ -163,6 +163,12 @@ class Loader:
             )
         if cursor.batch > self._num_batches:
             raise DataError(f"batch {cursor.batch} of {self._num_batches}", field="cursor")
+
+    def num_groups_of(self, number: int) -> int:
+        """How many groups batch `number` has."""
+        if self._overfit:
+            return min(self.batch_size, len(self.dataset))
+        return min(self.batch_size, self._num_groups - number * self.batch_size)
 
     def batch(self, epoch: int, number: int) -> Batch:
         """One batch, wherever it is."""
