@@ -52,6 +52,8 @@ def load(
     """
     groups = rows_per_group if rows_per_group is not None else 2 if config.type in ("dpo", "ipo") else 1
     plan = plan_of(config, max_length=max_length, rows_per_group=groups)
+    if plan.config.join_texts and plan.limits.max_length is None:
+        raise DataError("to join texts into rows of one length, give that length", field="data.max_length")
     loading = _Loading(config, plan, tokenizer, progress)
     train = _given(train_data, groups) or loading.part("train", train_data)
     held_out = _given(test_data, groups) or loading.part("eval", test_data)

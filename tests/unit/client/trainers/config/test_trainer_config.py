@@ -221,6 +221,7 @@ WRONG = [
     ({"scheduler": {"warmup_steps": 1, "warmup_ratio": 0.1}}, r"scheduler: warmup_steps and warmup_ratio exclude"),
     ({"rl": {"gamma": 0.5}}, r"rl: the trainer 'sft' has no such settings"),
     ({"type": "ppo", "clip_range": 2}, r"clip_range \(= rl\.clip_low\): .*less than or equal to 1"),
+    ({"maxPromptLength": 9}, r"data\.max_prompt_length: the trainer 'sft' has no limit of its own for prompts"),
     ({"train_eval_split": 0.1}, r"eval_interval: missing"),
     ({"eval_dataset": "org/y"}, r"eval_interval: missing"),
     ({"train_eval_split": [0.5, 0.1], "eval_interval": 1}, r"train_eval_split must add up to 1"),
@@ -379,6 +380,25 @@ def test_evaluations_are_asked_for_exactly_where_there_is_something_to_evaluate_
         minimal().check_evaluation(test_data=True)
     minimal(eval_interval=3, train_eval_split="10%").check_evaluation()
     minimal().check_evaluation()
+
+
+def test_code_is_loaded_before_what_it_defines_is_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from farstep.trainers.config import SourceConfig\n"
+        "from farstep.trainers.data import Source\n"
+        "class OwnConfig(SourceConfig):\n    type: str = 'own_for_this_test'\n    num: int\n"
+        "class Own(Source):\n    name = 'own_for_this_test'\n    config_class = OwnConfig\n"
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text("model: x\ncode: own.py\ndataset: {type: own_for_this_test, num: 3}\n")
+    for _ in range(2):
+        assert load_config(path).data.sources[0].num == 3  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="code: Python files may not be loaded here"):
+        load_config(path, allow_code=False)
+    (tmp_path / "bad.py").write_text("1 / 0\n")
+    for name, message in (("bad.py", "cannot be loaded: ZeroDivisionError"), ("none.py", "no Python file")):
+        with pytest.raises(ConfigError, match=message):
+            load_config(path, code=[name])
 
 
 def test_it_is_frozen() -> None:

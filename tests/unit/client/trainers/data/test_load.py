@@ -158,6 +158,11 @@ def test_texts_may_be_joined() -> None:
     assert {len(tokens) for tokens in all_tokens(made)[:-1]} == {8}
 
 
+def test_joining_needs_a_length() -> None:
+    with pytest.raises(DataError, match=r"data\.max_length: to join texts"):
+        load(config([{"text": "a"}], data={"join_texts": True}), plain_tokenizer())
+
+
 def test_processes_make_the_same(tmp_path: Path) -> None:
     rows = [chat(i, i % 7) for i in range(600)]
     shown: list[tuple[int, int]] = []

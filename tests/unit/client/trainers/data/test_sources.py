@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +249,12 @@ def test_what_is_held_out_is_not_trained_on() -> None:
     assert held_out is not None
     assert (len(train), len(held_out)) == (60, 20)
     assert not {row.row["text"] for row in train} & {row.row["text"] for row in held_out}
+
+
+def test_what_is_not_needed_is_not_loaded() -> None:
+    code = (
+        "import sys, farstep.trainers.data, farstep.trainers.config\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'pyarrow', 'httpx', 'jinja2'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stderr
