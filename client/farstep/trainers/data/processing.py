@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from farstep.trainers.config.data import DataConfig
@@ -82,7 +82,8 @@ def _chunks(raw: RawRows, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> Ite
         yield from (_chunk(chunk, tokenizer, plan) for chunk in chunks)
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    with ProcessPoolExecutor(num_proc, context, _begin, (tokenizer, plan, own)) as pool:
+    sent = replace(plan, config=plan.config.model_copy(update={"sources": (), "eval_sources": ()}))
+    with ProcessPoolExecutor(num_proc, context, _begin, (tokenizer, sent, own)) as pool:
         try:
             yield from _in_order(pool, chunks, 2 * num_proc)
         except BrokenProcessPool as error:

@@ -105,10 +105,10 @@ class PromptLoader:
         return f"prompts.{len(self.rows)}.{self._settings.seed}.{self._settings.shuffle}"
 
     def batches(self, cursor: Cursor | None = None) -> Iterator[PromptBatch]:
-        """The rest of the cursor's pass; a last batch may be smaller, and one without items has skipped rows alone.
+        """The rest of the cursor's pass; the last batch may be smaller.
 
         Raises:
-            DataError: at once, if the cursor is of other data; later, if a row has no prompt.
+            DataError: at once, if the cursor is of other data; later, if a row has no prompt, or all are too long.
         """
         place = Cursor(data=self.data) if cursor is None else cursor
         if (place.data and place.data != self.data) or place.batch > len(self.rows):
@@ -116,23 +116,27 @@ class PromptLoader:
         return self._pass(place)
 
     def _pass(self, place: Cursor) -> Iterator[PromptBatch]:
+        """A batch is given when the next row that fits is found, so that none is empty and every skip is in one."""
         order = self._order(place.epoch)
         total = place.skipped
         items: list[PromptItem] = []
         scanned = skipped = 0
         for number in range(place.batch, len(order)):
             item = self.item(int(order[number]))
-            scanned += 1
             if self._too_long(item):
-                skipped += 1
-            else:
-                items.append(item)
-            is_last = number + 1 == len(order)
-            if len(items) == self._settings.batch_size or is_last:
-                total += skipped
-                after = (place.epoch + 1, 0, self.data) if is_last else (place.epoch, number + 1, self.data, total)
-                yield PromptBatch(tuple(items), scanned, skipped, total, Cursor(*after))
+                scanned, skipped, total = scanned + 1, skipped + 1, total + 1
+                continue
+            if len(items) == self._settings.batch_size:
+                after = Cursor(place.epoch, number, self.data, total)
+                yield PromptBatch(tuple(items), scanned, skipped, total, after)
                 items, scanned, skipped = [], 0, 0
+            items.append(item)
+            scanned += 1
+        if items:
+            yield PromptBatch(tuple(items), scanned, skipped, total, Cursor(place.epoch + 1, 0, self.data))
+        elif place.batch == 0:
+            most = self._settings.max_prompt_tokens
+            raise DataError(f"all {len(order)} prompts are over {most} tokens", field="data.max_prompt_length")
 
     def item(self, index: int) -> PromptItem:
         """

@@ -208,6 +208,7 @@ def test_what_has_no_meaning_here_is_left_out_with_a_warning() -> None:
 WRONG = [
     ({"optimizer": {"lrr": 1}}, r"optimizer\.lrr: unknown setting \(did you mean 'lr'\?\)"),
     ({"maxStep": 3}, r"maxStep: unknown setting \(did you mean 'max_steps'\?\)"),
+    ({"learnin_rate": 3}, r"learnin_rate: unknown setting \(did you mean 'learning_rate'\?\)"),
     ({"model": {"base": "x", "lora": {"rnk": 3}}}, r"model\.lora\.rnk: unknown setting \(known are alpha"),
     ({"rl": {"critic": {"lrate": 1}}, "type": "ppo"}, r"rl\.critic\.lrate: unknown setting"),
     ({"checkpoint": [{}, {"save_every": 1}]}, r"checkpoint\[1\]\.save_every: unknown setting \(did you mean"),

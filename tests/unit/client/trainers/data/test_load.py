@@ -167,7 +167,7 @@ def test_processes_make_the_same(tmp_path: Path) -> None:
     rows = [chat(i, i % 7) for i in range(600)]
     shown: list[tuple[int, int]] = []
     alone = load(config(rows), CHAT, progress=lambda done, total: shown.append((done, total))).train
-    together = load(config(rows, data={"num_proc": 2}), CHAT).train
+    together = load(config(data={"num_proc": 2, "sources": [{"function": lambda: rows}]}), CHAT).train
     assert together.fingerprint == alone.fingerprint
     assert together.report == alone.report
     assert shown == [(256, 600), (512, 600), (600, 600)]
