@@ -63,6 +63,20 @@ def test_keys_may_be_others() -> None:
     assert batch.items[0].solutions is None
 
 
+def test_other_forms_of_row_have_prompts_too() -> None:
+    data = [
+        {"input": "1", "output": "2"},
+        {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}], "answer": "2"},
+        {"prompt": "1", "input": "3", "answer": "2"},
+    ]
+    (batch,) = load_prompt_batches(data, CHAT, batch_size=3)
+    asked = "<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\n"
+    assert [CHAT.decode(list(item.tokens)) for item in batch.items] == [asked] * 3
+    assert [item.solutions for item in batch.items] == ["2"] * 3
+    with pytest.raises(DataError, match="row 0: no 'question'"):
+        list(load_prompt_batches(data, CHAT, batch_size=3, prompt_key="question"))
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
