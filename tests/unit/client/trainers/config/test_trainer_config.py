@@ -421,3 +421,15 @@ def test_validation_needs_no_torch_and_no_network() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "org/x\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["pydantic", "yaml"])
+def test_what_is_not_installed_is_told(name: str) -> None:
+    code = (
+        f"import sys; sys.modules[{name!r}] = None\n"
+        "import farstep\n"
+        "try:\n    import farstep.trainers.config\n"
+        "except farstep.MissingExtraError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "pip install 'farstep[trainers]'" in done.stdout, done.stderr
