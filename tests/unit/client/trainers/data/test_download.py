@@ -13,7 +13,7 @@ import pytest
 
 from farstep.trainers.config import BlobConfig, DataConfig
 from farstep.trainers.data.sources.base import Source
-from farstep.trainers.data.sources.download import Rules, addresses_of, download, judged_address
+from farstep.trainers.data.sources.download import Rules, addresses_of, download, judged_addresses
 from farstep.trainers.errors import DataError
 
 OPEN = Rules(allow_http=True, allow_private=True)
@@ -122,20 +122,20 @@ def test_addresses_that_are_not_public_are_refused(address: str) -> None:
     """Also where only one of several is such an address."""
     for answer in ([address], ["93.184.216.34", address]):
         with pytest.raises(DataError, match="which is not public"):
-            judged_address("https://example.com/a", Rules(), lambda host, port, answer=answer: answer)
-    allowed = judged_address("https://example.com/a", Rules(allow_private=True), lambda host, port: [address])
-    assert allowed == address
+            judged_addresses("https://example.com/a", Rules(), lambda host, port, answer=answer: answer)
+    allowed = judged_addresses("https://example.com/a", Rules(allow_private=True), lambda host, port: [address])
+    assert allowed == [address]
 
 
 def test_public_addresses_are_let_through() -> None:
     for address in ("93.184.216.34", "2606:2800:220:1::1", "64:ff9b::5db8:d822"):
-        assert judged_address("https://example.com/a", Rules(), lambda host, port, a=address: [a]) == address
+        assert judged_addresses("https://example.com/a", Rules(), lambda host, port, a=address: [a]) == [address]
 
 
 def test_an_address_written_as_a_number_is_judged_too() -> None:
     for url in ("https://127.0.0.1/", "https://[::1]/", "https://localhost/", "https://2130706433/", "https://0x7f.1/"):
         with pytest.raises(DataError, match=r"not public|no address"):
-            judged_address(url, Rules(), addresses_of)
+            judged_addresses(url, Rules(), addresses_of)
 
 
 @pytest.mark.parametrize("url", ["http://example.com/", "ftp://example.com/", "file:///etc/passwd", "gopher://x/"])
@@ -222,6 +222,13 @@ def test_the_connection_goes_to_the_address_that_was_judged(server: Server, tmp_
     download(f"http://nowhere.invalid:{server.port}/a.jsonl", tmp_path / "a", token=None, rules=OPEN, resolve=resolve)
     assert asked == ["nowhere.invalid"]
     assert server.handler.seen[0][1] == f"nowhere.invalid:{server.port}"
+
+
+def test_an_address_out_of_reach_is_passed_over(server: Server, tmp_path: Path) -> None:
+    url = f"http://one.test:{server.port}/a.jsonl"
+    addresses = ["127.0.0.2", "127.0.0.1"]  # the server listens on the second alone
+    download(url, tmp_path / "a", token=None, rules=OPEN, resolve=lambda host, port: addresses)
+    assert (tmp_path / "a").read_bytes() == LINE
 
 
 def test_too_much_is_refused(server: Server, tmp_path: Path) -> None:
