@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -117,10 +117,12 @@ class SaveState:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """An empty name keeps no checkpoint."""
+    """An empty name keeps no checkpoint. With `is_external` it is all there is: nothing is published."""
 
     name: str
     ttl_seconds: int | None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    is_external: bool = False
     num_tokens = 0
 
 
@@ -265,9 +267,12 @@ def _parse_adam(message: pb.OptimStepRequest) -> AdamSettings:
 
 def _parse_publish(message: pb.PublishRequest) -> Publish:
     ttl_seconds = _ttl_of(message)
-    if not message.name and ttl_seconds is not None:
-        raise InvalidInput("a policy without a name is not kept", field="ttl_seconds", hint="give it a name")
-    return Publish(check_name(message.name) if message.name else "", ttl_seconds)
+    kept = {"ttl_seconds": ttl_seconds is not None, "metadata": bool(message.metadata), "external": message.external}
+    for field_name, is_given in kept.items():
+        if is_given and not message.name:
+            raise InvalidInput("a policy without a name is not kept", field=field_name, hint="give it a name")
+    name = check_name(message.name) if message.name else ""
+    return Publish(name, ttl_seconds, dict(message.metadata), message.external)
 
 
 def _parse_reset(message: pb.ResetRequest) -> Reset:

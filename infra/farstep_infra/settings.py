@@ -42,6 +42,7 @@ class Settings:
     journals: Path
     idle_timeout_s: float
     max_stacks: int
+    tinker_jwt: bool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_server_flags(parser.add_argument_group("what trainers and samplers are told"))
     _add_residency_flags(parser.add_argument_group("when models are loaded"))
+    parser.add_argument(
+        "--tinker-jwt", action="store_true", help="have clients of the Tinker SDK exchange their key for a token"
+    )
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", help="(default: %(default)s)")
 
@@ -142,6 +146,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         journals=(arguments.journal_dir or Home(home).journals).expanduser().resolve(),
         idle_timeout_s=arguments.idle_timeout,
         max_stacks=arguments.max_stacks,
+        tinker_jwt=arguments.tinker_jwt,
     )
 
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from farstep_infra.control.control import control_of
+from farstep_infra.gateway.auth import auth_of
 from farstep_infra.gateway.bodies import Body, answer, media, read_json
 from farstep_infra.gateway.failures import PREFIX, ErrorBody
 from farstep_serving.descriptions import describe
@@ -47,7 +48,12 @@ class DynamicConfig(Body):
 )
 async def _config(request: Request) -> Response:
     await read_json(request, ConfigRequest)
-    return answer(ClientConfig(custom_loss_server_side=control_of(request).custom_losses))
+    return answer(
+        ClientConfig(
+            pjwt_auth_enabled=auth_of(request).asks_for_tokens,
+            custom_loss_server_side=control_of(request).custom_losses,
+        )
+    )
 
 
 @describe(
