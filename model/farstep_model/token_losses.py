@@ -91,11 +91,12 @@ def stable_reinforce(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[st
     How Tinker computes the loss of this name is not published; docs/losses.md says what is known, and why this. The
     weights are those of Ionides 2008, "Truncated importance sampling", cut at 1 as in V-trace (Espeholt et al. 2018,
     arXiv:1802.01561): a token that has become likelier counts as if it were on-policy, one that has become unlikely
-    counts less. alpha 0 is plain REINFORCE. `kl_coef` is of the divergence from the sampling policy q.
+    counts less. alpha 0 is plain REINFORCE. `kl_coef` is of the divergence from the sampling policy q. How many were cut
+    is not counted: on-policy, where r is 1 but for rounding, the number would say nothing.
     """
     log_ratio = (p - inputs["logprobs"]).detach()
     weight = (config["alpha"] * log_ratio.clamp_max(0.0)).exp()
-    return PerToken(-weight * inputs["advantages"] * p, log_ratio > 0)
+    return PerToken(-weight * inputs["advantages"] * p)
 
 
 def value(v: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> PerToken:
