@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from starlette.applications import Starlette
@@ -28,6 +29,8 @@ from farstep.rollout.proxy.streams import StreamedAnswer
 from farstep.rollout.proxy.upstream import Unanswered, Upstream, read_json
 from farstep.rollout.turns import turns_of
 from farstep.sampling import OpenAiEndpoint
+
+log = logging.getLogger("farstep")
 
 MAX_BODY_BYTES = 64 << 20
 
@@ -75,6 +78,7 @@ class ProxyRoutes:
         app = Starlette(routes=routes)
         app.add_exception_handler(404, _not_found)
         app.add_exception_handler(405, _wrong_method)
+        app.add_exception_handler(Exception, _mistake)
         return app
 
     def _guarded(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
@@ -151,7 +155,7 @@ class ProxyRoutes:
         answer = StreamedAnswer()
         try:
             with collector.request() if collector is not None else nullcontext():
-                async with aclosing(response.aiter_lines()) as lines:
+                async with aclosing(cast(AsyncGenerator[str, None], response.aiter_lines())) as lines:
                     async for line in lines:
                         ends = answer.read(line)
                         if ends and collector is not None and not answer.has_failed:
@@ -176,10 +180,11 @@ class ProxyRoutes:
         return JSONResponse(answer, status_code=status)
 
     def _empty(self, body: dict[str, Any]) -> Response:
-        about = {"model": self._endpoint().model, "policy_version": self._policy_version()}
+        model, version = self._endpoint().model, self._policy_version()
         if body.get("stream"):
-            return Response(empty_chunks(body, **about), media_type="text/event-stream")
-        return JSONResponse(empty_answer(body, **about))
+            chunks = empty_chunks(body, model=model, policy_version=version)
+            return Response(chunks, media_type="text/event-stream")
+        return JSONResponse(empty_answer(body, model=model, policy_version=version))
 
     def _endpoint_of(self, collector: Collector | None) -> Callable[[], OpenAiEndpoint]:
         return collector.endpoint if collector is not None else self._endpoint
@@ -241,6 +246,11 @@ async def _gone(request: Request) -> None:
 
 async def _not_found(request: Request, error: Exception) -> Response:
     return refuse(404, f"{request.url.path[:200]} is not served here: POST /v1/chat/completions and GET /v1/models are")
+
+
+async def _mistake(request: Request, error: Exception) -> Response:
+    log.error("the proxy made a mistake", exc_info=error)
+    return refuse(500, f"the proxy made a mistake: {type(error).__name__}: {error}")
 
 
 async def _wrong_method(request: Request, error: Exception) -> Response:
