@@ -110,14 +110,15 @@ class ProxyRoutes:
             return refuse(400, str(error))
         sample = request.path_params.get("sample")
         collector = self._find(sample) if sample is not None else None
-        with collector.request() if collector is not None else nullcontext(0) as number:
+        number = collector.take_number() if collector is not None else 0
+        with collector.under_way(number) if collector is not None else nullcontext():
             if collector is not None and self._max_turns is not None and number >= self._max_turns:
                 collector.problems["budget"] += 1
                 return self._empty(body)
             params = collector.params if collector is not None else self._params
             asked = forwarded(body, params, collector, number, in_flight=self._in_flight)
             if body.get("stream"):
-                return await self._streamed(asked, body, collector)
+                return await self._streamed(asked, body, collector, number)
             return await _while_connected(request, self._whole(asked, body, collector))
 
     async def _whole(self, asked: dict[str, Any], body: dict[str, Any], collector: Collector | None) -> Response:
@@ -133,7 +134,9 @@ class ProxyRoutes:
             collector.add(turns_of(answer, body["messages"], body.get("tools")))
         return JSONResponse(answer)
 
-    async def _streamed(self, asked: dict[str, Any], body: dict[str, Any], collector: Collector | None) -> Response:
+    async def _streamed(
+        self, asked: dict[str, Any], body: dict[str, Any], collector: Collector | None, number: int
+    ) -> Response:
         opening = self._upstream.chat(asked, self._endpoint_of(collector), self._retried(collector))
         try:
             response = await opening.__aenter__()
@@ -146,15 +149,16 @@ class ProxyRoutes:
                 return self._failed(failure.status, failure.body, collector)
             finally:
                 await opening.__aexit__(None, None, None)
-        return StreamingResponse(self._passed_on(opening, response, body, collector), media_type="text/event-stream")
+        passed_on = self._passed_on(opening, response, body, collector, number)
+        return StreamingResponse(passed_on, media_type="text/event-stream")
 
     async def _passed_on(
-        self, opening: Any, response: httpx.Response, body: dict[str, Any], collector: Collector | None
+        self, opening: Any, response: httpx.Response, body: dict[str, Any], collector: Collector | None, number: int
     ) -> AsyncIterator[bytes]:
         """The stream as it comes; its turns are noted before its last word is passed on."""
         answer = StreamedAnswer()
         try:
-            with collector.request() if collector is not None else nullcontext():
+            with collector.under_way(number) if collector is not None else nullcontext():
                 async with aclosing(cast(AsyncGenerator[str, None], response.aiter_lines())) as lines:
                     async for line in lines:
                         ends = answer.read(line)
