@@ -314,7 +314,9 @@ def sampler_path(model_path: str) -> str:
         path = CheckpointPath.parse(model_path, field="model_path")
     if path.kind != "sampler_weights":
         raise InvalidInputError(
-            f"{model_path} is a training checkpoint", field="model_path", hint="samplers load …/sampler_weights/<name>"
+            f"{model_path} is no sampler's checkpoint",
+            field="model_path",
+            hint="samplers load …/sampler_weights/<name>",
         )
     return str(path)
 
