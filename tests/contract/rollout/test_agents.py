@@ -139,7 +139,7 @@ async def test_streams(run):
 async def leaving(ctx, batch):
     async with client_of(ctx) as client:
         stream = await client.chat.completions.create(
-            model="m", messages=CHAT, stream=True, max_tokens=900, extra_body={"ignore_eos": True}
+            model="m", messages=CHAT, stream=True, max_tokens=1900, extra_body={"ignore_eos": True}
         )
         async for _ in stream:
             break
@@ -195,6 +195,10 @@ async def test_no_room(run):
         assert (len(sample.turns), sample.reward) == (1, 1.0)
         assert len(sample.rows[0].tokens) <= 40
         assert rollout.stats.requests == {"context_full": 2, "budget": 1}
+        short = SamplingParams(max_prompt_len=5)
+        batch = AgentBatch([{}] * 3, ["a", "a prompt of some more words", CHAT])
+        rollout = await session.run_agents_async(lambda ctx, batch: 1.0, batch, sampling_params=short)
+        assert [sample.reason for sample in rollout.samples] == ["no_turns", "prompt_too_long", "prompt_too_long"]
 
 
 def test_a_dialogue_with_tools_is_one_row(run):
