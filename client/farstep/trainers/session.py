@@ -43,7 +43,7 @@ log = logging.getLogger("farstep")
 class Session(Checked):
     """Of a trainer."""
 
-    lookahead: ClassVar[int] = 2  # steps under way beside the one that is waited for
+    lookahead: int = 2  # steps under way beside the one that is waited for
     _class_hooks: ClassVar[list[Hook]] = []
 
     client: TrainingClient

@@ -82,6 +82,6 @@ class _WithCritic(PendingUpdate):
         shown = {f"critic/{name}": value for name, value in critic.items() if not name.startswith("num_")}
         if self.update is self.critic.update:
             counts = {name: value for name, value in critic.items() if name.startswith("num_")}
-            return {**counts, **shown, "loss": 0.0, "learning_rate": 0.0, "grad_norm": 0.0}
+            return {**counts, **shown, "learning_rate": 0.0, "grad_norm": 0.0}
         # (zero-argument super needs the class that slots=True replaces)
         return {**PendingUpdate.result(self), **shown}
