@@ -165,7 +165,9 @@ class Gradients(Reports):
     def _named_loss(self, batch: Batch, loss_fn: str) -> torch.Tensor:
         tensor = import_torch().tensor
         normalizer = self.normalizer(batch)
-        parts = [self._data(part, loss_fn) for part in chunks(batch, self.config.mini_bs, rows_per_group=self.rows_per_group)]
+        parts = [
+            self._data(part, loss_fn) for part in chunks(batch, self.config.mini_bs, rows_per_group=self.rows_per_group)
+        ]
 
         def settings(scale: float) -> dict[str, float]:
             return {**self._settings_of(loss_fn), "normalizer": normalizer / scale}

@@ -1,5 +1,7 @@
 """GRPO, GSPO and PPO through real servers: they learn, and what they say of ratios, critics and roles is so."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -86,7 +88,7 @@ def test_while_the_critic_warms_up_the_policy_stays_as_it_is_to_the_bit(service,
     np.testing.assert_array_equal(logprobs[1], logprobs[0])
     np.testing.assert_array_equal(logprobs[2], logprobs[0])
     assert np.abs(logprobs[3] - logprobs[0]).max() > 1e-4
-    for before, after in zip(values[:3], values[1:], strict=False):
+    for before, after in itertools.pairwise(values):
         assert np.abs(after - before).max() > 1e-5
 
 
@@ -163,7 +165,7 @@ def test_groups_without_a_difference_are_zeros_or_dropped_and_counted(service, t
 
 @pytest.mark.parametrize(("trainer", "rl"), [(GRPOTrainer, {}), (PPOTrainer, {"critic": {"warmup_steps": 1}})])
 def test_a_run_in_pieces_is_the_run_in_one(service, tmp_path, trainer, rl):
-    """T13 of RL: data, draws, policy and critic go on. To the bit, as all is seeded and rollouts are of the same rows."""
+    """T13 of RL: data, draws, policy and critic go on; to the bit, as all is seeded and rows are the same."""
     resumed = [{"type": "state", "save_every_n_steps": 1, "auto_resume": True, "keep_last": 1}]
     config = rl_settings(tmp_path / "whole", batch_size=3, max_steps=4, rl=rl, checkpoint=resumed)
     _, whole = fit(service, config, trainer=trainer)
@@ -222,9 +224,9 @@ def test_an_algorithm_of_ones_own(service, tmp_path):
 
     try:
         assert "ranked" in Trainer.names()
-        trainer = Trainer.get("ranked")(rl_settings(tmp_path, type="ranked", max_steps=8), client=service,
-                                        train_data=PROMPTS, reward_fn=ones, event_sinks=[events := Recorder()])  # fmt: skip
-        assert trainer.fit().steps == 8
+        config = rl_settings(tmp_path, type="ranked", max_steps=6)
+        result, events = fit(service, config, trainer=Trainer.get("ranked"))
+        assert result.steps == 6
         rewards = events.values("rollout/reward_mean")
         assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.1
     finally:

@@ -185,9 +185,7 @@ def test_a_critic_is_kept_with_the_checkpoint_as_long_as_that(service, tmp_path)
     )  # fmt: skip
     events = Recorder()
     data = [{"prompt": f"{number}+{number}?"} for number in range(11, 17)]
-    trainer = PPOTrainer(
-        config, client=service, train_data=data, reward_fn=lambda record: 1.0, event_sinks=[events]
-    )
+    trainer = PPOTrainer(config, client=service, train_data=data, reward_fn=lambda record: 1.0, event_sinks=[events])
     runs = []
     with trainer:
         trainer.validate()
