@@ -37,6 +37,7 @@ class Settings:
     session_silence_s: float
     trainer_replicas: int
     weight_sync_uri: str
+    custom_losses: bool
     front_flags: tuple[str, ...]
     journals: Path
     idle_timeout_s: float
@@ -95,6 +96,9 @@ def _add_server_flags(servers: argparse._ArgumentGroup) -> None:
         metavar="NAME[=MODEL]",
         help="another name of the base model, or the name of another one, which is loaded when it is asked for",
     )
+    servers.add_argument(
+        "--custom-losses", action="store_true", help="let trainers compute losses that clients send in as graphs"
+    )
     servers.add_argument("--tool-call-parser", default="", metavar="FORMAT", help="how the model writes tool calls")
 
 
@@ -137,6 +141,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         session_silence_s=arguments.session_silence,
         trainer_replicas=arguments.trainer_replicas,
         weight_sync_uri=arguments.weight_sync_uri,
+        custom_losses=arguments.custom_losses,
         front_flags=_front_flags(arguments),
         journals=(arguments.journal_dir or Home(home).journals).expanduser().resolve(),
         idle_timeout_s=arguments.idle_timeout,

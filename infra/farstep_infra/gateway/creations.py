@@ -98,7 +98,7 @@ class Creations:
         run = await self._control.runs.get(place.run_id, caller=OPERATOR)
         request = training_pb2.CreateRunRequest(
             run_id=run.run_id,
-            base_model=run.base_model,
+            base_model=run.model or run.base_model,
             lora=run.lora,
             max_seq_len=run.max_seq_len,
             project=run.project,

@@ -109,6 +109,7 @@ async def _create(request: Request) -> Response:
 
     async def wanted() -> tuple[control_pb2.ProvisionRunRequest, TinkerModelRow]:
         optimizers.check_optimizer(asked.optimizer_config)
+        control_of(request).fleet.served.check_served(asked.base_model)
         lora = asked.lora_config or LoraConfig()
         message = control_pb2.ProvisionRunRequest(
             base_model=asked.base_model,
@@ -247,12 +248,13 @@ async def _from_checkpoint(
     path, caller, control = CheckpointPath.parse(asked.path), caller_of(request), control_of(request)
     owns = not caller.is_operator and await control.runs.exists(path.run_id, caller=caller)
     found = await control.checkpoints.seen_by(caller, owns_unmarked=owns).get(path)
-    if asked.base_model and asked.base_model != found.base_model:
+    served = control.fleet.served
+    if asked.base_model and served.resolve(asked.base_model) != served.resolve(found.base_model):
         raise InvalidInput(
             f"the checkpoint is of {found.base_model!r}, not of {asked.base_model!r}", field="base_model"
         )
     message = control_pb2.ProvisionRunRequest(
-        base_model=found.base_model,
+        base_model=asked.base_model or served.name_for(found.base_model),
         lora=found.lora_adapter_config,
         with_sampler=True,
         user_metadata=metadata_of(asked.user_metadata),

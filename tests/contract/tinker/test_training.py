@@ -58,7 +58,9 @@ def test_a_call_that_is_larger_than_the_trainer_takes_at_once(model):
     tokens = [1 + index % 500 for index in range(length)]
     targets = [[(index + each) % 500 for each in range(k)] for index in range(length)]
     inputs = {
-        "target_tokens": tinker.TensorData(data=sum(targets, []), dtype="int64", shape=[length, k]),
+        "target_tokens": tinker.TensorData(
+            data=[each for row in targets for each in row], dtype="int64", shape=[length, k]
+        ),
         "weights": tinker.TensorData(data=[1.0 / k] * (length * k), dtype="float32", shape=[length, k]),
     }
     datum = types.Datum(model_input=types.ModelInput.from_ints(tokens), loss_fn_inputs=inputs)
