@@ -37,6 +37,7 @@ from farstep_infra.control.samplers import FreshSamplers
 from farstep_infra.control.schema import SchemaRefused
 from farstep_infra.control.servers import Site
 from farstep_infra.control.sessions import Sessions
+from farstep_infra.control.shared_samplers import SharedSamplers
 from farstep_infra.control.stacks import Stack
 from farstep_infra.control.trainers import Trainers
 from farstep_infra.control.usage import UsageLedger
@@ -178,6 +179,7 @@ class _Up:
                 sessions=Sessions(db),
                 runs=Runs(db, fleet, stacks, self._provisioning),
                 samplers=FreshSamplers(db, fleet, residency, self._provisioning, store),
+                shared_samplers=SharedSamplers(fleet, residency, self._provisioning),
                 checkpoints=Checkpoints(store, secret=self.api_key),
                 usage=usage,
                 is_ending=lambda: self._provisioning.is_released,

@@ -13,6 +13,7 @@ from farstep_infra.control.db import Database
 from farstep_infra.gateway.channels import Channels
 from farstep_infra.gateway.creations import Creations
 from farstep_infra.gateway.refusals import Refusals
+from farstep_infra.gateway.samplers import Samplers
 from farstep_infra.gateway.sampling_sessions import SamplingSessions
 from farstep_infra.gateway.seqs import RunSeqs
 from farstep_infra.gateway.whereabouts import Whereabouts
@@ -30,6 +31,7 @@ class Gateway:
     seqs: RunSeqs
     refusals: Refusals
     sampling_sessions: SamplingSessions
+    samplers: Samplers
 
 
 @asynccontextmanager
@@ -38,7 +40,17 @@ async def opened(control: Control, db: Database, *, api_key: str) -> AsyncIterat
         whereabouts, seqs = Whereabouts(control), RunSeqs(db)
         creations = Creations(control, db, channels, whereabouts, seqs)
         try:
-            yield Gateway(control, db, channels, whereabouts, creations, seqs, Refusals(), SamplingSessions(db))
+            yield Gateway(
+                control,
+                db,
+                channels,
+                whereabouts,
+                creations,
+                seqs,
+                Refusals(),
+                SamplingSessions(db),
+                Samplers(control, whereabouts),
+            )
         finally:
             await creations.close()
 

@@ -30,6 +30,7 @@ from farstep_infra.control.samplers import FreshSamplers
 from farstep_infra.control.served_models import ServedModels
 from farstep_infra.control.servers import Site
 from farstep_infra.control.sessions import Sessions
+from farstep_infra.control.shared_samplers import SharedSamplers
 from farstep_infra.control.tables import Base
 from farstep_infra.control.trainers import Trainers
 from farstep_infra.control.usage import UsageLedger
@@ -151,6 +152,7 @@ def parts(db: Database, launcher: NoMachine, store: CheckpointStore, provisionin
         "fleet": fleet,
         "runs": Runs(db, fleet, stacks, provisioning),
         "samplers": FreshSamplers(db, fleet, residency, provisioning, store),
+        "shared_samplers": SharedSamplers(fleet, residency, provisioning),
     }
 
 

@@ -29,6 +29,7 @@ NEVER = {
     "session_id": "session-0000000000000000",
     "run_id": "run-0000000000000000",
     "sampler_id": "sampler-0000000000000000",
+    "sampling_session_id": "session-0000000000000000:sample:0",
     "key_id": "key-0000000000000000",
     "project": "gamma",
     "name": "nothing",
@@ -49,6 +50,8 @@ async def owned(here):
     session_id = (await beta.call("POST", "/v1/sessions", {}))["session_id"]
     run_id = (await beta.call("POST", f"/v1/sessions/{session_id}/runs", RUN))["run_id"]
     sampler = await beta.call("POST", f"/v1/sessions/{session_id}/samplers", {"base_model": "fake/one"})
+    samplings = {"session_id": session_id, "sampling_session_seq_id": 0, "base_model": "fake/one"}
+    sampling_session = await beta.call("POST", "/api/v1/create_sampling_session", samplings)
     for kind in ("sampler_weights", "external_weights"):
         here.store.write(CheckpointPath(run_id, kind, "ours"), {"adapter": b"weights"}, {"base_model": "fake/one"})
     usage = control_pb2.Usage(project="beta", run_id=run_id, num_samples=1)
@@ -57,6 +60,7 @@ async def owned(here):
         "session_id": session_id,
         "run_id": run_id,
         "sampler_id": sampler["sampler_id"],
+        "sampling_session_id": sampling_session["sampling_session_id"],
         "key_id": key["key_id"],
         "project": "beta",
         "name": "ours",
@@ -132,10 +136,24 @@ async def test_no_body_reaches_what_the_other_has(here, alpha, owned):
         return "bt://loops:{run_id}/{kind}/{name}".format(**ids)
 
     await here.call("POST", path, {"model_path": checkpoint(owned)})  # an operator may
+    sampling = {"sampling_session_seq_id": 0}
+    sample = {"seq_id": 1, "prompt": {"chunks": [{"tokens": [1]}]}, "sampling_params": {}}
     for place, body in (
         ("/v1/sessions", lambda ids: {"reuse_from_session_id": ids["session_id"]}),
         ("/v1/sessions", lambda ids: {"project": ids["project"]}),
         (path, lambda ids: {"model_path": checkpoint(ids)}),
+        (
+            "/api/v1/create_sampling_session",
+            lambda ids: {"session_id": ids["session_id"], "base_model": "fake/one", **sampling},
+        ),
+        (
+            "/api/v1/create_sampling_session",
+            lambda ids: {"session_id": session_id, "model_path": checkpoint(ids), **sampling},
+        ),
+        ("/api/v1/join_sampling_session", lambda ids: {"sampling_session_id": ids["sampling_session_id"]}),
+        ("/api/v1/asample", lambda ids: {"sampling_session_id": ids["sampling_session_id"], **sample}),
+        ("/api/v1/retrieve_future", lambda ids: {"request_id": ids["sampling_session_id"] + ":1"}),
+        ("/api/v1/cancel_future", lambda ids: {"request_id": ids["sampling_session_id"] + ":1"}),
     ):
         theirs, never = [await alpha.send("POST", place, body(ids)) for ids in (owned, NEVER)]
         assert theirs.status_code == never.status_code == 404, theirs.text
