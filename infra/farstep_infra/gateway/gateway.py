@@ -14,6 +14,7 @@ from farstep_infra.gateway.channels import Channels
 from farstep_infra.gateway.completions import Completions
 from farstep_infra.gateway.creations import Creations
 from farstep_infra.gateway.refusals import Refusals
+from farstep_infra.gateway.samplers import Samplers
 from farstep_infra.gateway.sampling_sessions import SamplingSessions
 from farstep_infra.gateway.seqs import RunSeqs
 from farstep_infra.gateway.whereabouts import Whereabouts
@@ -31,6 +32,7 @@ class Gateway:
     seqs: RunSeqs
     refusals: Refusals
     sampling_sessions: SamplingSessions
+    samplers: Samplers
     completions: Completions
 
     def release(self) -> None:
@@ -48,7 +50,16 @@ async def opened(control: Control, db: Database, *, api_key: str) -> AsyncIterat
         creations = Creations(control, db, channels, whereabouts, seqs)
         try:
             yield Gateway(
-                control, db, channels, whereabouts, creations, seqs, refusals, SamplingSessions(db), completions
+                control,
+                db,
+                channels,
+                whereabouts,
+                creations,
+                seqs,
+                refusals,
+                SamplingSessions(db),
+                Samplers(control, whereabouts),
+                completions,
             )
         finally:
             await creations.close()
