@@ -52,11 +52,7 @@ def test_after_kill_9_the_losses_are_those_of_the_undisturbed_run(service, pair,
     urls = [server.url for server in pair]
     command = [sys.executable, "-c", textwrap.dedent(KILLED), *urls, config["output_dir"]]
     root = str(Path(__file__).parents[3])
-    env = {
-        **os.environ,
-        "FARSTEP_API_KEY": KEY,
-        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
-    }
+    env = {**os.environ, "FARSTEP_API_KEY": KEY, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     killed = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=110)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     folder = Path(config["output_dir"]) / "run"
