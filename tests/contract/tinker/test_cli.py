@@ -5,6 +5,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import pytest
 import tinker
 import torch
@@ -53,6 +54,14 @@ def trained(tinker_url, tinker_key):
             "logprobs": logprobs,
             **paths,
         }
+
+
+@pytest.fixture(scope="module")
+def lab_key(tinker_url, tinker_key):
+    """Of a project that has nothing of what was trained here."""
+    headers = {"Authorization": f"Bearer {tinker_key.removeprefix('tml-')}"}
+    made = httpx.post(tinker_url + "/v1/keys", json={"project": "lab"}, headers=headers, trust_env=False).json()
+    return f"tml-{made['secret']}"
 
 
 def told(command, *arguments):
@@ -179,13 +188,31 @@ def test_usage(command, trained):
     assert command("billing", "usage", *window).returncode == 0
 
 
-def test_what_is_none_of_the_projects_is_not_found(tinker_url, tinker_key, trained, tmp_path):
-    import httpx
+def test_another_project_goes_on_from_what_was_published(command, tinker_url, lab_key, trained):
+    paths = [trained[kind] for kind in ("weights", "sampler_weights")]
+    with tinker.ServiceClient(base_url=tinker_url, api_key=lab_key) as service:
+        for path in paths:
+            assert command("checkpoint", "publish", path).returncode == 0
+        client = service.create_training_client_from_state(paths[0]).result()
+        tokens = trained["tokens"]
+        prompt = tinker.ModelInput.from_ints(tokens)
+        targets = {"target_tokens": [*tokens[1:], 2], "weights": [1.0] * 5}
+        datum = tinker.Datum(model_input=prompt, loss_fn_inputs=targets)
+        logprobs = client.forward([datum], "cross_entropy").result().loss_fn_outputs[0]["logprobs"].tolist()
+        assert logprobs == pytest.approx(trained["logprobs"], abs=1e-5)
+        sampler = service.create_sampling_client(model_path=paths[1]).result()
+        sampled = sampler.compute_logprobs(prompt).result()
+        assert sampled[1:] == pytest.approx(trained["logprobs"][:-1], abs=1e-4)
+        for path in paths:
+            assert command("checkpoint", "unpublish", path).returncode == 0
+        with pytest.raises(tinker.RequestFailedError, match="no checkpoint"):
+            service.create_training_client_from_state(paths[0]).result()
 
-    headers = {"Authorization": f"Bearer {tinker_key.removeprefix('tml-')}"}
-    made = httpx.post(tinker_url + "/v1/keys", json={"project": "lab"}, headers=headers, trust_env=False).json()
-    other = Command(tinker_url, f"tml-{made['secret']}", tmp_path)
-    assert told(other, "run", "list")["runs"] == []
+
+def test_what_is_none_of_the_projects_is_not_found(tinker_url, lab_key, trained, tmp_path):
+    other = Command(tinker_url, lab_key, tmp_path)
+    listed = [run["training_run_id"] for run in told(other, "run", "list")["runs"]]
+    assert trained["run"] not in listed
     for arguments in (
         ("run", "info", trained["run"]),
         ("checkpoint", "list", "--run-id", trained["run"]),
