@@ -176,6 +176,9 @@ class Channel:
                 log.debug("polling %s: %s", self.url, error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+            except Exception:  # whatever it was, others wait for what comes after it
+                log.exception("polling %s", self.url)
+                await asyncio.sleep(_LAST_PAUSE_S)
             else:
                 self.trouble, pause_s = "", _FIRST_PAUSE_S
 
