@@ -72,7 +72,7 @@ class Asking(threading.Thread):
 
     def run(self):
         with httpx.Client(headers={"X-API-Key": f"tml-{KEY}"}, trust_env=False, timeout=60) as client:
-            while 200 not in self.statuses and not self.stopped.wait(0.02):
+            while 200 not in self.statuses and not self.stopped.wait(0.2):
                 with contextlib.suppress(httpx.TransportError):
                     self.statuses.append(client.post(self._url, json=self._body).status_code)
 
