@@ -26,11 +26,7 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 VALUE_HEAD_FILE = "value_head.safetensors"
 START_FILE = "start_adapter.safetensors"
 START_VALUE_HEAD_FILE = "start_value_head.safetensors"
-_TARGETS: Mapping[Kind, str] = {
-    "weights": "trainer",
-    "sampler_weights": "sampler",
-    "external_weights": "sampler",
-}
+_TARGETS: Mapping[Kind, str] = {"weights": "trainer", "sampler_weights": "sampler", "external_weights": "external"}
 
 
 def save_state(
@@ -113,7 +109,7 @@ def load_state(store: CheckpointStore, run: Run, call: LoadState) -> None:
             going on with the optimizer, has a value head that the run lacks or lacks one that it has.
     """
     project = run.config.project
-    if project and store.project_of(call.path) != project:  # it loads what its project may see, an operators' run all
+    if project and not store.may_read(call.path, project):  # it loads what its project may see, an operators' run all
         raise no_checkpoint(call.path)
     manifest, files = store.read(call.path)
     _check_base_model(manifest, run)

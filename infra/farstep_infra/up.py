@@ -131,7 +131,7 @@ class _Up:
         """Raises:
         SystemExit: the database cannot be used.
         """
-        app = make_control_app(keys=self._keys, lifespan=self._lifespan)
+        app = make_control_app(keys=self._keys, lifespan=self._lifespan, asks_for_tokens=self._settings.tinker_jwt)
         try:
             async with self._db.opened():
                 await serve(app, self._sock, on_stop=self._release)
@@ -183,6 +183,7 @@ class _Up:
                 checkpoints=Checkpoints(store, secret=self.api_key),
                 usage=usage,
                 is_ending=lambda: self._provisioning.is_released,
+                custom_losses=self._settings.custom_losses,
             )
             silent_s = self._settings.session_silence_s
             housekeeping = Housekeeping(db, control.sessions, control.samplers, control.usage, silent_s=silent_s)
@@ -212,6 +213,7 @@ class _Up:
             device=settings.device,
             journals=settings.journals,
             weight_sync_uri=settings.weight_sync_uri,
+            custom_losses=settings.custom_losses,
             front_flags=settings.front_flags,
             names_of=settings.served.names_of,
         )

@@ -1,7 +1,6 @@
 """Small data sets in the shape of those that recipes name, in folders named like them: `datasets` finds them there."""
 
 import json
-import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ def write_data_sets(folder: Path) -> None:
         {"text": f"Page {index} tells of the river and of the town, and the river again. " * 30} for index in range(200)
     ]
     write(folder / "Salesforce/wikitext", {"train": pages}, config="wikitext-103-raw-v1")
-    write_lines(folder / "arithmetic.jsonl", (worked_chat(addition) for addition in additions(400)))
+    write_lines(folder / "arithmetic.jsonl", (arithmetic_chat(index) for index in range(1200)))
 
 
 def write(place: Path, splits: Mapping[str, list[dict[str, Any]]], *, config: str = "default") -> None:
@@ -45,11 +44,15 @@ def additions(count: int) -> list[Addition]:
     return [Addition(10 + index * 37 % 90, 10 + index * 53 % 90) for index in range(count)]
 
 
-def worked_chat(addition: Addition) -> dict[str, Any]:
-    """In the words of the cookbook's arithmetic environment; half are worked out, half guessed."""
-    answer = addition.worked if (addition.a + addition.b) % 2 else addition.guess(random.Random(addition.a))
-    question = f"What is {addition.a} + {addition.b}?"
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+def arithmetic_chat(index: int) -> dict[str, Any]:
+    """As the cookbook's arithmetic environment asks, example first. Every third answer is worked out, others guessed."""
+    a, b = index * 37 % 101, index * 53 % 101
+    units = a % 10 + b % 10
+    worked = f"{a % 10}+{b % 10}+0={units} {a // 10}+{b // 10}+{units // 10}={a // 10 + b // 10 + units // 10} so {a + b}"
+    guessed = str(a + b + 10 * (1 if units < 10 else -1))
+    example = [{"role": "user", "content": "What is 4 + 5?"}, {"role": "assistant", "content": "9"}]
+    answer = {"role": "assistant", "content": guessed if index % 3 else worked}
+    return {"messages": [*example, {"role": "user", "content": f"What is {a} + {b}?"}, answer]}
 
 
 def _chat(addition: Addition) -> dict[str, Any]:

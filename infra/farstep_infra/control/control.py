@@ -31,6 +31,7 @@ class Control:
     checkpoints: Checkpoints
     usage: UsageLedger
     is_ending: Callable[[], bool]  # whether nobody is to wait any more
+    custom_losses: bool = False  # whether trainers compute losses that clients send in
 
 
 def control_of(request: Request) -> Control:

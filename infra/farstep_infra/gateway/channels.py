@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from farstep_infra.gateway.channel import Channel
-from farstep_infra.gateway.server_http import make_client
+from farstep_infra.gateway.server_http import call, make_client
 
 
 class Channels:
@@ -39,6 +39,10 @@ class Channels:
                 channel.release()
             self._tasks.append(asyncio.create_task(channel.run(), name=f"gateway-poll-{url}"))
         return channel
+
+    async def ask(self, method: str, url: str) -> bytes:
+        """One request beside all channels; raises as `server_http.call`."""
+        return await call(self._client, method, url)
 
     def release(self) -> None:
         """Lets everybody go who waits, now and later."""

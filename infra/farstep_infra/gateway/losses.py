@@ -40,14 +40,22 @@ class CreatedLoss(Body):
 @describe("Send in a custom loss", takes=media(CreateCustomLoss), gives=media(Promised), error=media(ErrorBody))
 async def _create(request: Request) -> Response:
     asked = await read_json(request, CreateCustomLoss)
-    await control_of(request).sessions.get(asked.session_id, caller=caller_of(request))
+    control = control_of(request)
+    await control.sessions.get(asked.session_id, caller=caller_of(request))
     body: dict[str, Any] = asked.model_extra or {}
-    return answer(Promised(request_id=str(_entered(gateway_of(request).refusals, asked, body))))
+    entered = _entered(gateway_of(request).refusals, asked, body, is_taken=control.custom_losses)
+    return answer(Promised(request_id=str(entered)))
 
 
-def _entered(refusals: Refusals, asked: CreateCustomLoss, body: dict[str, Any]) -> RequestId:
+def _entered(refusals: Refusals, asked: CreateCustomLoss, body: dict[str, Any], *, is_taken: bool) -> RequestId:
     owner = f"{asked.session_id}:loss"
     try:
+        if not is_taken:
+            raise InvalidInput(
+                "this server computes no losses that clients send in",
+                field="graph",
+                hint="run it on the client, or start the server with --custom-losses",
+            )
         return RequestId("loss", owner, asked.custom_loss_seq_id, text=loss_id_of(body))
     except InvalidInput as error:
         refused = RequestId("loss", owner, asked.custom_loss_seq_id)

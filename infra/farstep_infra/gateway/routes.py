@@ -6,8 +6,10 @@ from starlette.routing import Route
 
 from farstep_infra.gateway import (
     auth,
+    capabilities,
     checkpoints_api,
     client_config,
+    copies,
     losses,
     models,
     promises,
@@ -17,9 +19,13 @@ from farstep_infra.gateway import (
     saving,
     sessions,
     sessions_api,
+    telemetry,
+    traces,
     training,
     usage_api,
 )
+
+OPEN_TINKER_PATHS = frozenset({capabilities.HEALTHZ, traces.FILE})  # a trace's URL carries its own proof
 
 _TABLES = (
     client_config.ROUTES,
@@ -34,6 +40,10 @@ _TABLES = (
     promises.ROUTES,
     runs_api.ROUTES,
     checkpoints_api.ROUTES,
+    copies.ROUTES,
+    capabilities.ROUTES,
+    traces.ROUTES,
+    telemetry.ROUTES,
     sessions_api.ROUTES,
     usage_api.ROUTES,
 )

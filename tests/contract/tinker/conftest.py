@@ -39,7 +39,7 @@ def tinker_home(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tinker_server(tinker_home):
     """A control plane with a trainer and a sampler on the embedded model."""
-    server = up(tinker_home, *(f"--served-name={name}" for name in SERVED_NAMES))
+    server = up(tinker_home, "--custom-losses", *(f"--served-name={name}" for name in SERVED_NAMES))
     try:
         yield server
     finally:

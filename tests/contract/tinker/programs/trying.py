@@ -115,5 +115,4 @@ def main() -> None:
                 report |= {"outcome": "fails", "why": traceback.format_exc(limit=-4)}
         report["seconds"] = round(time.monotonic() - began, 2)
         print(json.dumps(report), flush=True)
-    if hasattr(service, "close"):
-        made(service.close())
+    made(service.close("success"))

@@ -35,7 +35,7 @@ from farstep_infra.control.tables import Base
 from farstep_infra.control.trainers import Trainers
 from farstep_infra.control.usage import UsageLedger
 from farstep_infra.control.uses import Uses
-from farstep_infra.gateway.gateway import opened
+from farstep_infra.gateway.gateway import opened as opened_gateway
 from farstep_infra.launchers.base import LaunchFailed, ProcessSpec
 from farstep_infra.store.archive import Checkpoints
 from farstep_infra.store.checkpoints import CheckpointStore
@@ -181,7 +181,7 @@ async def served(db: Database, tmp_path: Path) -> AsyncIterator[Here]:
         is_ending=lambda: provisioning.is_released,
         **parts(db, launcher, store, provisioning),
     )
-    async with opened(control, db, api_key=OWN_KEY) as app.state.gateway:
+    async with opened_gateway(control, db, api_key=OWN_KEY) as app.state.gateway:
         yield Here(app, control, db, store, launcher)
     await provisioning.close()
     await control.fleet.close()
