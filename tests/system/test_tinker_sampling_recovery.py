@@ -38,8 +38,8 @@ def server(tmp_path, monkeypatch):
 
 
 def submit(client, seed):
-    params = types.SamplingParams(max_tokens=600, seed=seed, stop=[])
-    return client.sample(types.ModelInput.from_ints([5, 6, 7, seed]), 8, params)
+    params = types.SamplingParams(max_tokens=400, seed=seed, stop=[])
+    return client.sample(types.ModelInput.from_ints([5, 6, 7, seed]), 3, params)
 
 
 def tokens_of(future):
@@ -86,16 +86,16 @@ def test_samples_that_are_out_come_after_the_control_plane_has_died(server):
         service.create_sampling_client(base_model="farstep/tiny").result(WAIT_S),
         model.save_weights_and_get_sampling_client().result(WAIT_S),
     ]
-    out = [submit(client, seed) for client in clients for seed in range(4)]
-    wait_until_out(server, len(out))
+    out = [submit(client, seed) for client in clients for seed in range(3)]
+    wait_until_out(server, len(out) // 2)
     server.kill()
     asking = Asking(server.url, clients[0]._sampling_session_id)
     asking.start()
     try:
         server.restart()
         found = [tokens_of(future) for future in out]
-        assert found == [tokens_of(submit(client, seed)) for client in clients for seed in range(4)]
-        assert found[:4] != found[4:]
+        assert found == [tokens_of(submit(client, seed)) for client in clients for seed in range(3)]
+        assert found[:3] != found[3:]
         asking.join(WAIT_S)
     finally:
         asking.stopped.set()
