@@ -24,10 +24,10 @@ from torch import Tensor
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.adapter import Adapter
 from farstep_model.lora import LoraLayers
-from farstep_proto.metrics import combine_metrics
 from farstep_model.packed import Layout
 from farstep_proto.errors import ApiError
 from farstep_proto.loss_table import LOSS_TABLE
+from farstep_proto.metrics import combine_metrics
 from farstep_proto.tensors import tensor_from_proto
 from farstep_proto.v1 import common_pb2, operations_pb2, ranks_pb2
 from farstep_proto.v1 import training_pb2 as pb

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from farstep_model.adapter import Adapter
 from farstep_model.losses import LossResult, compute_loss
-from farstep_proto.metrics import combine_metrics
 from farstep_model.packed import Layout
 from farstep_proto.errors import ModelError
 from farstep_proto.loss_table import LOSS_TABLE
+from farstep_proto.metrics import combine_metrics
 from farstep_worker.device import Device, device_at, is_out_of_memory
 from farstep_worker.finite import check_gradient_norm, check_loss
 from farstep_worker.micro_batch import MicroBatch, halves, num_tokens, plan

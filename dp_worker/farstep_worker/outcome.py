@@ -12,9 +12,9 @@ from functools import partial
 
 from google.protobuf.message import Message
 
-from farstep_proto.metrics import mean_loss
 from farstep_proto.errors import ModelError, error_from_exception
 from farstep_proto.loss_table import LOSS_TABLE
+from farstep_proto.metrics import mean_loss
 from farstep_proto.tensors import tensor_to_proto
 from farstep_proto.v1 import operations_pb2
 from farstep_proto.v1 import training_pb2 as pb

@@ -41,7 +41,7 @@ RECIPES = {
         "eval_every": 0, "max_tokens": 16, "max_steps": 2,
     },
     "preference.shorter.train": {**GAME, **RL},
-    "multiplayer_rl.guess_number.train": {**GAME, **RL},
+    "multiplayer_rl.guess_number.train": {**GAME, **RL, "max_tokens": 4, "max_steps": 1},
     "rl_numerics_check.train": {
         "model_name": CHAT, "groups_per_batch": 2, "task__num_pages_min": 1, "task__num_pages_max": 2,
         "task__page_chars": 200, "max_trajectory_tokens": 2000, **RL, "max_tokens": 64,

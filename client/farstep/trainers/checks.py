@@ -26,7 +26,10 @@ def check_rows(rows: object, *, field: str, keys: Sequence[Sequence[str]] = ()) 
     """
     if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Sequence):
         raise TrainerError(
-            f"must be a list of rows, not {type(rows).__name__}", field=field, hint="list(…) makes one", stage="validate"
+            f"must be a list of rows, not {type(rows).__name__}",
+            field=field,
+            hint="list(…) makes one",
+            stage="validate",
         )
     if not rows:
         raise TrainerError("is empty", field=field, stage="validate")

@@ -83,9 +83,7 @@ def checked_loss(loss: Any) -> float:
     return float(loss.item())
 
 
-def leaf_logprobs(
-    rows: Sequence[TrainSequence], outputs: Sequence[ForwardBackwardOutput]
-) -> list[torch.Tensor]:
+def leaf_logprobs(rows: Sequence[TrainSequence], outputs: Sequence[ForwardBackwardOutput]) -> list[torch.Tensor]:
     """A leaf [T] for each row, from the outputs of its chunks."""
     torch = import_torch()
     found = [output["logprobs"].to_numpy() for each in outputs for output in each.loss_fn_outputs]

@@ -13,10 +13,10 @@ from farstep_model.load import BaseModel
 from farstep_model.logprobs import token_logprobs
 from farstep_model.lora import LoraLayers
 from farstep_model.losses import LOSSES, LossResult, compute_loss
-from farstep_proto.metrics import combine_metrics, mean_loss
 from farstep_model.sequences import Sequences
 from farstep_proto.errors import InvalidInput
 from farstep_proto.loss_table import LOSS_TABLE
+from farstep_proto.metrics import combine_metrics, mean_loss
 
 Load = Callable[[str], BaseModel]
 Make = Callable[..., Adapter]

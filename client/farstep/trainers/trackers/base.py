@@ -91,7 +91,5 @@ class Trackers:
 
     def _complain(self, tracker: Tracker, what: str, error: Exception) -> None:
         if tracker.name not in self._complained:
-            log.warning(
-                "the tracker %s %s, training goes on: %s: %s", tracker.name, what, type(error).__name__, error
-            )
+            log.warning("the tracker %s %s, training goes on: %s: %s", tracker.name, what, type(error).__name__, error)
         self._complained.add(tracker.name)
