@@ -56,8 +56,9 @@ class Plan:
 class Side:
     """One SDK with its runs. Both have clients of the same shape, so that the same code drives them."""
 
-    def __init__(self, name: str, sdk: Any, clients: Sequence[Any]) -> None:
+    def __init__(self, name: str, sdk: Any, clients: Sequence[Any], *, endless: dict[str, Any]) -> None:
         self.name = name
+        self._endless = endless  # the sampling parameters by which nothing ends before its time
         self.clients = clients
         self._sdk = sdk
         self._adam = sdk.AdamParams(**_ADAM)
@@ -66,7 +67,7 @@ class Side:
         """The same tensors on both sides: they have their bytes ready."""
         return [
             self._sdk.Datum(
-                model_input=self._sdk.ModelInput.from_ints(tokens[:-1]),
+                model_input=self._sdk.ModelInput.from_ints(np.asarray(tokens[:-1]).tolist()),
                 loss_fn_inputs={
                     "target_tokens": self._sdk.TensorData.from_numpy(np.array(tokens[1:], dtype=np.int64)),
                     "weights": self._sdk.TensorData.from_numpy(np.ones(len(tokens) - 1, dtype=np.float32)),
@@ -104,7 +105,7 @@ class Side:
 
     def sample(self, sampler: Any, prompts: Sequence[Tokens], plan: Plan) -> list[int]:
         """The lengths of what came, which nothing stops before its time."""
-        params = self._sdk.SamplingParams(max_tokens=plan.num_tokens, stop=[])
+        params = self._sdk.SamplingParams(max_tokens=plan.num_tokens, **self._endless)
         futures = [
             sampler.sample(self._sdk.ModelInput.from_ints(prompt), plan.num_samples, params) for prompt in prompts
         ]
@@ -265,7 +266,10 @@ def start(plan: Plan, stack: ExitStack) -> Bench:
     return Bench(
         plan=plan,
         vocab_size=taken[0].get_info().vocab_size,
-        sides=[Side("farstep", farstep, taken), Side("tinker", tinker, runs[:NUM_CLIENTS])],
+        sides=[
+            Side("farstep", farstep, taken, endless={"ignore_eos": True}),
+            Side("tinker", tinker, runs[:NUM_CLIENTS], endless={"stop": []}),
+        ],
     )
 
 
