@@ -69,6 +69,15 @@ def line(text: str) -> Iterator[Callable[[str], None] | None]:
         _line_is_taken.release()
 
 
+def claim_line() -> bool:
+    """Takes the one status line for longer, until `release_line`; False where somebody has it."""
+    return _line_is_taken.acquire(blocking=False)
+
+
+def release_line() -> None:
+    _line_is_taken.release()
+
+
 def say(text: str) -> None:
     """A line that stays."""
     from rich.console import Console

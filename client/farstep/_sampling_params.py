@@ -27,7 +27,7 @@ class SamplingParams:
         temperature: 0 takes the most likely token.
         top_p, top_k, min_p: which tokens may be drawn; 1, -1 and 0 allow all.
         seed: same seed, same weights, same request: same tokens, whatever else is in the batch.
-        stop: a string, strings, a token id or token ids; the matched stop token is included.
+        stop: a string, a token id, or several of both; the matched stop token is included.
         ignore_eos: goes on beyond the model's own end token.
         presence_penalty, frequency_penalty: in [-2, 2], taken from the logits of generated tokens, once or for each
             time; as in the OpenAI API.
@@ -50,7 +50,7 @@ class SamplingParams:
     top_k: int = -1
     min_p: float = 0.0
     seed: int | None = None
-    stop: str | Sequence[str] | int | Sequence[int] | None = None
+    stop: str | int | Sequence[str | int] | None = None
     ignore_eos: bool = False
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -86,8 +86,8 @@ class SamplingParams:
         stops = [self.stop] if isinstance(self.stop, str | int) else list(self.stop or ())
         strings = [stop for stop in stops if isinstance(stop, str)]
         ids = [int(stop) for stop in stops if isinstance(stop, int | np.integer) and not isinstance(stop, bool)]
-        if len(strings) not in (0, len(stops)) or len(strings) + len(ids) != len(stops):
-            raise TypeError("stop: must be strings or token ids, not a mixture")
+        if len(strings) + len(ids) != len(stops):
+            raise TypeError("stop: must be strings or token ids")
         if "" in strings:
             raise InvalidInputError("an empty string stops nothing", field="stop")
         if any(not 0 <= token <= _INT32.max for token in ids):

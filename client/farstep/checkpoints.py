@@ -14,7 +14,7 @@ from farstep_proto.v1 import control_pb2
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One kept state of a run: of the trainer (to go on from) or of the sampler (to sample from).
+    """One kept state of a run: of the trainer (to go on from), of the sampler (to sample from), or for other programs.
 
     Args:
         id, checkpoint_id: `<run_id>/<kind>/<name>`, unique on a server.
@@ -25,7 +25,7 @@ class Checkpoint:
     id: str
     checkpoint_id: str
     run_id: str
-    target: Literal["trainer", "sampler"]
+    target: Literal["trainer", "sampler", "external"]
     path: str
     created_at: datetime
     size_bytes: int
@@ -65,12 +65,16 @@ class ImportedAdapter:
     sampler_path: str
 
 
+def _target(name: str) -> Literal["trainer", "sampler", "external"]:
+    return name if name in ("trainer", "external") else "sampler"
+
+
 def checkpoint_from_proto(message: control_pb2.Checkpoint) -> Checkpoint:
     return Checkpoint(
         id=message.checkpoint_id,
         checkpoint_id=message.checkpoint_id,
         run_id=message.run_id,
-        target="trainer" if message.target == "trainer" else "sampler",
+        target=_target(message.target),
         path=message.path,
         created_at=datetime.fromtimestamp(message.created_at, UTC),
         size_bytes=message.size_bytes,

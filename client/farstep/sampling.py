@@ -11,7 +11,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from farstep import _retry
@@ -71,6 +71,16 @@ class Target:
                 return {paths.EXACT_POLICY_VERSION: str(self.policy_version)}
             case None:
                 return {}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAiEndpoint:
+    """The OpenAI API of a sampler: `headers` go with every request, and hold it to a version of the policy."""
+
+    base_url: str
+    api_key: str = field(repr=False)
+    model: str
+    headers: Mapping[str, str]
 
 
 class SamplingClient(Closing):
@@ -204,6 +214,14 @@ class SamplingClient(Closing):
     get_base_model = blocking(_get_base_model)
     get_base_model_async = awaiting(_get_base_model)
 
+    def get_openai_endpoint(self) -> OpenAiEndpoint:
+        """Where any OpenAI client finds what this client samples, as of now: a server may move."""
+        target = self._target
+        model = target.run_id or target.model_path or self._base_model
+        if target.pin == "exact":
+            model = f"{target.run_id}@{target.policy_version}"
+        return OpenAiEndpoint(f"{self.url}/v1", self._sampler.key.secret or "", model, dict(target.headers()))
+
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """The base model's tokenizer; needs the extra `farstep[tokenizers]`."""
         return tokenizer_of(self._sampler)
@@ -296,7 +314,9 @@ def sampler_path(model_path: str) -> str:
         path = CheckpointPath.parse(model_path, field="model_path")
     if path.kind != "sampler_weights":
         raise InvalidInputError(
-            f"{model_path} is a training checkpoint", field="model_path", hint="samplers load …/sampler_weights/<name>"
+            f"{model_path} is no sampler's checkpoint",
+            field="model_path",
+            hint="samplers load …/sampler_weights/<name>",
         )
     return str(path)
 

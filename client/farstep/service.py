@@ -314,7 +314,7 @@ class ServiceClient(ControlCalls, CheckpointCalls):
             checkpoint = CheckpointPath.parse(path)
         if checkpoint.kind != "weights":
             raise InvalidInputError(
-                f"{path} is a sampler's checkpoint", field="path", hint="training goes on from …/weights/<name>"
+                f"{path} is not a training checkpoint", field="path", hint="training goes on from …/weights/<name>"
             )
         # Its model and adapter are not known yet, but a wrong option is refused here, before anything is asked.
         wanted = wanted_run("unknown", LoraConfig(1), **options)

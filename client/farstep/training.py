@@ -20,9 +20,9 @@ from farstep._connection import Connection
 from farstep._control import ControlPlane
 from farstep._convert import Decode
 from farstep._custom_loss import CustomLoss
+from farstep._freshness import Freshness, FreshSampling
 from farstep._loop import awaiting, blocking, run
 from farstep._meter import RunMeter, succeeded
-from farstep._operation_calls import OperationCalls
 from farstep._passes import AdapterChoice, Passes
 from farstep._submission import OnArrival, RunSubmitter
 from farstep._tokenizer import tokenizer_of
@@ -48,11 +48,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SERVED_WITHIN_S = 600.0
 _DEFAULT_ADAM = AdamParams()
 
 
-class TrainingClient(OperationCalls):
+class TrainingClient(FreshSampling):
     """Made by a ServiceClient.
 
     Every `result()` raises RemoteOpError where the operation failed, UnknownRequestError where the server no
@@ -77,6 +76,7 @@ class TrainingClient(OperationCalls):
         self._checkpoints = CheckpointRequests(control.connection if control is not None else trainer)
         self._wandb = wandb
         self._max_request_bytes = max_request_bytes
+        self._freshness = Freshness()
         self._meter = RunMeter(step=created.step, policy_version=created.policy_version)
         self._submitter = RunSubmitter(
             trainer,
@@ -336,7 +336,9 @@ class TrainingClient(OperationCalls):
         self, verb: str, message: Message, decode: Decode[T], on_arrival: OnArrival
     ) -> Coroutine[Any, Any, Future[T]]:
         self._refuse_closed()
-        return self._submitter.submit(verb, [message.SerializeToString()], decode, on_arrival=on_arrival)
+        seq = self._submitter.take()[0]
+        self._freshness.submitted(verb, seq)
+        return self._submitter.submit(verb, [message.SerializeToString()], decode, seq=seq, on_arrival=on_arrival)
 
     def _import(self, files: AdapterFiles, name: str) -> Coroutine[Any, Any, Future[SaveWeightsResponse]]:
         """Keeps an adapter from elsewhere under this run's id; the run stays as it is."""
@@ -346,20 +348,6 @@ class TrainingClient(OperationCalls):
     def _publish(self, name: str, ttl_seconds: int | None) -> Coroutine[Any, Any, Future[SaveWeightsResponse]]:
         message = training_pb2.PublishRequest(name=name, ttl_seconds=_convert.ttl(ttl_seconds))
         return self._submit(Verb.PUBLISH, message, _convert.save_weights_response, self._on_publication)
-
-    async def _published(
-        self, submission: Coroutine[Any, Any, Future[SaveWeightsResponse]], sampler: Address, pin: Pin
-    ) -> SamplingClient:
-        version = (await (await submission)).policy_version
-        assert version is not None
-        target = Target(run_id=self.run_id, policy_version=version, pin=pin, base_model=self._run.base_model)
-        client = await open_sampling_client(sampler, self._trainer.key, target)
-        try:
-            await client._wait_until_served(SERVED_WITHIN_S)
-        except BaseException:
-            await client._close()
-            raise
-        return client
 
     def _load(self, path: str, *, optimizer: bool) -> Coroutine[Any, Any, Future[LoadWeightsResponse]]:
         with checked():
@@ -381,6 +369,7 @@ class TrainingClient(OperationCalls):
     def _on_publication(self, operation: operations_pb2.Operation) -> None:
         if succeeded(operation):
             self._meter.count_publication(operation.save_weights)
+            self._freshness.published(operation)
 
     def _on_arrival_of(self, verb: str) -> OnArrival | None:
         match verb:

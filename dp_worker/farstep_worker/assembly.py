@@ -160,14 +160,17 @@ class Assembler:
 def _check_alike(call: Call, other: Call) -> None:
     match call, other:
         case Pass(), Pass():
-            names: tuple[str, ...] = ("backward", "loss_fn", "config", "adapter")
+            names: tuple[str, ...] = ("backward", "loss_fn", "config", "adapter", "custom")
         case ImportAdapter(), ImportAdapter():
             names = ("name", "config")
         case _:
             raise InvalidInput("only forward, forward_backward and import_adapter travel in parts", field="parts")
     for name in names:
         if getattr(call, name) != getattr(other, name):
-            raise InvalidInput("differs from an earlier part's", field={"config": "loss_fn_config"}.get(name, name))
+            raise InvalidInput(
+                "differs from an earlier part's",
+                field={"config": "loss_fn_config", "custom": "custom_loss"}.get(name, name),
+            )
 
 
 def _join(calls: list[Call]) -> Call:

@@ -2,7 +2,7 @@
 
 A training checkpoint (`weights`) holds the adapter in PEFT's files, the value head where the run has one, Adam's state,
 adapter and head that the run began with unless those were fresh, and in its manifest the counters; a sampler's
-(`sampler_weights`) holds the adapter alone.
+(`sampler_weights`), and one for people to download (`external_weights`), holds the adapter alone.
 
 Invariant: loading changes a run wholly or not at all.
 """
@@ -26,7 +26,7 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 VALUE_HEAD_FILE = "value_head.safetensors"
 START_FILE = "start_adapter.safetensors"
 START_VALUE_HEAD_FILE = "start_value_head.safetensors"
-_TARGETS: Mapping[Kind, str] = {"weights": "trainer", "sampler_weights": "sampler"}
+_TARGETS: Mapping[Kind, str] = {"weights": "trainer", "sampler_weights": "sampler", "external_weights": "external"}
 
 
 def save_state(
@@ -57,14 +57,15 @@ def save_state(
 def save_policy(
     store: CheckpointStore, run: Run, call: Publish, *, policy_version: int, history: str = ""
 ) -> CheckpointPath:
-    """Writes the adapter as the policy that it is about to become; `history` is that of its number.
+    """Writes the adapter as the policy that it is about to become, or for people; `history` is that of its number.
 
     Raises:
         Conflict: the name is taken.
     """
-    path = CheckpointPath(run.config.run_id, "sampler_weights", call.name)
+    path = CheckpointPath(run.config.run_id, "external_weights" if call.is_external else "sampler_weights", call.name)
     spec = dataclasses.replace(run.adapter.spec, value_head=False)
-    meta = _meta(run, path, spec=spec, policy_version=policy_version, metadata={}) | {"history": history}
+    meta = _meta(run, path, spec=spec, policy_version=policy_version, metadata=call.metadata)
+    meta |= {"history": history}
     if not _is_made(store, path, meta):
         store.write(path, run.adapter.files(_base_model(run)), meta, ttl_seconds=call.ttl_seconds)
     return path
@@ -108,7 +109,7 @@ def load_state(store: CheckpointStore, run: Run, call: LoadState) -> None:
             going on with the optimizer, has a value head that the run lacks or lacks one that it has.
     """
     project = run.config.project
-    if project and store.project_of(call.path) != project:  # it loads what its project may see, an operators' run all
+    if project and not store.may_read(call.path, project):  # it loads what its project may see, an operators' run all
         raise no_checkpoint(call.path)
     manifest, files = store.read(call.path)
     _check_base_model(manifest, run)

@@ -26,7 +26,6 @@ from farstep_model.adapter import Adapter
 from farstep_model.lora import LoraLayers
 from farstep_model.packed import Layout
 from farstep_proto.errors import ApiError
-from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.metrics import combine_metrics
 from farstep_proto.tensors import tensor_from_proto
 from farstep_proto.v1 import common_pb2, operations_pb2, ranks_pb2
@@ -62,7 +61,7 @@ def shares(call: Pass, world: int) -> list[Share]:
     so far: the same data always gives the same shares.
     """
     lengths = [len(example.tokens) for example in call.examples]
-    together = LOSS_TABLE[call.loss_fn].num_data
+    together = call.spec.num_data
     groups = [range(at, at + together) for at in range(0, len(lengths), together)]
     indices: list[list[int]] = [[] for _ in range(world)]
     loads = [0] * world
@@ -336,7 +335,7 @@ def _whole(
     theirs = [report.forward_backward for report in reports]
     for share, output in zip(others, theirs, strict=True):
         for index, fields in zip(share.indices, output.loss_fn_outputs, strict=True):
-            outputs[index] = tensor_from_proto(fields.fields[LOSS_TABLE[call.loss_fn].output])
+            outputs[index] = tensor_from_proto(fields.fields[call.spec.output])
     metrics = combine_metrics([local.metrics, *(dict(output.metrics) for output in theirs)])
     return dataclasses.replace(
         local,

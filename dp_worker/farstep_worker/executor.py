@@ -305,14 +305,17 @@ class Executor:
         return self._published(run, number, path=str(path))
 
     def _publish(self, run: Run, call: Publish) -> Outcome:
+        if call.is_external:
+            path = checkpoint.save_policy(self.store, run, call, policy_version=run.policy_version)
+            return succeeded(save_weights=pb.SaveWeightsResponse(path=str(path)))
         with self._numbered(run) as number:
             version, history = number.version, number.history
-            path = (
+            kept = (
                 checkpoint.save_policy(self.store, run, call, policy_version=version, history=history)
                 if call.name
                 else ""
             )
-        return self._published(run, number, path=str(path))
+        return self._published(run, number, path=str(kept))
 
     def _published(self, run: Run, number: Numbered, *, path: str) -> Outcome:
         policy = self.publisher.publish(run.config.run_id, number, run.adapter, project=run.config.project)

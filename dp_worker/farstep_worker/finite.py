@@ -13,7 +13,6 @@ from torch import Tensor
 from farstep_model.losses import compute_loss
 from farstep_model.sequences import Sequences
 from farstep_proto.errors import ModelError
-from farstep_proto.loss_table import LOSS_TABLE
 from farstep_worker.micro_batch import MicroBatch
 from farstep_worker.submission import Pass
 
@@ -28,12 +27,19 @@ def check_loss(loss_sum: float, call: Pass, batch: MicroBatch, logprobs: Tensor)
         return
     inputs, rows_N = batch.weighted_inputs(), batch.sequences().ids
     logprobs = logprobs[: batch.num_weighted]
-    num_together = LOSS_TABLE[call.loss_fn].num_data
+    num_together = call.spec.num_data
     for row in range(0, len(batch.indices), num_together):
         mine = (rows_N >= row) & (rows_N < row + num_together)
         own = {key: tensor[mine] for key, tensor in inputs.items()}
         sequences = Sequences(rows_N[mine] - row, num_together)
-        result = compute_loss(call.loss_fn, call.config, logprobs=logprobs[mine], inputs=own, sequences=sequences)
+        result = compute_loss(
+            call.loss_fn,
+            call.config,
+            logprobs=logprobs[mine],
+            inputs=own,
+            sequences=sequences,
+            custom=call.custom,
+        )
         loss = result.loss_sum.item()
         if not math.isfinite(loss):
             field = f"data[{batch.indices[row]}]"

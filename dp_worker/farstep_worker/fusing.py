@@ -23,7 +23,6 @@ from farstep_model.blocks import active_blocks
 from farstep_model.lora import LoraLayers
 from farstep_model.losses import LossResult
 from farstep_proto.errors import ModelError
-from farstep_proto.loss_table import LOSS_TABLE
 from farstep_worker.gradients import Part, PassResult, Total, loss_of
 from farstep_worker.micro_batch import MicroBatch, plan
 from farstep_worker.phases import Phases
@@ -69,6 +68,7 @@ class Fusing:
             self.is_on
             and isinstance(call, Pass)
             and call.adapter == "current"
+            and call.custom is None
             and num_padded_tokens(call) <= MAX_TOKENS
         )
 
@@ -113,7 +113,7 @@ def run_together(
         with active_blocks(layers, adapters, [batch.token_ids.numel() for batch in batches]):
             hidden_BTD = layers.base.hidden_states(torch.cat([batch.token_ids for batch in batches]))
         parts = hidden_BTD.split([len(batch.token_ids) for batch in batches])
-        subjects = [Subject(adapter, LOSS_TABLE[call.loss_fn]) for adapter, call in members]
+        subjects = [Subject(adapter, call.spec) for adapter, call in members]
         calls = [call for _, call in members]
         losses = [_loss(*each) for each in zip(subjects, calls, batches, parts, strict=True)]
     with phases.measure("backward" if backward else "forward"):
@@ -189,7 +189,7 @@ def can_share(adapter: Adapter, call: Pass, *, token_budget: int) -> bool:
 
 
 def _micro_batches(call: Pass, token_budget: int) -> list[list[int]]:
-    return plan(call.examples, token_budget, num_together=LOSS_TABLE[call.loss_fn].num_data)
+    return plan(call.examples, token_budget, num_together=call.spec.num_data)
 
 
 def _shape(members: Sequence[Member]) -> Shape:

@@ -24,7 +24,6 @@ from farstep_model.adapter import Adapter
 from farstep_model.losses import LossResult, compute_loss
 from farstep_model.packed import Layout
 from farstep_proto.errors import ModelError
-from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.metrics import combine_metrics
 from farstep_worker.device import Device, device_at, is_out_of_memory
 from farstep_worker.finite import check_gradient_norm, check_loss
@@ -76,13 +75,13 @@ def run_pass(
     """
     layers, phases = adapter.layers, phases or Phases()
     device = device_at(layers.base.device)
-    subject = Subject(adapter, LOSS_TABLE[call.loss_fn], is_off=adapter_off)
+    subject = Subject(adapter, call.spec, is_off=adapter_off)
     total = Total([torch.zeros_like(parameter) for parameter in subject.parameters()] if call.backward else None)
     draws = call.backward and adapter.spec.dropout > 0
     if draws:
         torch.manual_seed(dropout_seed)
     grad_mode = torch.enable_grad() if call.backward else torch.no_grad()
-    num_together = LOSS_TABLE[call.loss_fn].num_data
+    num_together = call.spec.num_data
     with layers.active([None if adapter_off else adapter]), layers.training(call.backward), grad_mode:
         pending = deque(plan(call.examples, token_budget, num_together=num_together, layout=layout))
         while pending:
@@ -191,6 +190,7 @@ def loss_of(subject: Subject, call: Pass, batch: MicroBatch, hidden_ND: Tensor) 
         sequences=sequences,
         entropy_N=entropy,
         num_active=batch.num_weighted,
+        custom=call.custom,
     )
     return loss, torch.cat([weighted.detach(), rest])
 

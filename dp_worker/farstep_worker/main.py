@@ -64,6 +64,7 @@ class WorkerConfig:
     nproc: int
     compute: ComputeSettings
     max_request_bytes: int
+    custom_losses: bool
     max_runs: int
     run_memory_bytes: int | None
     fuse_runs: bool
@@ -115,6 +116,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         nproc=flags.nproc,
         compute=ComputeSettings.of(flags),
         max_request_bytes=flags.max_request_bytes,
+        custom_losses=flags.custom_losses,
         max_runs=flags.max_runs,
         run_memory_bytes=flags.run_memory_mib and flags.run_memory_mib << 20,
         fuse_runs=flags.fuse_runs == "auto",
@@ -145,6 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nproc", type=_positive, default=1, help="processes that train together, a GPU each")
     ComputeSettings.add_flags(parser)
     parser.add_argument("--max-request-bytes", type=_positive, default=DEFAULT_MAX_REQUEST_BYTES)
+    parser.add_argument(
+        "--custom-losses", action="store_true", help="compute losses that clients send in as graphs of operations"
+    )
     parser.add_argument("--max-runs", type=_positive, default=DEFAULT_MAX_RUNS, help="more are refused")
     parser.add_argument(
         "--run-memory-mib",
@@ -309,7 +314,13 @@ async def _run_with_keys(
         snapshots=config.snapshots,
     )
     checkpoints = Checkpoints(executor.store, secret=config.keys.secret())
-    api = TrainerApi(executor.base, dispatcher, checkpoints, max_request_bytes=config.max_request_bytes)
+    api = TrainerApi(
+        executor.base,
+        dispatcher,
+        checkpoints,
+        max_request_bytes=config.max_request_bytes,
+        custom_losses=config.custom_losses,
+    )
     app = make_server(api, keys=keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)
 
     is_ready = False

@@ -20,9 +20,19 @@ from farstep_model.batching import micro_batches, packed_batches
 from farstep_model.load import BaseModel
 from farstep_model.packed import Layout, Packing
 from farstep_model.sequences import Sequences
-from farstep_proto.loss_table import IGNORE_INDEX, MASK_INPUTS
+from farstep_proto.loss_table import BOUND_INPUTS, IGNORE_INDEX, MASK_INPUTS
+from farstep_worker.custom_data import PREFIX
 from farstep_worker.device import device_at
 from farstep_worker.submission import Example
+
+Form = tuple[tuple[str, str, tuple[int, ...]], ...]
+
+# What stands for an input that some data of a micro-batch have, and others not. What is not here, then none has.
+_ABSENT: Mapping[str, float] = {
+    "weights": 1.0,
+    **dict.fromkeys(MASK_INPUTS, 1.0),
+    **dict.fromkeys(BOUND_INPUTS, np.nan),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +90,10 @@ class MicroBatch:
         return base.hidden_states(self.token_ids, **arguments).flatten(0, 1).index_select(0, self.positions)
 
     def weighted_inputs(self) -> dict[str, Tensor]:
-        return {key: tensor[: self.num_weighted] for key, tensor in self.inputs.items()}
+        """Of the weighted positions; a custom loss's own inputs by the names that it has for them."""
+        plain = {key: tensor[: self.num_weighted] for key, tensor in self.inputs.items()}
+        own = {key.removeprefix(PREFIX): tensor for key, tensor in plain.items() if key.startswith(PREFIX)}
+        return plain | own
 
     def sequences(self) -> Sequences:
         """Whose the weighted positions are."""
@@ -98,19 +111,27 @@ class MicroBatch:
 def plan(
     examples: Sequence[Example], token_budget: int, *, num_together: int, layout: Layout = "padded"
 ) -> list[list[int]]:
-    """Micro-batches of data whose targets have the same number of candidates.
+    """Micro-batches of data whose targets, and inputs of their own, have the same number of candidates.
 
     So many data that follow each other stay together.
     """
-    groups: dict[tuple[int, ...], list[range]] = {}
+    groups: dict[Form, list[range]] = {}
     for start in range(0, len(examples), num_together):
-        candidates = examples[start].inputs["target_tokens"].shape[1:]
-        groups.setdefault(candidates, []).append(range(start, start + num_together))
+        groups.setdefault(_form(examples[start]), []).append(range(start, start + num_together))
     return [
         [index for i in batch for index in members[i]]
         for members in groups.values()
         for batch in _cut([[len(examples[i].tokens) for i in together] for together in members], token_budget, layout)
     ]
+
+
+def _form(example: Example) -> Form:
+    """What must be alike where arrays are put end to end."""
+    return tuple(
+        (key, array.dtype.char, array.shape[1:])
+        for key, array in example.inputs.items()
+        if key == "target_tokens" or key.startswith(PREFIX)
+    )
 
 
 def halves(indices: Sequence[int], *, num_together: int) -> list[list[int]]:
@@ -141,13 +162,18 @@ def _padded(tokens: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _concatenate(all_inputs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What every datum has; weights and masks are 1 where one has none."""
+    """What every datum has; where one has none, weights and masks are 1, and bounds are NaN: as they were set."""
     keys = dict.fromkeys(["weights", *(key for inputs in all_inputs for key in inputs)])
-    ones = [np.ones(inputs["target_tokens"].shape, dtype=np.float32) for inputs in all_inputs]
+    shapes = [inputs["target_tokens"].shape for inputs in all_inputs]
     return {
-        key: np.concatenate([inputs.get(key, one) for inputs, one in zip(all_inputs, ones, strict=True)])
+        key: np.concatenate(
+            [
+                inputs[key] if key in inputs else np.full(shape, _ABSENT[key], dtype=np.float32)
+                for inputs, shape in zip(all_inputs, shapes, strict=True)
+            ]
+        )
         for key in keys
-        if key == "weights" or key in MASK_INPUTS or all(key in inputs for inputs in all_inputs)
+        if key in _ABSENT or all(key in inputs for inputs in all_inputs)
     }
 
 

@@ -13,7 +13,6 @@ from functools import partial
 from google.protobuf.message import Message
 
 from farstep_proto.errors import ModelError, error_from_exception
-from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.metrics import mean_loss
 from farstep_proto.tensors import tensor_to_proto
 from farstep_proto.v1 import operations_pb2
@@ -85,7 +84,7 @@ def out_of_memory(error: Exception) -> ModelError:
 
 
 def _to_proto(call: Pass, result: PassResult) -> pb.ForwardBackwardOutput:
-    output = LOSS_TABLE[call.loss_fn].output
+    output = call.spec.output
     return pb.ForwardBackwardOutput(
         loss=mean_loss(result.metrics, normalizer=call.config.get("normalizer", 1.0)),
         metrics=result.metrics,

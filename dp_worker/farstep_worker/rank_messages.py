@@ -9,10 +9,12 @@ from typing import assert_never
 
 from google.protobuf.message import Message
 
+from farstep_proto.custom_loss import CustomLoss
 from farstep_proto.paths import Verb
 from farstep_proto.tensors import model_input_to_proto, tensor_to_proto
 from farstep_proto.v1 import common_pb2, ranks_pb2
 from farstep_proto.v1 import training_pb2 as pb
+from farstep_worker.custom_data import own_inputs
 from farstep_worker.runs import RunConfig
 from farstep_worker.submission import AdamSettings, Example, Limits, LoadState, Pass, Reset, parse_call, request_type
 
@@ -41,7 +43,8 @@ def read_call(command: ranks_pb2.ExecuteOnRank, limits: Limits) -> Pass | Replic
     message = request_type(command.verb).FromString(command.body)
     if isinstance(message, pb.ForwardRequest) and not message.data:  # as no client may say it: an empty share
         backward = command.verb == Verb.FORWARD_BACKWARD
-        return Pass(message.loss_fn, dict(message.loss_fn_config), (), backward, message.adapter)
+        custom = CustomLoss.from_proto(message.custom_loss) if message.HasField("custom_loss") else None
+        return Pass(message.loss_fn, dict(message.loss_fn_config), (), backward, message.adapter, custom)
     call = parse_call(command.verb, message, limits)
     assert isinstance(call, Pass | ReplicatedCall), command.verb
     return call
@@ -51,9 +54,12 @@ def _to_message(call: Pass | ReplicatedCall) -> tuple[str, Message]:
     match call:
         case Pass():
             verb = Verb.FORWARD_BACKWARD if call.backward else Verb.FORWARD
-            data = [_to_datum(example) for example in call.examples]
             return verb, pb.ForwardRequest(
-                data=data, loss_fn=call.loss_fn, loss_fn_config=call.config, adapter=call.adapter
+                data=[_to_datum(example, call.custom) for example in call.examples],
+                loss_fn=call.loss_fn,
+                loss_fn_config=call.config,
+                adapter=call.adapter,
+                custom_loss=call.custom.to_proto() if call.custom is not None else None,
             )
         case AdamSettings():
             return Verb.OPTIM_STEP, pb.OptimStepRequest(
@@ -71,6 +77,7 @@ def _to_message(call: Pass | ReplicatedCall) -> tuple[str, Message]:
     assert_never(call)
 
 
-def _to_datum(example: Example) -> common_pb2.Datum:
-    inputs = {key: tensor_to_proto(array) for key, array in example.inputs.items()}
+def _to_datum(example: Example, custom: CustomLoss | None) -> common_pb2.Datum:
+    given = own_inputs(example.inputs, custom) if custom is not None else example.inputs
+    inputs = {key: tensor_to_proto(array) for key, array in given.items()}
     return common_pb2.Datum(model_input=model_input_to_proto(example.tokens), loss_fn_inputs=inputs)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from google.protobuf.message import Message
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -20,7 +21,7 @@ from farstep_infra.store.routes import OPEN_PATHS, checkpoint_routes
 from farstep_model.load import BaseModel, tokenizer_files
 from farstep_proto import paths
 from farstep_proto.errors import Conflict, InvalidInput, TooManyRequests
-from farstep_proto.loss_table import LOSS_TABLE
+from farstep_proto.loss_table import CUSTOM, LOSS_TABLE
 from farstep_proto.v1 import common_pb2, operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_serving.app import make_app, operation_routes
@@ -60,6 +61,7 @@ class TrainerApi:
     dispatcher: Dispatcher
     checkpoints: Checkpoints
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES
+    custom_losses: bool = False
     feed_address: str = ""
 
     def routes(self) -> list[Route]:
@@ -95,7 +97,7 @@ class TrainerApi:
             max_seq_len=self.base.max_seq_len,
             vocab_size=self.base.vocab_size,
             max_request_bytes=self.max_request_bytes,
-            loss_fns=sorted(LOSS_TABLE),
+            loss_fns=sorted([*LOSS_TABLE, CUSTOM] if self.custom_losses else LOSS_TABLE),
             instance_id=self.dispatcher.table.instance_id,
             feed=self.feed_address,
             version=version("farstep"),
@@ -199,10 +201,20 @@ class TrainerApi:
                 verb,
                 body,
                 client_id=caller_of(request).named(request.headers.get(paths.CLIENT_ID, "")),
-                parse=lambda: parse_call(verb, decode(request, body, kind), limits, where=where),
+                parse=lambda: parse_call(verb, self._allowed(decode(request, body, kind)), limits, where=where),
                 content_type=request.headers.get("content-type", ""),
             )
         return respond(request, accepted, status=202)
+
+    def _allowed(self, message: Message) -> Message:
+        """Refuses a loss that comes with its call, unless whoever runs this trainer wants that."""
+        if isinstance(message, pb.ForwardRequest) and message.loss_fn == CUSTOM and not self.custom_losses:
+            raise InvalidInput(
+                "this trainer computes no losses that clients send in",
+                field="loss_fn",
+                hint="run it on the client (forward_backward_custom), or start the server with --custom-losses",
+            )
+        return message
 
 
 def make_server(api: TrainerApi, *, keys: Keys, feed: FeedServer, host: str, feed_port: int) -> Starlette:

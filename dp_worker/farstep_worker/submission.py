@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
 from google.protobuf.message import Message
 
+from farstep_proto.custom_loss import CustomLoss
 from farstep_proto.errors import InvalidInput, NotFound
-from farstep_proto.loss_table import INT_INPUTS, LossSpec
+from farstep_proto.loss_table import CUSTOM, CUSTOM_SPEC, INT_INPUTS, LOSS_TABLE, LossSpec
 from farstep_proto.names import CheckpointPath, check_name
 from farstep_proto.paths import Verb
 from farstep_proto.tensors import Array, IntArray, model_input_ids, tensor_from_proto
@@ -28,7 +29,9 @@ from farstep_proto.validation import (
     check_loss,
     check_num_data,
     check_output,
+    check_tokens,
 )
+from farstep_worker import custom_data
 
 _MAX_CONFIG_BYTES = 1 << 20
 
@@ -73,7 +76,7 @@ class Pass:
     """A forward pass over a batch, with or without the backward one.
 
     `adapter` says which weights it is of: the run's "current" ones, those it had at its "start", or the "base" model's
-    alone. A backward pass is of the current ones.
+    alone. A backward pass is of the current ones. `custom` is there where the loss came with the call.
     """
 
     loss_fn: str
@@ -81,6 +84,11 @@ class Pass:
     examples: tuple[Example, ...]
     backward: bool
     adapter: str = "current"
+    custom: CustomLoss | None = None
+
+    @property
+    def spec(self) -> LossSpec:
+        return CUSTOM_SPEC if self.custom is not None else LOSS_TABLE[self.loss_fn]
 
     @property
     def num_tokens(self) -> int:
@@ -109,10 +117,12 @@ class SaveState:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """An empty name keeps no checkpoint."""
+    """An empty name keeps no checkpoint. With `is_external` it is all there is: nothing is published."""
 
     name: str
     ttl_seconds: int | None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    is_external: bool = False
     num_tokens = 0
 
 
@@ -185,6 +195,8 @@ def parse_call(verb: str, message: Message, limits: Limits, *, where: str = "") 
 
 
 def _parse_pass(message: pb.ForwardRequest, limits: Limits, *, backward: bool, where: str) -> Pass:
+    if message.loss_fn == CUSTOM:
+        return _parse_custom_pass(message, limits, backward=backward, where=where)
     config = dict(message.loss_fn_config)
     spec = check_loss(message.loss_fn, config, backward=backward)
     adapter = message.adapter or "current"
@@ -195,6 +207,27 @@ def _parse_pass(message: pb.ForwardRequest, limits: Limits, *, backward: bool, w
         _parse_datum(datum, spec, limits, field=f"{where}data[{index}]") for index, datum in enumerate(message.data)
     )
     return Pass(message.loss_fn, config, examples, backward, adapter)
+
+
+def _parse_custom_pass(message: pb.ForwardRequest, limits: Limits, *, backward: bool, where: str) -> Pass:
+    custom = CustomLoss.from_proto(message.custom_loss)
+    for key in message.loss_fn_config:
+        raise InvalidInput(f"{CUSTOM} has no setting {key!r}", field=f"loss_fn_config.{key}")
+    adapter = message.adapter or "current"
+    check_adapter(adapter, backward=backward)
+    check_num_data(CUSTOM_SPEC, len(message.data), field=f"{where}data")
+    examples = []
+    for index, datum in enumerate(message.data):
+        field = f"{where}data[{index}]"
+        tokens_T = model_input_ids(datum.model_input, field=f"{field}.model_input")
+        check_tokens(
+            tokens_T, vocab_size=limits.vocab_size, max_seq_len=limits.max_seq_len, field=f"{field}.model_input"
+        )
+        inputs = custom_data.read_inputs(
+            datum.loss_fn_inputs, custom, len(tokens_T), vocab_size=limits.vocab_size, field=f"{field}.loss_fn_inputs"
+        )
+        examples.append(Example(tokens_T, inputs))
+    return Pass(CUSTOM, {}, tuple(examples), backward, adapter, custom)
 
 
 def _parse_datum(datum: common_pb2.Datum, spec: LossSpec, limits: Limits, *, field: str) -> Example:
@@ -234,9 +267,12 @@ def _parse_adam(message: pb.OptimStepRequest) -> AdamSettings:
 
 def _parse_publish(message: pb.PublishRequest) -> Publish:
     ttl_seconds = _ttl_of(message)
-    if not message.name and ttl_seconds is not None:
-        raise InvalidInput("a policy without a name is not kept", field="ttl_seconds", hint="give it a name")
-    return Publish(check_name(message.name) if message.name else "", ttl_seconds)
+    kept = {"ttl_seconds": ttl_seconds is not None, "metadata": bool(message.metadata), "external": message.external}
+    for field_name, is_given in kept.items():
+        if is_given and not message.name:
+            raise InvalidInput("a policy without a name is not kept", field=field_name, hint="give it a name")
+    name = check_name(message.name) if message.name else ""
+    return Publish(name, ttl_seconds, dict(message.metadata), message.external)
 
 
 def _parse_reset(message: pb.ResetRequest) -> Reset:

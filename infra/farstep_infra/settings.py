@@ -37,10 +37,12 @@ class Settings:
     session_silence_s: float
     trainer_replicas: int
     weight_sync_uri: str
+    custom_losses: bool
     front_flags: tuple[str, ...]
     journals: Path
     idle_timeout_s: float
     max_stacks: int
+    tinker_jwt: bool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_server_flags(parser.add_argument_group("what trainers and samplers are told"))
     _add_residency_flags(parser.add_argument_group("when models are loaded"))
+    parser.add_argument(
+        "--tinker-jwt", action="store_true", help="have clients of the Tinker SDK exchange their key for a token"
+    )
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
     parser.add_argument("--log-level", default="INFO", help="(default: %(default)s)")
 
@@ -90,6 +95,9 @@ def _add_server_flags(servers: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="NAME[=MODEL]",
         help="another name of the base model, or the name of another one, which is loaded when it is asked for",
+    )
+    servers.add_argument(
+        "--custom-losses", action="store_true", help="let trainers compute losses that clients send in as graphs"
     )
     servers.add_argument("--tool-call-parser", default="", metavar="FORMAT", help="how the model writes tool calls")
 
@@ -133,10 +141,12 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         session_silence_s=arguments.session_silence,
         trainer_replicas=arguments.trainer_replicas,
         weight_sync_uri=arguments.weight_sync_uri,
+        custom_losses=arguments.custom_losses,
         front_flags=_front_flags(arguments),
         journals=(arguments.journal_dir or Home(home).journals).expanduser().resolve(),
         idle_timeout_s=arguments.idle_timeout,
         max_stacks=arguments.max_stacks,
+        tinker_jwt=arguments.tinker_jwt,
     )
 
 

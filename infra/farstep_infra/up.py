@@ -37,6 +37,7 @@ from farstep_infra.control.samplers import FreshSamplers
 from farstep_infra.control.schema import SchemaRefused
 from farstep_infra.control.servers import Site
 from farstep_infra.control.sessions import Sessions
+from farstep_infra.control.shared_samplers import SharedSamplers
 from farstep_infra.control.stacks import Stack
 from farstep_infra.control.trainers import Trainers
 from farstep_infra.control.usage import UsageLedger
@@ -130,7 +131,7 @@ class _Up:
         """Raises:
         SystemExit: the database cannot be used.
         """
-        app = make_control_app(keys=self._keys, lifespan=self._lifespan)
+        app = make_control_app(keys=self._keys, lifespan=self._lifespan, asks_for_tokens=self._settings.tinker_jwt)
         try:
             async with self._db.opened():
                 await serve(app, self._sock, on_stop=self._release)
@@ -178,9 +179,11 @@ class _Up:
                 sessions=Sessions(db),
                 runs=Runs(db, fleet, stacks, self._provisioning),
                 samplers=FreshSamplers(db, fleet, residency, self._provisioning, store),
+                shared_samplers=SharedSamplers(fleet, residency, self._provisioning),
                 checkpoints=Checkpoints(store, secret=self.api_key),
                 usage=usage,
                 is_ending=lambda: self._provisioning.is_released,
+                custom_losses=self._settings.custom_losses,
             )
             silent_s = self._settings.session_silence_s
             housekeeping = Housekeeping(db, control.sessions, control.samplers, control.usage, silent_s=silent_s)
@@ -210,6 +213,7 @@ class _Up:
             device=settings.device,
             journals=settings.journals,
             weight_sync_uri=settings.weight_sync_uri,
+            custom_losses=settings.custom_losses,
             front_flags=settings.front_flags,
             names_of=settings.served.names_of,
         )

@@ -83,6 +83,18 @@ def topk_logprobs(
     return ids, logprobs
 
 
+@torch.no_grad()
+def logprobs_by_chunk(
+    base: BaseModel, hidden_ND: Tensor, *, max_logits: int = MAX_LOGITS
+) -> Iterator[tuple[slice, Tensor]]:
+    """The whole distributions, some positions at a time: which, and their log-probabilities [c, V] in fp32.
+
+    One adapter at most may be active. `max_logits` is as in `token_logprobs`.
+    """
+    for part in _chunks(len(hidden_ND), _chunk_size(base, max_logits)):
+        yield part, _Chunk(base, None).logits(hidden_ND[part]).log_softmax(-1)
+
+
 class _Chunk:
     """A piece of work that gives the same again in the backward pass, whatever is active by then."""
 

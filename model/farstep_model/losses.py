@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from farstep_model import token_losses
+from farstep_model.custom_loss import evaluate
 from farstep_model.pair_losses import PAIR_LOSSES, PairFormula
 from farstep_model.sequences import Sequences
 from farstep_model.token_losses import PerToken, kl_to_reference
+from farstep_proto.custom_loss import CustomLoss
 from farstep_proto.errors import InvalidInput
 from farstep_proto.loss_table import IGNORE_INDEX, LossSpec
 from farstep_proto.validation import check_loss, check_num_data
@@ -49,6 +51,7 @@ TOKEN_LOSSES: Mapping[str, TokenFormula] = MappingProxyType(
         "dro": token_losses.dro,
         "dppo": token_losses.dppo,
         "gspo": token_losses.gspo,
+        "stable_reinforce": token_losses.stable_reinforce,
         "value": token_losses.value,
     }
 )
@@ -65,6 +68,7 @@ def compute_loss(
     sequences: Sequences | None = None,
     entropy_N: Tensor | None = None,
     num_active: int | None = None,
+    custom: CustomLoss | None = None,
 ) -> LossResult:
     """The named loss of some tokens: of one datum, of a micro-batch, or of its active tokens alone.
 
@@ -77,10 +81,13 @@ def compute_loss(
             and 1 are the first pair, chosen and rejected, 2 and 3 the next.
         entropy_N: of the distributions [N]; becomes a metric.
         num_active: how many tokens count, where the caller knows: counting them makes the host wait for a GPU.
+        custom: the loss itself, where it is "custom"; its inputs have its own names, and all tokens count.
 
     Raises:
         InvalidInput: an unknown loss or setting, a missing input, one of another shape, or half a pair.
     """
+    if custom is not None:
+        return _custom_loss(custom, logprobs, inputs, sequences)
     spec = check_loss(name, config)
     settings = {**spec.defaults, **config}
     sequences = sequences or Sequences.single(len(logprobs), device=logprobs.device)
@@ -156,7 +163,8 @@ def _token_loss(name: str, settings: Mapping[str, float], given: _Given) -> tupl
     per_token = TOKEN_LOSSES[name](p, inputs, settings)
     loss = per_token.loss
     if settings.get("kl_coef"):
-        loss = loss + settings["kl_coef"] * kl_to_reference(p, inputs["ref_logprobs"])
+        reference = inputs.get("ref_logprobs", inputs["logprobs"])
+        loss = loss + settings["kl_coef"] * kl_to_reference(p, reference)
     metrics = _token_metrics(p, inputs, per_token.clipped, given.counted) if given.num_active else {}
     return (given.weights * loss).sum(), metrics
 
@@ -197,6 +205,29 @@ def _value_metrics(v_N: Tensor, returns_N: Tensor) -> dict[str, Tensor]:
         "value_error:mean": error_N.mean(),
         "value_error:var": error_N.var(correction=0),
     }
+
+
+def _custom_loss(
+    custom: CustomLoss, logprobs: Tensor, inputs: Mapping[str, Tensor], sequences: Sequences | None
+) -> LossResult:
+    """The sum over data of what the graph comes to; its metrics are sums or means over data."""
+    lengths = [len(logprobs)] if sequences is None else sequences.lengths()
+    parts = {"logprobs": logprobs.split(lengths)} | {name: inputs[name].split(lengths) for name in custom.input_names}
+    results = []
+    for place in range(len(lengths)):
+        own = {name: tensors[place] for name, tensors in parts.items()}
+        own |= {name: own[name][0] for name, rank in custom.ranks.items() if rank == 0}
+        results.append(evaluate(custom, own.pop("logprobs"), own))
+    total = torch.stack([loss for loss, _ in results]).sum()
+    metrics = {
+        "loss:sum": total.detach(),
+        "data:sum": total.new_full((), len(lengths)).detach(),
+        "tokens:sum": total.new_full((), len(logprobs)).detach(),
+    }
+    for name in custom.metrics:
+        values = torch.stack([metrics[name] for _, metrics in results])
+        metrics[name] = values.mean() if name.endswith(":mean") else values.sum()
+    return LossResult(total, metrics, len(logprobs))
 
 
 def _pair_loss(name: str, settings: Mapping[str, float], given: _Given) -> tuple[Tensor, dict[str, Tensor]]:

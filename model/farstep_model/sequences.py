@@ -20,6 +20,11 @@ class Sequences:
         """All tokens are of one sequence."""
         return cls(torch.zeros(num_tokens, dtype=torch.long, device=device), 1)
 
+    def lengths(self) -> list[int]:
+        """How many tokens each has, on the host; they lie one after the other."""
+        lengths: list[int] = torch.bincount(self.ids, minlength=self.count).tolist()
+        return lengths
+
     def sums(self, values_N: Tensor) -> Tensor:
         """Of each sequence [count], differentiable."""
         return values_N.new_zeros(self.count).index_add(0, self.ids, values_N)

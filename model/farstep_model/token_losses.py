@@ -14,6 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from farstep_proto.loss_table import BOUND_INPUTS
+
+Bound = Tensor | float
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PerToken:
@@ -38,14 +42,14 @@ def ppo(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) ->
 
     The settings are the bounds themselves, 0.8 and 1.2, not their distance from 1.
     """
-    return _clipped_surrogate(ratio_of(p, inputs), inputs["advantages"], config)
+    return _clipped_surrogate(ratio_of(p, inputs), inputs, config)
 
 
 def cispo(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> PerToken:
     """−w·sg(clip(r, low, high))·A·p: MiniMax-M1, arXiv:2506.13585, eq. 4. A clipped token keeps a gradient."""
-    low, high = config["clip_low_threshold"], config["clip_high_threshold"]
+    low, high = _bounds(inputs, config)
     ratio = ratio_of(p, inputs).detach()
-    return PerToken(-ratio.clamp(low, high) * inputs["advantages"] * p, (ratio < low) | (ratio > high))
+    return PerToken(-_clip(ratio, low, high) * inputs["advantages"] * p, (ratio < low) | (ratio > high))
 
 
 def dro(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> PerToken:
@@ -78,7 +82,20 @@ def gspo(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -
     log S at each token.
     """
     ratio = inputs["sequence_log_ratio"].exp() * (p - p.detach()).exp()
-    return _clipped_surrogate(ratio, inputs["advantages"], config)
+    return _clipped_surrogate(ratio, inputs, config)
+
+
+def stable_reinforce(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> PerToken:
+    """−w·sg(min(r, 1)^alpha)·A·p: REINFORCE with truncated importance weights.
+
+    How Tinker computes the loss of this name is not published; docs/losses.md says what is known, and why this. The
+    weights are those of Ionides 2008, "Truncated importance sampling", cut at 1 as in V-trace (Espeholt et al. 2018,
+    arXiv:1802.01561): a token that has become likelier counts as if it were on-policy, one that has become unlikely
+    counts less. alpha 0 is plain REINFORCE. `kl_coef` is of the divergence from the sampling policy q.
+    """
+    log_ratio = (p - inputs["logprobs"]).detach()
+    weight = (config["alpha"] * log_ratio.clamp_max(0.0)).exp()
+    return PerToken(-weight * inputs["advantages"] * p, log_ratio > 0)
 
 
 def value(v: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> PerToken:
@@ -108,7 +125,23 @@ def ratio_of(p: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
     return (p - inputs["logprobs"]).exp()
 
 
-def _clipped_surrogate(ratio: Tensor, advantages: Tensor, config: Mapping[str, float]) -> PerToken:
-    low, high = config["clip_low_threshold"], config["clip_high_threshold"]
-    loss = -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+def _clipped_surrogate(ratio: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> PerToken:
+    advantages = inputs["advantages"]
+    low, high = _bounds(inputs, config)
+    loss = -torch.minimum(ratio * advantages, _clip(ratio, low, high) * advantages)
     return PerToken(loss, ((advantages > 0) & (ratio > high)) | ((advantages < 0) & (ratio < low)))
+
+
+def _bounds(inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> tuple[Bound, Bound]:
+    """Each as the tokens have it where any of them has one of its own (NaN where one has none), else as it was set."""
+    low, high = (
+        torch.where(inputs[key].isnan(), config[key], inputs[key]) if key in inputs else config[key]
+        for key in BOUND_INPUTS
+    )
+    return low, high
+
+
+def _clip(ratio: Tensor, low: Bound, high: Bound) -> Tensor:
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return ratio.clamp(torch.as_tensor(low).to(ratio), torch.as_tensor(high).to(ratio))
+    return ratio.clamp(low, high)

@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 from farstep_proto.custom_operations import DTYPES, KEYWORDS, OPERATIONS
 from farstep_proto.errors import InvalidInput
-from farstep_proto.loss_table import LossSpec
 from farstep_proto.v1 import training_pb2
 
 MAX_NODES = 256
@@ -62,7 +61,7 @@ class Node:
 class CustomLoss:
     """A loss of one datum: its log-probabilities and the inputs that it names, in that order; `ranks` of all of them.
 
-    `loss` and `metrics` say which nodes it comes to.
+    `loss` and `metrics` say which nodes it comes to; `message` is what it was read from.
     """
 
     name: str
@@ -70,6 +69,7 @@ class CustomLoss:
     nodes: tuple[Node, ...]
     loss: str
     metrics: Mapping[str, str]
+    message: bytes
 
     @classmethod
     def from_proto(cls, message: training_pb2.CustomLoss, *, field: str = "custom_loss") -> CustomLoss:
@@ -77,13 +77,15 @@ class CustomLoss:
         ranks = _ranks(message.inputs, field=f"{field}.inputs")
         nodes = _nodes(message.nodes, list(ranks), field=f"{field}.graph")
         loss, metrics = _results(nodes[-1], field=f"{field}.graph")
-        return cls(message.name, ranks, nodes, loss, metrics)
+        return cls(message.name, ranks, nodes, loss, metrics, message.SerializeToString(deterministic=True))
+
+    def to_proto(self) -> training_pb2.CustomLoss:
+        return training_pb2.CustomLoss.FromString(self.message)
 
     @property
-    def spec(self) -> LossSpec:
-        """What its data must have."""
-        inputs = tuple(name for name in self.ranks if name not in ("logprobs", "target_tokens"))
-        return LossSpec(("target_tokens", *inputs), allows_topk=True, grouping="sequence")
+    def input_names(self) -> tuple[str, ...]:
+        """What it takes beside the log-probabilities."""
+        return tuple(name for name in self.ranks if name != "logprobs")
 
 
 def _ranks(inputs: Sequence[training_pb2.CustomLossInput], *, field: str) -> dict[str, int]:

@@ -25,8 +25,8 @@ OPERATIONS: Mapping[str, Size] = {
         """
         add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow maximum minimum fmax
         fmin where clamp clip clamp_min clamp_max lerp atan2 hypot logaddexp logaddexp2 xlogy special_xlogy logical_and
-        logical_or logical_xor bitwise_and bitwise_or bitwise_xor eq ne lt le gt ge masked_fill expand_as mse_loss
-        l1_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy_with_logits max min
+        logical_or logical_xor bitwise_and bitwise_or bitwise_xor eq ne lt le gt ge masked_fill masked_select expand_as
+        mse_loss l1_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy_with_logits max min
         """,
     ),
     **_all(
@@ -37,13 +37,13 @@ OPERATIONS: Mapping[str, Size] = {
         cosh erf erfc floor ceil round trunc frac isnan isinf isfinite logical_not bitwise_not nan_to_num
         clone detach contiguous float double long int bool to type_as zeros_like ones_like full_like
         sum nansum mean nanmean prod std var median amax amin argmax argmin all any logsumexp norm linalg_norm
-        count_nonzero cumsum cumprod logcumsumexp cummax cummin softmax log_softmax sort argsort topk flip roll diff
-        tril triu view reshape flatten unsqueeze squeeze transpose swapaxes permute t select narrow chunk split unbind
-        numel size dim ndimension masked_select
+        count_nonzero cumsum cumprod logcumsumexp cummax cummin softmax log_softmax sort argsort topk flip roll
+        tril triu view reshape flatten unsqueeze squeeze transpose swapaxes permute t select narrow
+        numel size dim ndimension
         """,
     ),
     **_all("product", "dot inner mv mm matmul outer"),
-    **_all("index", "gather take_along_dim index_select take"),
+    **_all("index", "gather index_select take"),
     **_all("together", "stack cat concat"),
     **_all("stated", "expand arange zeros ones full"),
     **_all(

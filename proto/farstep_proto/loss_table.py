@@ -13,6 +13,8 @@ from typing import Literal
 
 INT_INPUTS = frozenset({"target_tokens"})
 MASK_INPUTS = frozenset({"sequence_ratio_mask"})
+# Settings that may be given by the token as well; a token without one has the setting.
+BOUND_INPUTS = ("clip_low_threshold", "clip_high_threshold")
 IGNORE_INDEX = -100
 
 # What a loss looks at together: a token, the tokens of one datum, or two data that follow each other.
@@ -53,13 +55,18 @@ def _policy(
     *, optional: tuple[str, ...] = ("weights", "ref_logprobs"), grouping: Grouping = "token", **defaults: float
 ) -> LossSpec:
     settings = MappingProxyType({**defaults, "kl_coef": 0.0, **_NORMALIZER})
-    return LossSpec(_POLICY_INPUTS, optional, settings, grouping=grouping)
+    bounds = tuple(key for key in BOUND_INPUTS if key in defaults)
+    return LossSpec(_POLICY_INPUTS, (*optional, *bounds), settings, grouping=grouping)
 
 
 def _preference() -> LossSpec:
     settings = MappingProxyType({"beta": 0.1, "label_smoothing": 0.0, **_NORMALIZER})
     return LossSpec(("target_tokens", "ref_logprobs"), ("weights",), settings, grouping="pair")
 
+
+# The name of losses that come with their calls (`farstep_proto.custom_loss`): what they need, they say themselves.
+CUSTOM = "custom"
+CUSTOM_SPEC = LossSpec(("target_tokens",), allows_topk=True, grouping="sequence")
 
 LOSS_TABLE: Mapping[str, LossSpec] = MappingProxyType(
     {
@@ -77,6 +84,7 @@ LOSS_TABLE: Mapping[str, LossSpec] = MappingProxyType(
             clip_low_threshold=1 - 3e-4,
             clip_high_threshold=1 + 3e-4,
         ),
+        "stable_reinforce": _policy(optional=("weights",), alpha=1.0),
         "dpo": _preference(),
         "ipo": _preference(),
         "value": LossSpec(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-# What a mean is over: pairs where there are any, else tokens.
-_WEIGHTS = ("pairs:sum", "tokens:sum")
+# What a mean is over: data where a loss counts them, pairs where there are any, else tokens.
+_WEIGHTS = ("data:sum", "pairs:sum", "tokens:sum")
 _EXPLAINED_VARIANCE = "value:explained_variance"
 _REDUCTIONS: Mapping[str, Callable[[Iterable[float]], float]] = {"sum": sum, "min": min, "max": max}
 
 
 def combine_metrics(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Metrics of all parts together; means are weighted by each part's `pairs:sum` or else `tokens:sum`.
+    """Metrics of all parts together; means are weighted by each part's `data:sum`, `pairs:sum` or else `tokens:sum`.
 
     A part without tokens, or without the metric, has no say in a mean, a minimum or a maximum. The variance of `what`
     is joined from variances and means (`what:mean`) of the parts. `value:explained_variance`, 1 − var(R − v) / var(R)
@@ -28,7 +28,7 @@ def combine_metrics(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def num_units(metrics: Mapping[str, float]) -> float:
-    """Over how much a loss was summed: pairs, or active tokens."""
+    """Over how much a loss was summed: data, pairs, or active tokens."""
     return next(metrics[name] for name in _WEIGHTS if name in metrics)
 
 

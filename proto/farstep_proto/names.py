@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from farstep_proto.errors import InvalidInput
 
-Kind = Literal["weights", "sampler_weights"]
+Kind = Literal["weights", "sampler_weights", "external_weights"]
+KINDS: tuple[Kind, ...] = ("weights", "sampler_weights", "external_weights")
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _RUN_ID = re.compile(r"[A-Za-z0-9_:.-]{1,128}\Z")
-_PATH = re.compile(r"(?:bt://loops:|tinker://)(?P<run>[^/]+)/(?P<kind>weights|sampler_weights)/(?P<name>[^/]+)\Z")
+_PATH = re.compile(rf"(?:bt://loops:|tinker://)(?P<run>[^/]+)/(?P<kind>{'|'.join(KINDS)})/(?P<name>[^/]+)\Z")
 
 
 def check_name(name: str, *, field: str = "name") -> str:
@@ -41,7 +42,11 @@ def is_run_id(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointPath:
-    """`bt://loops:<run_id>/<kind>/<name>`; the `tinker://<run_id>/…` form reads as the same thing."""
+    """`bt://loops:<run_id>/<kind>/<name>`; the `tinker://<run_id>/…` form reads as the same thing.
+
+    `weights` is what training goes on from, `sampler_weights` what samplers serve, `external_weights` the adapter alone
+    for other programs.
+    """
 
     run_id: str
     kind: Kind
@@ -56,11 +61,16 @@ class CheckpointPath:
                 field=field,
                 hint="it looks like bt://loops:<run_id>/weights/<name> or …/sampler_weights/<name>",
             )
-        kind: Kind = "weights" if match["kind"] == "weights" else "sampler_weights"
+        kind = cast("Kind", match["kind"])
         return cls(check_run_id(match["run"], field=field), kind, check_name(match["name"], field=field))
 
     def __str__(self) -> str:
         return f"bt://loops:{self.run_id}/{self.kind}/{self.name}"
+
+    @property
+    def tinker_path(self) -> str:
+        """The same as Tinker's clients write it."""
+        return f"tinker://{self.run_id}/{self.kind}/{self.name}"
 
     @property
     def checkpoint_id(self) -> str:

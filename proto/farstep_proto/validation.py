@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from farstep_proto.errors import InvalidInput
-from farstep_proto.loss_table import IGNORE_INDEX, INT_INPUTS, LOSS_TABLE, MASK_INPUTS, LossSpec
+from farstep_proto.loss_table import BOUND_INPUTS, IGNORE_INDEX, INT_INPUTS, LOSS_TABLE, MASK_INPUTS, LossSpec
 from farstep_proto.tensors import Array, IntArray
 from farstep_proto.v1 import common_pb2 as pb
 
@@ -58,7 +58,7 @@ def check_loss(loss_fn: str, config: Mapping[str, float], *, backward: bool = Tr
         if not math.isfinite(value):
             raise InvalidInput(f"{value} is not a finite number", field=where)
     _check_ranges(spec, {**spec.defaults, **config})
-    if config.get("kl_coef", 0.0) > 0:
+    if config.get("kl_coef", 0.0) > 0 and "ref_logprobs" in spec.optional:
         optional = tuple(key for key in spec.optional if key != "ref_logprobs")
         return dataclasses.replace(spec, required=(*spec.required, "ref_logprobs"), optional=optional)
     if not backward and spec.forward_needs is not None:
@@ -121,6 +121,7 @@ def check_datum(
     if spec.output == "values":
         _check_values_given(inputs, field=f"{field}.loss_fn_inputs")
         return
+    _check_bounds(inputs, field=f"{field}.loss_fn_inputs")
     targets, weights = inputs["target_tokens"], inputs.get("weights")
     if weights is not None and weights.shape != targets.shape:
         raise InvalidInput(
@@ -145,7 +146,7 @@ def check_tokens(tokens_T: IntArray, *, vocab_size: int, max_seq_len: int, field
         raise InvalidInput("no tokens", field=field)
     if len(tokens_T) > max_seq_len:
         raise InvalidInput(f"{len(tokens_T)} tokens, at most {max_seq_len} are possible", field=field)
-    _check_vocabulary(tokens_T, np.ones(len(tokens_T), dtype=bool), vocab_size, field)
+    check_vocabulary(tokens_T, np.ones(len(tokens_T), dtype=bool), vocab_size, field)
 
 
 def _check_ranges(spec: LossSpec, settings: Mapping[str, float]) -> None:
@@ -159,7 +160,7 @@ def _check_ranges(spec: LossSpec, settings: Mapping[str, float]) -> None:
         raise InvalidInput(
             f"{settings['label_smoothing']} is not between 0 and 0.5", field="loss_fn_config.label_smoothing"
         )
-    for key in ("clip", "coef"):
+    for key in ("clip", "coef", "alpha"):
         if settings.get(key, 0.0) < 0:
             raise InvalidInput(f"{settings[key]} is negative", field=f"loss_fn_config.{key}")
     low, high = settings.get("clip_low_threshold", -math.inf), settings.get("clip_high_threshold", math.inf)
@@ -183,6 +184,15 @@ def _check_values_given(inputs: Mapping[str, Array], *, field: str) -> None:
             raise InvalidInput(f"missing {other!r}", field=field, hint=f"needed beside {key}")
 
 
+def _check_bounds(inputs: Mapping[str, Array], *, field: str) -> None:
+    low, high = (inputs.get(key) for key in BOUND_INPUTS)
+    if low is not None and high is not None and (above := np.flatnonzero(low > high)).size:
+        raise InvalidInput(
+            f"{low[above[0]]} at position {above[0]} is above clip_high_threshold {high[above[0]]}",
+            field=f"{field}.clip_low_threshold",
+        )
+
+
 def _check_shape(spec: LossSpec, key: str, array: Array, *, num_tokens: int, field: str) -> None:
     may_be_2d = spec.allows_topk and key in ("target_tokens", "weights")
     if array.ndim != 1 and not (may_be_2d and array.ndim == 2 and array.shape[1] > 0):
@@ -196,7 +206,7 @@ def _check_values(key: str, array: Array, *, vocab_size: int, field: str) -> Non
     if key in INT_INPUTS:
         if not np.issubdtype(array.dtype, np.integer):
             raise InvalidInput("must be int64", field=field)
-        _check_vocabulary(array, array != IGNORE_INDEX, vocab_size, field)
+        check_vocabulary(array, array != IGNORE_INDEX, vocab_size, field)
         return
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
@@ -206,7 +216,8 @@ def _check_values(key: str, array: Array, *, vocab_size: int, field: str) -> Non
         raise InvalidInput("must be 0 or 1 everywhere", field=field)
 
 
-def _check_vocabulary(ids: Array | IntArray, active: np.ndarray, vocab_size: int, field: str) -> None:
+def check_vocabulary(ids: Array | IntArray, active: np.ndarray, vocab_size: int, field: str) -> None:
+    """Refuses ids outside the vocabulary, where they are `active`."""
     outside = np.argwhere(active & ((ids < 0) | (ids >= vocab_size)))
     if len(outside):
         position = tuple(int(i) for i in outside[0])

@@ -9,7 +9,7 @@ import numpy as np
 from farstep_proto.tensors import ids_to_bytes
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_sampler.in_flight import Sampling
-from farstep_sampler.result import SampleDelta, SampleResult, topk_to_proto
+from farstep_sampler.result import SampleDelta, SampleResult, tell_of_prompt, topk_to_proto
 
 # One `begin`, deltas, one `end`; whoever takes one closes it, which frees what the samples hold.
 Events = AsyncGenerator[pb.SampleEvent, None]
@@ -39,12 +39,6 @@ def _delta(delta: SampleDelta, *, version: int) -> pb.SampleDelta:
 
 
 def _end(result: SampleResult) -> pb.SampleEnd:
-    message = pb.SampleEnd(
-        stop_reasons=[sequence.stop_reason for sequence in result.sequences],
-        prompt_cache_hit_tokens=result.num_cached,
-    )
-    if result.prompt_logprobs is not None:
-        message.prompt_logprobs = result.prompt_logprobs.astype("<f4").tobytes()
-    if result.prompt_topk is not None:
-        message.topk_prompt_logprobs.CopyFrom(topk_to_proto(result.prompt_topk))
+    message = pb.SampleEnd(stop_reasons=[sequence.stop_reason for sequence in result.sequences])
+    tell_of_prompt(result, message)
     return message

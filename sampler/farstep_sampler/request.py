@@ -20,6 +20,7 @@ from farstep_proto.validation import check_tokens
 from farstep_sampler import sampling_params
 from farstep_sampler.constraint import Constraint, constraint_of
 from farstep_sampler.penalties import Penalties
+from farstep_sampler.prompt_targets import PromptTargets
 from farstep_sampler.versions import AtLeast, Exactly, VersionGate
 from farstep_serving.keys import OPERATOR, Caller
 
@@ -65,7 +66,8 @@ class SampleJob:
 
     `top_k` is NO_TOP_K where it restricts nothing. `stop_tokens` has the model's end tokens in it,
     unless the request ignores them; among the first `min_tokens` nothing ends it. Where `num_prompt_topk` or
-    `wants_prompt_logprobs` asks for the prompt's log-probabilities, they are at temperature 1.
+    `wants_prompt_logprobs` asks for the prompt's log-probabilities, they are at temperature 1, of the prompt's tokens
+    from `first_scored` on. `num_prompt_alternatives` tokens are drawn for each prompt position but the first.
     `grammar` is `constraint` compiled: a job that has the one must have the other before an engine takes it.
     """
 
@@ -87,10 +89,21 @@ class SampleJob:
     logit_bias: tuple[tuple[int, float], ...] = ()
     constraint: Constraint | None = None
     grammar: Grammar | None = None
+    first_scored: int = 1
+    prompt_targets: PromptTargets | None = None
+    num_prompt_alternatives: int = 0
 
     @property
     def looks_at_prompt(self) -> bool:
-        return self.wants_prompt_logprobs or self.num_prompt_topk > 0
+        return self.first_looked is not None
+
+    @property
+    def first_looked(self) -> int | None:
+        """The first prompt position of which anything is asked; what is before it may come from a cache."""
+        firsts = [self.first_scored] if self.wants_prompt_logprobs or self.num_prompt_topk else []
+        firsts += [int(self.prompt_targets.positions[0])] if self.prompt_targets is not None else []
+        firsts += [1] if self.num_prompt_alternatives else []
+        return min(firsts, default=None)
 
 
 def job_of(message: pb.SampleRequest, *, limits: ModelLimits) -> SampleJob:
@@ -106,7 +119,10 @@ def job_of(message: pb.SampleRequest, *, limits: ModelLimits) -> SampleJob:
         params,
         num_prompt=len(prompt),
         max_seq_len=limits.max_seq_len,
-        looks_at_prompt=message.include_prompt_logprobs or message.topk_prompt_logprobs > 0,
+        looks_at_prompt=message.include_prompt_logprobs
+        or message.topk_prompt_logprobs > 0
+        or message.HasField("target_prompt_logprobs")
+        or message.prompt_alt_tokens_k > 0,
     )
     constraint = constraint_of(params)
     stop_tokens = sampling_params.stop_tokens_of(
@@ -136,6 +152,31 @@ def job_of(message: pb.SampleRequest, *, limits: ModelLimits) -> SampleJob:
         penalties=sampling_params.penalties_of(params, prompt),
         logit_bias=sampling_params.logit_bias_of(params, vocab_size=limits.vocab_size),
         constraint=constraint,
+        first_scored=_first_scored(message, num_prompt=len(prompt)),
+        prompt_targets=_prompt_targets(message, num_prompt=len(prompt), limits=limits),
+        num_prompt_alternatives=_whole(message.prompt_alt_tokens_k, "prompt_alt_tokens_k", least=0, most=MAX_TOPK),
+    )
+
+
+def _first_scored(message: pb.SampleRequest, *, num_prompt: int) -> int:
+    if not message.HasField("prompt_logprobs_last_n"):
+        return 1
+    field = "prompt_logprobs_last_n"
+    if not message.include_prompt_logprobs:
+        raise InvalidInput("it narrows down include_prompt_logprobs, which is not set", field=field)
+    if num_prompt == 1:
+        raise InvalidInput("a prompt of one token has none that can be scored", field=field)
+    return num_prompt - _whole(message.prompt_logprobs_last_n, field, least=1, most=num_prompt - 1)
+
+
+def _prompt_targets(message: pb.SampleRequest, *, num_prompt: int, limits: ModelLimits) -> PromptTargets | None:
+    if not message.HasField("target_prompt_logprobs"):
+        return None
+    return PromptTargets.of(
+        message.target_prompt_logprobs,
+        num_prompt=num_prompt,
+        vocab_size=limits.vocab_size,
+        most_values=MAX_TOPK * (num_prompt - 1),
     )
 
 

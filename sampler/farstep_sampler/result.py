@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from farstep_proto.tensors import IntArray, ids_to_bytes
 from farstep_proto.v1 import sampling_pb2 as pb
+from farstep_sampler.prompt_targets import TargetLogprobs
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -40,6 +41,8 @@ class SampleSequence:
 class SampleResult:
     """`prompt_logprobs` [T] are NaN at index 0 and the ids of `prompt_topk` −1 there: no distribution precedes it.
 
+    So they are where the job does not ask for them. `target_logprobs` are in the layout of the job's `prompt_targets`,
+    `alternatives` [T − 1, K] in the order in which they were drawn; row i is about position i + 1.
     `num_cached` are the prompt's tokens whose keys and values were there already, from an earlier request.
     """
 
@@ -47,6 +50,8 @@ class SampleResult:
     prompt_logprobs: FloatArray | None
     prompt_topk: Topk | None
     num_cached: int = 0
+    target_logprobs: TargetLogprobs | None = None
+    alternatives: Topk | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,13 +92,24 @@ def response_of(result: SampleResult, *, policy_version: int) -> pb.SampleRespon
     response = pb.SampleResponse(
         sequences=[_sequence(sequence) for sequence in result.sequences],
         policy_version=policy_version,
-        prompt_cache_hit_tokens=result.num_cached,
     )
-    if result.prompt_logprobs is not None:
-        response.prompt_logprobs = result.prompt_logprobs.astype("<f4").tobytes()
-    if result.prompt_topk is not None:
-        response.topk_prompt_logprobs.CopyFrom(topk_to_proto(result.prompt_topk))
+    tell_of_prompt(result, response)
     return response
+
+
+def tell_of_prompt(result: SampleResult, message: pb.SampleResponse | pb.SampleEnd) -> None:
+    """Fills in what a message says of the prompt."""
+    message.prompt_cache_hit_tokens = result.num_cached
+    if result.prompt_logprobs is not None:
+        message.prompt_logprobs = result.prompt_logprobs.astype("<f4").tobytes()
+    if result.prompt_topk is not None:
+        message.topk_prompt_logprobs.CopyFrom(topk_to_proto(result.prompt_topk))
+    if result.target_logprobs is not None:
+        message.target_prompt_logprobs.CopyFrom(result.target_logprobs.to_proto())
+    if (drawn := result.alternatives) is not None:
+        message.prompt_alt_tokens.k = drawn.ids.shape[1]
+        message.prompt_alt_tokens.token_ids = ids_to_bytes(drawn.ids)
+        message.prompt_alt_tokens.logprobs = drawn.logprobs.astype("<f4").tobytes()
 
 
 def _sequence(sequence: SampleSequence) -> pb.SampledSequence:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,6 +28,8 @@ _DRAWS_AT_ONCE = 64
 _FIRST_RANKS = 256
 _MORE_RANKS = 4096
 _WORD = (1 << 64) - 1
+_PROMPT_STREAM = 1 << 63  # where samples have their number
+_PHILOX_WORDS = 4  # of a block, which is what its counter counts
 
 
 class Draws:
@@ -45,6 +48,14 @@ class Draws:
             self._used = 0
         self._used += 1
         return self._block[self._used - 1]
+
+
+def draws_for_prompt(seed: int, first: int, count: int) -> npt.NDArray[np.float64]:
+    """Uniform numbers `first` … `first + count` of a stream that no sample of the seed draws from."""
+    generator = np.random.Philox(key=np.array([seed & _WORD, _PROMPT_STREAM], dtype=np.uint64))
+    generator.advance(first // _PHILOX_WORDS)
+    words = generator.random_raw(first % _PHILOX_WORDS + count)[first % _PHILOX_WORDS :]
+    return (words >> np.uint64(11)) * 2.0**-53
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +112,17 @@ def sample(logits_RV: Tensor, settings: RowSettings, uniforms_R: Tensor, *, topk
 
 def choose(weights_RV: Tensor, uniforms_R: Tensor) -> Tensor:
     """The token [R] at which the running sum of weights (float64, unnormalised) first passes u · total."""
+    return choose_several(weights_RV, uniforms_R[:, None])[:, 0]
+
+
+def choose_several(weights_RV: Tensor, uniforms_RK: Tensor) -> Tensor:
+    """As `choose`, a token for each of K draws a row: [R, K]."""
     sums_RV = weights_RV.cumsum(dim=-1)
     totals_R1 = sums_RV[:, -1:]
     # u < 1, but u · total may round up to total, past every token.
-    targets_R1 = torch.minimum(uniforms_R[:, None] * totals_R1, torch.nextafter(totals_R1, torch.zeros_like(totals_R1)))
-    tokens_R = torch.searchsorted(sums_RV, targets_R1, right=True)[:, 0]
-    return tokens_R.clamp_(max=weights_RV.shape[1] - 1)  # NaN rows alone get that far
+    targets_RK = torch.minimum(uniforms_RK * totals_R1, torch.nextafter(totals_R1, torch.zeros_like(totals_R1)))
+    tokens_RK = torch.searchsorted(sums_RV, targets_RK, right=True)
+    return tokens_RK.clamp_(max=weights_RV.shape[1] - 1)  # NaN rows alone get that far
 
 
 def truncate(weights_RV: Tensor, top_k_R: Tensor, top_p_R: Tensor, min_p_R: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from typing import Protocol
 from farstep_proto.tensors import IntArray
 from farstep_sampler.account import Account
 from farstep_sampler.logit_controls import SequenceControls
+from farstep_sampler.prompt_look import PromptLook
 from farstep_sampler.request import SampleJob
-from farstep_sampler.result import FloatArray, SampleSequence, Topk
+from farstep_sampler.result import FloatArray, SampleSequence
 from farstep_sampler.sampling import Draws
 from farstep_sampler.stops import StopStrings
 
@@ -42,13 +43,13 @@ class Group:
     num_cached: int = 0
     num_sampled: int = 0  # tokens
     computed_s: float = 0.0  # its share of the passes that it was in
-    prompt_logprobs: FloatArray | None = None
-    prompt_topk: Topk | None = None
     finished: dict[int, SampleSequence] = field(default_factory=dict)
     first_version: int = field(init=False)  # the one that the answer names
+    look: PromptLook = field(init=False)  # what was found in the prompt
 
     def __post_init__(self) -> None:
         self.first_version = self.version
+        self.look = PromptLook(self.job)
 
     @property
     def num_unstarted(self) -> int:

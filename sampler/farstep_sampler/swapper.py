@@ -122,8 +122,7 @@ class Swapper:
         if caller.is_operator or (here is not None and caller.may_see(here)):
             return
         checkpoint = CheckpointPath.parse(path, field="model_path")
-        project = await asyncio.to_thread(self._store.project_of, checkpoint)
-        if project is None or not caller.may_see(project):
+        if not await asyncio.to_thread(self._store.may_read, checkpoint, caller.project):
             raise no_checkpoint(checkpoint)
 
     async def _bring(self, path: str) -> PolicyId:

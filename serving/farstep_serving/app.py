@@ -17,7 +17,7 @@ from farstep_proto.errors import ApiError, InvalidInput, NotFound
 from farstep_proto.v1 import operations_pb2
 from farstep_serving.bodies import MAX_BODY_BYTES, Bodies, BodyLimits
 from farstep_serving.descriptions import WAIT_S, describe
-from farstep_serving.keys import Caller, Keys, RequireKey, caller_of
+from farstep_serving.keys import Caller, Keys, RequireKey, authorization_of, caller_of
 from farstep_serving.messages import ErrorResponse, read_message, respond, respond_error, wait_s_of
 from farstep_serving.openapi import OpenApi
 from farstep_serving.operations import MAX_POLL_S, OperationTable
@@ -32,6 +32,7 @@ def make_app(
     lifespan: Lifespan | None = None,
     open_paths: frozenset[str] = frozenset(),
     error_response: ErrorResponse = respond_error,
+    credential_of: Callable[[Request], str] = authorization_of,
     title: str = "Farstep",
     body_limits: BodyLimits | None = None,
 ) -> Starlette:
@@ -39,6 +40,7 @@ def make_app(
 
     Args:
         error_response: the form of every error; an `Error` message unless some routes have a form of their own.
+        credential_of: what `keys` is shown of a request.
     """
 
     async def respond_http_error(request: Request, error: Exception) -> Response:
@@ -55,7 +57,15 @@ def make_app(
     app = Starlette(
         routes=openapi.routes,
         lifespan=lifespan,
-        middleware=[Middleware(RequireKey, keys=keys, open_paths=open_paths, error_response=error_response)],
+        middleware=[
+            Middleware(
+                RequireKey,
+                keys=keys,
+                open_paths=open_paths,
+                error_response=error_response,
+                credential_of=credential_of,
+            )
+        ],
         exception_handlers={
             ApiError: error_response,
             HTTPException: respond_http_error,

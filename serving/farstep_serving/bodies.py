@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Container
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -47,8 +47,11 @@ class Bodies:
         self._num_bytes = 0
         self._decoding = asyncio.Semaphore(self._limits.max_decoding)
 
-    async def read(self, request: Request, *, limit: int) -> bytes:
-        """The whole body, never holding more than `limit` bytes of it.
+    async def read(self, request: Request, *, limit: int, encodings: Container[str] = ()) -> bytes:
+        """The whole body as it came, never holding more than `limit` bytes of it.
+
+        Args:
+            encodings: those of `Content-Encoding` that whoever reads can undo.
 
         Raises:
             PayloadTooLarge: before reading, where the length is declared; else as soon as it is passed.
@@ -56,7 +59,7 @@ class Bodies:
             BodyTimeout: it does not come.
             TooManyRequests: too much is on its way already.
         """
-        _check_encoding(request)
+        _check_encoding(request, encodings)
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > limit:
             raise _too_large(limit)
@@ -109,9 +112,9 @@ def bodies_of(request: Request) -> Bodies:
     return bodies
 
 
-async def read_body(request: Request, *, limit: int = MAX_BODY_BYTES) -> bytes:
+async def read_body(request: Request, *, limit: int = MAX_BODY_BYTES, encodings: Container[str] = ()) -> bytes:
     """As `Bodies.read`."""
-    return await bodies_of(request).read(request, limit=limit)
+    return await bodies_of(request).read(request, limit=limit, encodings=encodings)
 
 
 def _counted(num_bytes: int) -> int:
@@ -119,9 +122,9 @@ def _counted(num_bytes: int) -> int:
     return num_bytes if num_bytes > INLINE_BYTES else 0
 
 
-def _check_encoding(request: Request) -> None:
+def _check_encoding(request: Request, taken: Container[str]) -> None:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
+    if encoding not in ("", "identity") and encoding not in taken:
         raise UnsupportedEncoding(f"a body in Content-Encoding {encoding!r}", field="body", hint="send it as it is")
 
 

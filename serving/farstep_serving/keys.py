@@ -149,8 +149,17 @@ class KeyRing:
             raise SystemExit(f"set FARSTEP_API_KEY: a server without a key listens on loopback only, not on {host}")
 
 
+def authorization_of(request: Request) -> str:
+    """The Authorization header; empty where there is none."""
+    return request.headers.get("authorization", "")
+
+
 class RequireKey:
-    """ASGI middleware: everything but `open_paths` (templates as of a route) needs a key."""
+    """ASGI middleware: everything but `open_paths` (templates as of a route) needs a key.
+
+    Args:
+        credential_of: what `keys` is shown of a request.
+    """
 
     def __init__(
         self,
@@ -158,8 +167,10 @@ class RequireKey:
         keys: Keys,
         open_paths: frozenset[str] = frozenset(),
         error_response: ErrorResponse = respond_error,
+        credential_of: Callable[[Request], str] = authorization_of,
     ) -> None:
         self._app = app
+        self._credential_of = credential_of
         self._keys = keys
         self._error_response = error_response
         self._open_paths = [compile_path(path)[0] for path in open_paths]
@@ -168,7 +179,7 @@ class RequireKey:
         if scope["type"] == "http" and not any(path.match(scope["path"]) for path in self._open_paths):
             request = Request(scope)
             try:
-                caller = await self._keys.identify(request.headers.get("authorization", ""))
+                caller = await self._keys.identify(self._credential_of(request))
                 scope[_CALLER] = caller.acting_for(request.headers.get(paths.ON_BEHALF_OF, ""))
             except ApiError as error:
                 response = await self._error_response(request, error)

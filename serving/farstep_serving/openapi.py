@@ -29,6 +29,7 @@ from farstep_proto.errors import (
     Unavailable,
     UnsupportedEncoding,
 )
+from farstep_proto.names import KINDS
 from farstep_serving.descriptions import Body, Description, Media, Parameter, describe, description_of
 from farstep_serving.json_schema import REF, schemas_of
 
@@ -40,7 +41,7 @@ _PATH_PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "run_id": _RUN_ID,
     "name": _NAME,
     "file": {**_NAME, "maxLength": 255},
-    "kind": {"type": "string", "enum": ["weights", "sampler_weights"]},
+    "kind": {"type": "string", "enum": list(KINDS)},
 }
 _DEFAULT_PATH_PARAMETER = {"type": "string", "minLength": 1}
 _RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 0}}}

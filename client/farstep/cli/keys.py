@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 
 from farstep.cli import command
 from farstep.cli.output import Column, ago, moment, print_details, print_json, print_lines, print_table
+from farstep.cli.tinker_env import tinker_key
 from farstep.control import ControlClient
 from farstep.records import KeyInfo
 
@@ -39,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     making.add_argument(
         "--ttl", type=command.seconds, metavar="TIME", help="such as 12h or 30d (default: until revoked)"
     )
+    making.add_argument(
+        "--tinker", action="store_true", help="show the secret as TINKER_API_KEY takes it, with tml- before it"
+    )
     command.add_list_options(commands.add("list", _list, "list keys, revoked ones too, without their secrets"))
     revoking = commands.add("revoke", _revoke, "end keys")
     revoking.add_argument("key_id", metavar="KEY", nargs="+")
@@ -49,6 +54,8 @@ def _create(client: ControlClient, arguments: argparse.Namespace) -> None:
     made = client.create_key(
         arguments.name, project=arguments.project, operator=arguments.operator, ttl_seconds=arguments.ttl
     )
+    if arguments.tinker and made.secret:
+        made = replace(made, secret=tinker_key(made.secret))
     if arguments.json:
         print_json(made)
         return

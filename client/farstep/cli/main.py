@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 _COMMANDS = {
     "up": "run control plane, trainer and sampler on this machine until stopped",
@@ -23,6 +24,7 @@ _COMMANDS = {
     "logs": "show what processes write",
     "keys": "create, list and revoke API keys",
     "projects": "create, list, show, limit and delete projects",
+    "tinker-env": "print the variables by which programs of the Tinker SDK find this control plane",
     "demo": "the whole way once on an embedded model: fine-tuning, then reinforcement learning",
     "completion": "print a script that completes commands in a shell",
     "version": "print the version",
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             command = _parser().parse_args(given[:1]).command  # what follows is for the command itself
-            return importlib.import_module(f"farstep.cli.{command}").main(given[1:])  # type: ignore[no-any-return]
+            return _module(command).main(given[1:])  # type: ignore[no-any-return]
         finally:
             sys.stdout.flush()  # here, where it can be caught that nobody reads
     except KeyboardInterrupt:
@@ -51,11 +53,15 @@ def whole_parser() -> argparse.ArgumentParser:
     """Every command with every argument, for completion and documentation."""
     parser, commands = _bare_parser()
     for name, summary in _COMMANDS.items():
-        add_arguments = getattr(importlib.import_module(f"farstep.cli.{name}"), "add_arguments", None)
+        add_arguments = getattr(_module(name), "add_arguments", None)
         below = commands.add_parser(name, help=summary, description=summary)
         if add_arguments is not None:
             add_arguments(below)
     return parser
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"farstep.cli.{command.replace('-', '_')}")
 
 
 def _parser() -> argparse.ArgumentParser:

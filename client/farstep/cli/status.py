@@ -17,6 +17,10 @@ from farstep.control import ControlClient
 from farstep_proto.v1 import control_pb2 as pb
 
 _MAX_RUNS = 20
+_FOR_TINKER = """
+For programs of the Tinker SDK: eval "$(farstep tinker-env)"
+sets TINKER_BASE_URL and TINKER_API_KEY.
+"""
 _PROCESSES = (
     Column[pb.ProcessStatus]("process", lambda process: process.name or process.role),
     Column[pb.ProcessStatus]("state", lambda process: process.state),
@@ -66,6 +70,8 @@ def _print(status: pb.Status, runs: Sequence[pb.ProvisionedRun]) -> None:
     sys.stdout.write(visible(told) + "\n\n")
     sys.stdout.flush()
     print_table(status.processes, _PROCESSES, nothing="no processes")
+    sys.stdout.write(_FOR_TINKER)
+    sys.stdout.flush()
     if not runs:
         return
     sys.stdout.write("\n")

@@ -27,6 +27,7 @@ _PASSED_ON = (
     "idle_timeout",
     "max_stacks",
 )
+_SWITCHES = ("custom_losses", "tinker_jwt")
 
 _HOW_TO_CONNECT = """\
 Farstep runs at {base_url}; Ctrl-C stops it.
@@ -100,7 +101,8 @@ def _passed_on(arguments: argparse.Namespace) -> list[str]:
         value = getattr(arguments, name)
         values = value if isinstance(value, list) else [] if value is None else [value]
         flags += [f"--{name.replace('_', '-')}={each}" for each in values]
-    return flags
+    switches = [f"--{name.replace('_', '-')}" for name in _SWITCHES if getattr(arguments, name)]
+    return [*flags, *switches]
 
 
 def _waiting(arguments: argparse.Namespace, elapsed_s: float) -> str:
@@ -172,7 +174,13 @@ def _add_passed_on(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[=MODEL]",
         help="another name of the model, or the name of another one, loaded when it is asked for; may be repeated",
     )
+    servers.add_argument(
+        "--custom-losses", action="store_true", help="let trainers compute losses that clients send in as graphs"
+    )
     servers.add_argument("--tool-call-parser", metavar="FORMAT", help="how the model writes tool calls")
+    parser.add_argument(
+        "--tinker-jwt", action="store_true", help="have clients of the Tinker SDK exchange their key for a token"
+    )
     residency = parser.add_argument_group("what is loaded")
     residency.add_argument(
         "--idle-timeout",

@@ -15,14 +15,11 @@ from farstep.trainers.errors import TrainerError
 from farstep.trainers.sequence import TrainSequence
 
 
-def check_rows(rows: object, *, field: str, keys: Sequence[Sequence[str]] = ()) -> None:
-    """Rows in memory: a list, not empty, of mappings with the needed keys or of `TrainSequence`s.
-
-    Args:
-        keys: alternatives; a mapping has all keys of one of them.
+def check_rows(rows: object, *, field: str) -> None:
+    """Rows in memory: a list, not empty, of mappings, `TrainSequence`s or groups of them.
 
     Raises:
-        TrainerError: naming the row, and the keys that it has.
+        TrainerError: naming the row.
     """
     if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Sequence):
         raise TrainerError(
@@ -34,16 +31,10 @@ def check_rows(rows: object, *, field: str, keys: Sequence[Sequence[str]] = ()) 
     if not rows:
         raise TrainerError("is empty", field=field, stage="validate")
     for index, row in enumerate(rows):
-        if isinstance(row, TrainSequence) or _is_example(row):
-            continue
-        if not isinstance(row, Mapping):
-            raise TrainerError(f"must be a mapping or a TrainSequence, not {type(row).__name__}",
-                               field=f"{field}[{index}]", stage="validate")  # fmt: skip
-        if keys and not any(all(key in row for key in each) for each in keys):
+        if not isinstance(row, TrainSequence | Mapping) and not _is_example(row):
             raise TrainerError(
-                f"lacks a needed key; it has {', '.join(map(str, row)) or 'none'}",
+                f"must be a mapping or a TrainSequence, not {type(row).__name__}",
                 field=f"{field}[{index}]",
-                hint="needed: " + " or ".join(" + ".join(each) for each in keys),
                 stage="validate",
             )
 

@@ -66,7 +66,7 @@ class EventLog:
     def has_ended(self) -> bool:
         return self._has_ended
 
-    def emit(self, kind: str, **data: Any) -> Event:
+    def emit(self, kind: str, /, **data: Any) -> Event:
         """The event, after every sink has had it."""
         assert kind in TYPES, kind
         with self._lock:

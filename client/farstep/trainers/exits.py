@@ -11,10 +11,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """`is_cancelled`: somebody wanted an end; otherwise the run has all that it was to have."""
+    """`is_cancelled`: somebody wanted an end. `is_early`: there was more to do, which another run may go on with."""
 
     reason: str
     is_cancelled: bool = False
+    is_early: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Limits:
         if self.kill_switch is not None and Path(self.kill_switch).expanduser().exists():
             return Exit(f"the kill switch {self.kill_switch} is there: remove it to go on", is_cancelled=True)
         if self.max_steps is not None and step >= self.max_steps:
-            return Exit(f"max_steps ({self.max_steps}) reached")
+            return Exit(f"max_steps ({self.max_steps}) reached", is_early=False)
         if self.exit_step and step >= self.exit_step:
             return Exit(f"exit_iteration ({self.exit_step}) reached")
         if self.exit_steps_this_run and steps_this_run >= self.exit_steps_this_run:

@@ -37,7 +37,7 @@ def joined(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     loss = together.pop("loss:sum", math.nan)
     for counted in ("tokens:sum", "pairs:sum"):
         together.pop(counted, None)
-    named = {name.removesuffix(":mean").replace(":", "_"): value for name, value in together.items()}
+    named = {name.removesuffix(":mean").replace(":", "_"): value for name, value in sorted(together.items())}
     return {"loss": loss, **named}
 
 

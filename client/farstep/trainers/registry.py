@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 from farstep.trainers.errors import RegistryError
 
@@ -82,7 +82,7 @@ class Registered:
         found = family._classes[name]
         if not issubclass(found, cls):
             raise RegistryError(f"{name!r} is a {_noun(family)}, but no {cls.__qualname__}", known=cls.names())
-        return cast(type[Self], found)
+        return found
 
     @classmethod
     def names(cls) -> list[str]:

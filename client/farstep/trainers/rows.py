@@ -1,23 +1,27 @@
-"""`Rows`: what a trainer needs of a data set, and the one that is made of rows which are tokens already.
-
-The order of an epoch is a function of seed and epoch alone, so that a resumed run goes on in the middle of it.
-"""
+"""`Rows`: what a trainer needs of a data set, and data sets of sequences that are there already."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
+from farstep.trainers.errors import DataError
 from farstep.trainers.sequence import TrainSequence
+
+if TYPE_CHECKING:
+    from farstep.trainers.data.dataset import Examples, Group
+    from farstep.trainers.data.loader import Loader
 
 
 class Rows(Protocol):
-    """Examples in batches. An example is one sequence, or as many as belong together (a pair)."""
+    """Examples in batches. An example is one sequence, or as many as belong together (a pair).
+
+    The order of an epoch is known beforehand, so that a resumed run goes on in the middle of it.
+    """
 
     def __len__(self) -> int:
-        """How many examples."""
+        """How many examples there are."""
         ...
 
     @property
@@ -25,74 +29,100 @@ class Rows(Protocol):
         """Of an epoch."""
         ...
 
+    @property
+    def identity(self) -> str:
+        """Equal where examples and order are."""
+        ...
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """What became of the rows that they were made of."""
+        ...
+
+    def num_examples(self, index: int) -> int:
+        """Of batch number `index`."""
+        ...
+
     def batches(self, epoch: int, first: int = 0) -> Iterator[list[TrainSequence]]:
         """The batches of an epoch from number `first` on."""
         ...
 
 
-class SequenceRows:
-    """Examples in memory.
+class LoadedRows:
+    """Of a `Loader`."""
 
-    Args:
-        examples: the sequences of each.
-        shuffle: anew in each epoch.
-    """
-
-    def __init__(
-        self,
-        examples: Sequence[Sequence[TrainSequence]],
-        *,
-        batch_size: int,
-        seed: int = 0,
-        shuffle: bool = True,
-        drop_last: bool = False,
-    ) -> None:
-        self._examples = [list(example) for example in examples]
-        self._batch_size = batch_size
-        self._seed = seed
-        self._shuffle = shuffle
-        self._drop_last = drop_last and len(examples) >= batch_size
+    def __init__(self, loader: Loader, report: Mapping[str, Any]) -> None:
+        self._loader = loader
+        self.report = report
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._loader.dataset)
 
     @property
     def num_batches(self) -> int:
-        whole, rest = divmod(len(self._examples), self._batch_size)
-        return whole + bool(rest and not self._drop_last)
+        return len(self._loader)
+
+    @property
+    def identity(self) -> str:
+        return self._loader.data
+
+    def num_examples(self, index: int) -> int:
+        return self._loader.num_groups_of(index)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[list[TrainSequence]]:
-        order = np.arange(len(self._examples))
-        if self._shuffle:
-            np.random.default_rng([self._seed, epoch]).shuffle(order)
         for index in range(first, self.num_batches):
-            chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
-            yield [sequence for place in chosen for sequence in self._examples[place]]
+            yield self._loader.batch(epoch, index).sequences
 
 
-class Repeated:
-    """The same rows again and again within an epoch, until it has `num_batches`; or their first batch alone."""
+class NoRows:
+    """An empty set, which is no mistake in an evaluation."""
 
-    def __init__(self, rows: Rows, *, num_batches: int, first_batch_only: bool = False) -> None:
-        self._rows = rows
-        self._first_batch_only = first_batch_only
-        self.num_batches = max(num_batches, rows.num_batches)
+    num_batches = 0
+    identity = ""
+    report: Mapping[str, Any] = {}
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return 0
+
+    def num_examples(self, index: int) -> int:
+        return 0
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[list[TrainSequence]]:
-        if self._first_batch_only:
-            batch = next(iter(self._rows.batches(0)))
-            yield from (batch for _ in range(first, self.num_batches))
-            return
-        per_round = self._rows.num_batches
-        rounds = -(-self.num_batches // per_round)
-        index = first
-        while index < self.num_batches:
-            inner = epoch * rounds + index // per_round
-            for batch in self._rows.batches(inner, index % per_round):
-                if index == self.num_batches:
-                    return
-                yield batch
-                index += 1
+        return iter(())
+
+
+class GivenExamples:
+    """Sequences in memory, with all that is known of them."""
+
+    def __init__(self, groups: Sequence[Sequence[TrainSequence]]) -> None:
+        self._groups = [tuple(group) for group in groups]
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, index: int) -> Group:
+        return self._groups[index]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        from farstep.trainers.data.table import Table
+
+        sequences = [sequence for group in self._groups for sequence in group]
+        return Table.of(sequences, [(-1, index) for index in range(len(sequences))]).fingerprint()
+
+
+def given_examples(rows: Sequence[Any], rows_per_group: int, *, field: str) -> Examples:
+    """Sequences by example: as they are grouped, or so many that follow each other.
+
+    Raises:
+        DataError: they are not whole groups.
+    """
+    if all(isinstance(row, TrainSequence) for row in rows):
+        if len(rows) % rows_per_group:
+            raise DataError(f"{len(rows)} sequences are not whole groups of {rows_per_group}", field=field)
+        return GivenExamples([rows[first : first + rows_per_group] for first in range(0, len(rows), rows_per_group)])
+    for index, row in enumerate(rows):
+        if isinstance(row, TrainSequence) or len(row) != rows_per_group:
+            number = 1 if isinstance(row, TrainSequence) else len(row)
+            raise DataError(f"{number} sequences, and {rows_per_group} belong together", field=f"{field}[{index}]")
+    return GivenExamples(rows)

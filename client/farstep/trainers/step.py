@@ -60,11 +60,18 @@ class PendingUpdate:
 
 @dataclass(frozen=True, slots=True)
 class PendingStep:
-    """Everything that one batch makes."""
+    """Everything that one pass over a batch makes.
+
+    Args:
+        after: where the run stands when it is done.
+        before: optimizer steps that were submitted before it.
+        is_last: no other pass over the same batch follows.
+    """
 
     updates: Sequence[PendingUpdate]
-    started_at: float
     after: Position
+    before: int
+    is_last: bool
 
     def result(self) -> dict[str, float]:
         """The last optimizer step's metrics; counts and `optimizer_steps` are of all."""

@@ -15,9 +15,9 @@ from farstep_infra.control.process_log import process_log
 from farstep_infra.control.project_routes import key_routes, project_routes
 from farstep_infra.control.projects import only_operators
 from farstep_infra.control.queries import LISTS, ONCE, one_of, page_of, project_of, state_in, text_of
-from farstep_infra.gateway.auth import TinkerKeys
+from farstep_infra.gateway.auth import TinkerAuth, credential_of
 from farstep_infra.gateway.failures import respond_failure
-from farstep_infra.gateway.routes import gateway_routes
+from farstep_infra.gateway.routes import OPEN_TINKER_PATHS, gateway_routes
 from farstep_infra.launchers.logs import MAX_TAIL_LINES
 from farstep_infra.store.routes import OPEN_PATHS, checkpoint_routes
 from farstep_proto import paths
@@ -31,8 +31,13 @@ from farstep_serving.messages import read_message, respond, wait_s_of
 MAX_WAIT_S = 60.0
 
 
-def make_control_app(*, keys: IssuedKeys, lifespan: Lifespan) -> Starlette:
-    """The app; `lifespan` puts a `Control` at `app.state.control` and a `Gateway` at `app.state.gateway`."""
+def make_control_app(*, keys: IssuedKeys, lifespan: Lifespan, asks_for_tokens: bool = False) -> Starlette:
+    """The app; `lifespan` puts a `Control` at `app.state.control` and a `Gateway` at `app.state.gateway`.
+
+    Args:
+        asks_for_tokens: whether clients of the Tinker wire exchange their key for a token.
+    """
+    auth = TinkerAuth(keys, asks_for_tokens=asks_for_tokens)
     routes = [
         Route(paths.HEALTH, _health, methods=["GET"]),
         Route(paths.SESSIONS, _create_session, methods=["POST"]),
@@ -61,13 +66,14 @@ def make_control_app(*, keys: IssuedKeys, lifespan: Lifespan) -> Starlette:
     ]
     app = make_app(
         [*routes, *gateway_routes()],
-        keys=keys,
+        keys=auth,
         lifespan=lifespan,
-        open_paths=OPEN_PATHS,
+        open_paths=OPEN_PATHS | OPEN_TINKER_PATHS,
         error_response=respond_failure,
+        credential_of=credential_of,
         title="Farstep control plane",
     )
-    app.add_middleware(TinkerKeys)
+    app.state.tinker_auth = auth
     return app
 
 

@@ -29,6 +29,7 @@ class Commands:
     device: where they compute: "auto", "cpu", "cuda", "cuda:0", …
     journals: a directory with one of each trainer.
     weight_sync_uri: where trainers write their policies as well; may be empty.
+    custom_losses: whether trainers compute losses that clients send in.
     front_flags: of every sampler and router: what their OpenAI API is told.
     names_of: further names of a base model, for that API.
     """
@@ -38,6 +39,7 @@ class Commands:
     device: str
     journals: Path
     weight_sync_uri: str = ""
+    custom_losses: bool = False
     front_flags: tuple[str, ...] = ()
     names_of: Callable[[str], Sequence[str]] = _none
 
@@ -45,6 +47,7 @@ class Commands:
         """`name`: of its journal; the same in every life of the same trainer, and of no other."""
         more = (f"--weight-sync-uri={self.weight_sync_uri}",) if self.weight_sync_uri else ()
         processes = (f"--nproc={num_processes}",) if num_processes > 1 else ()
+        losses = ("--custom-losses",) if self.custom_losses else ()
         return self._command(
             "trainer",
             port,
@@ -53,6 +56,7 @@ class Commands:
             f"--journal={self.journal(name)}",
             *processes,
             *more,
+            *losses,
         )
 
     def journal(self, name: str) -> Path:

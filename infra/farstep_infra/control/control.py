@@ -12,6 +12,7 @@ from farstep_infra.control.projects import Projects
 from farstep_infra.control.runs import Runs
 from farstep_infra.control.samplers import FreshSamplers
 from farstep_infra.control.sessions import Sessions
+from farstep_infra.control.shared_samplers import SharedSamplers
 from farstep_infra.control.usage import UsageLedger
 from farstep_infra.store.archive import Checkpoints
 
@@ -26,9 +27,11 @@ class Control:
     sessions: Sessions
     runs: Runs
     samplers: FreshSamplers
+    shared_samplers: SharedSamplers
     checkpoints: Checkpoints
     usage: UsageLedger
     is_ending: Callable[[], bool]  # whether nobody is to wait any more
+    custom_losses: bool = False  # whether trainers compute losses that clients send in
 
 
 def control_of(request: Request) -> Control:

@@ -20,7 +20,7 @@ from farstep_infra.control.db import Database
 from farstep_infra.control.idempotency import Once
 from farstep_infra.control.pages import PageRequest, read_page
 from farstep_infra.control.projects import enter, only_operators
-from farstep_infra.control.scope import find, visible
+from farstep_infra.control.scope import find, is_storable, visible
 from farstep_infra.control.tables import KeyRow
 from farstep_proto.errors import ApiError, InvalidInput, NotFound, Unauthenticated
 from farstep_proto.v1 import control_pb2
@@ -52,9 +52,23 @@ class IssuedKeys:
             row = await self._of_digest(digest) if digest else None
             if row is None:
                 raise
-        if (state := _state(row)) != "active":
-            raise Unauthenticated(f"this key {'was revoked' if state == 'revoked' else 'has expired'}")
-        return Caller(row.key_id, row.project, row.operator)
+        return _active(row)
+
+    async def holder(self, key_id: str) -> Caller:
+        """Who has the key of that id, as long as it holds.
+
+        Raises:
+            Unauthenticated: there is none, or it was revoked or has expired.
+        """
+        async with self._db.reading() as db:
+            row = await db.get(KeyRow, key_id) if is_storable(key_id) else None
+        if row is None:
+            raise Unauthenticated("there is no such key")
+        return _active(row)
+
+    def secret(self) -> str:
+        """What only who holds the installation's own key can know."""
+        return self._own.secret()
 
     async def check(self, request: control_pb2.CheckKeyRequest, *, caller: Caller) -> control_pb2.KeyOwner:
         """Whose the key of that hash is, for servers that are shown it.
@@ -158,6 +172,15 @@ class IssuedKeys:
                 await db.execute(update(KeyRow).where(KeyRow.key_id == row.key_id).values(last_used_at=now))
         except ApiError as error:
             log.warning("the use of %s is not noted: %s", row.key_id, error)
+
+
+def _active(row: KeyRow) -> Caller:
+    """Raises:
+    Unauthenticated: it holds no more.
+    """
+    if (state := _state(row)) != "active":
+        raise Unauthenticated(f"this key {'was revoked' if state == 'revoked' else 'has expired'}")
+    return Caller(row.key_id, row.project, row.operator)
 
 
 def _state(row: KeyRow) -> str:

@@ -39,16 +39,16 @@ def page_of(request: Request) -> PageRequest:
     return page_request(request.query_params.get("page", ""), request.query_params.get("limit", ""))
 
 
-def project_of(request: Request) -> str:
-    """`project`, empty for all that the caller may see.
+def project_of(request: Request, name: str = "project") -> str:
+    """The project that a parameter names, empty for all that the caller may see.
 
     Raises:
         NotFound: it is not the caller's.
         InvalidInput: naming the parameter.
     """
-    project = text_of(request, "project")
+    project = text_of(request, name)
     if project and not caller_of(request).may_see(project):
-        raise NotFound(f"no project {project!r}", field="project")
+        raise NotFound(f"no project {project!r}", field=name)
     return project
 
 

@@ -90,7 +90,7 @@ def check_sampler(request: control_pb2.ProvisionSamplerRequest) -> CheckpointPat
     path = CheckpointPath.parse(request.model_path, field="model_path")
     if path.kind != "sampler_weights":
         raise InvalidInput(
-            f"{request.model_path} is a training checkpoint",
+            f"{request.model_path} is no sampler's checkpoint",
             field="model_path",
             hint="save_weights_for_sampler makes one that a sampler serves",
         )

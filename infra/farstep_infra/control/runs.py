@@ -24,7 +24,7 @@ from farstep_infra.control.provisioning import Provisioning
 from farstep_infra.control.run_stacks import RunStacks, describe
 from farstep_infra.control.scope import find, visible
 from farstep_infra.control.sessions import find_open
-from farstep_infra.control.tables import RunRow
+from farstep_infra.control.tables import RunRow, SessionRow
 from farstep_proto.errors import Conflict, NotFound, Unavailable
 from farstep_proto.names import check_run_id
 from farstep_proto.v1 import control_pb2
@@ -156,6 +156,28 @@ class Runs:
         async with self._db.reading() as db:
             rows, following = await read_page(db, query, order, page)
         return control_pb2.ListProvisionedRunsResponse(runs=[self._to_proto(row) for row in rows], next_page=following)
+
+    async def window(
+        self, *, limit: int, offset: int, caller: Caller, project: str = ""
+    ) -> tuple[list[tuple[control_pb2.ProvisionedRun, float]], int]:
+        """`limit` of those that the caller may see, newest first, from the `offset`-th on, and how many there are.
+
+        With each, when a client of its session last gave a sign of life.
+        """
+        query = visible(select(RunRow, SessionRow.last_seen_at).join(SessionRow), caller, RunRow.project)
+        count = visible(select(func.count()).select_from(RunRow), caller, RunRow.project)
+        if project:
+            query, count = query.where(RunRow.project == project), count.where(RunRow.project == project)
+        newest = query.order_by(RunRow.created_at.desc(), RunRow.run_id.desc()).limit(limit).offset(offset)
+        async with self._db.reading() as db:
+            rows = (await db.execute(newest)).all()
+            total = (await db.execute(count)).scalar_one()
+        return [(self._to_proto(row), seen_at) for row, seen_at in rows], total
+
+    async def ids(self, *, caller: Caller) -> set[str]:
+        """Of all that the caller may see."""
+        async with self._db.reading() as db:
+            return set((await db.execute(visible(select(RunRow.run_id), caller, RunRow.project))).scalars())
 
     async def count(self) -> int:
         """All there ever were."""

@@ -179,8 +179,9 @@ class FreshSamplers:
             return request.base_model
         if not caller.is_operator:  # who may use every checkpoint, also of runs that no control plane made
             async with self._db.reading() as db:
-                if await find(db, RunRow, path.run_id, caller) is None:
-                    raise NotFound(f"no checkpoint {path}", field="path")
+                is_theirs = await find(db, RunRow, path.run_id, caller) is not None
+            if not (is_theirs or await asyncio.to_thread(self._store.is_public, path)):
+                raise NotFound(f"no checkpoint {path}", field="path")
         manifest = await asyncio.to_thread(self._store.manifest, path)
         saved = str(manifest.meta.get("base_model", ""))
         if request.base_model and served.resolve(request.base_model) != served.resolve(saved):

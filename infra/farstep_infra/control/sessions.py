@@ -64,7 +64,7 @@ class Sessions:
                 last_seen_at=now,
             )
             db.add(row)
-            answer = _to_proto(row)
+            answer = session_message(row)
             await once.keep(db, answer)
         return answer
 
@@ -75,7 +75,7 @@ class Sessions:
             NotFound: there is none that the caller may see.
         """
         async with self._db.reading() as db:
-            return _to_proto(_found(await find(db, SessionRow, session_id, caller), session_id))
+            return session_message(_found(await find(db, SessionRow, session_id, caller), session_id))
 
     async def list(
         self, page: PageRequest, *, caller: Caller, project: str = "", state: str = ""
@@ -90,7 +90,7 @@ class Sessions:
         order = (SessionRow.created_at, SessionRow.session_id)
         async with self._db.reading() as db:
             rows, following = await read_page(db, query, order, page)
-        return control_pb2.ListSessionsResponse(sessions=[_to_proto(row) for row in rows], next_page=following)
+        return control_pb2.ListSessionsResponse(sessions=[session_message(row) for row in rows], next_page=following)
 
     async def heartbeat(
         self, session_id: str, request: control_pb2.HeartbeatRequest, *, caller: Caller
@@ -112,7 +112,7 @@ class Sessions:
                 for used in (SessionRow.session_id == session_id, SessionRow.session_id.in_(of_runs)):
                     await db.execute(update(SessionRow).where(used).values(last_seen_at=now))
             row.last_seen_at = now
-        return _to_proto(row)
+        return session_message(row)
 
     async def close(self, session_id: str, *, caller: Caller, outcome: str = "", detail: str = "") -> None:
         """Again does nothing.
@@ -168,7 +168,7 @@ def _none(session_id: str) -> NotFound:
     return NotFound(f"no session {session_id!r}", field="session_id")
 
 
-def _to_proto(row: SessionRow) -> control_pb2.Session:
+def session_message(row: SessionRow) -> control_pb2.Session:
     return control_pb2.Session(
         session_id=row.session_id,
         project=row.project,

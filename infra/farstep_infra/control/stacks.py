@@ -107,8 +107,16 @@ class Stack:
     @property
     def sampler_url(self) -> str:
         """Of the router or the only replica; empty where there is none."""
-        fronts = [self.router] if self.router is not None else self.replicas
-        return fronts[0].url if fronts else ""
+        return self._front.url if self._front is not None else ""
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether what is at `sampler_url` runs."""
+        return self._front is not None and self._front.process.is_running
+
+    @property
+    def _front(self) -> Server | None:
+        return self.router or next(iter(self.replicas), None)
 
     def troubles(self) -> list[str]:
         """Of each server that ought to run and does not: what is known, for people."""

@@ -145,6 +145,7 @@ class SamplingSessionRow(Base):
     run_id: Mapped[str]  # whose policy it is; empty: the base model's
     policy_version: Mapped[int | None]  # of a policy that is sampled by its number
     kind: Mapped[str] = mapped_column(default="snapshot")  # or "inflight": that version or newer
+    num_joined: Mapped[int] = mapped_column(default=0)  # clients beside the one that made it
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from farstep_infra.control.db import Database, insert_new
 from farstep_infra.control.pages import PageRequest, begun_after, cut
 from farstep_infra.control.scope import is_storable, visible
-from farstep_infra.control.tables import DEFAULT_PROJECT, ReportedUsageRow, UsageRow
+from farstep_infra.control.tables import DEFAULT_PROJECT, ReportedUsageRow, RunRow, SessionRow, UsageRow
 from farstep_proto.errors import InvalidInput
 from farstep_proto.v1 import control_pb2
 from farstep_serving.keys import Caller
@@ -48,6 +48,25 @@ class Period:
 
     since: str = ""
     until: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DayUsage:
+    """The tokens of a run on one day (UTC); without a run id, those of what no run did.
+
+    What the run is of is absent where no table knows the run.
+    """
+
+    day: str
+    project: str
+    run_id: str
+    tokens_forward: int
+    tokens_trained: int
+    tokens_prompted: int
+    tokens_sampled: int
+    base_model: str | None
+    session_id: str | None
+    user_metadata: Mapping[str, str] | None  # its session's
 
 
 def period(since: str, until: str) -> Period:
@@ -102,6 +121,19 @@ class UsageLedger:
             found = (await db.execute(begun_after(query, key, page))).all()
         rows, following = cut(found, page, lambda row: row[: len(key)])
         return control_pb2.ListUsageResponse(usage=[_to_proto(row, len(key)) for row in rows], next_page=following)
+
+    async def days(self, *, caller: Caller, since: str, until: str) -> Sequence[DayUsage]:
+        """What the caller may see of these days, both included, each by itself."""
+        table, run = UsageRow, RunRow
+        columns: Any = (table.day, table.project, table.run_id)  # their types are those of `DayUsage`
+        columns += (table.tokens_forward, table.tokens_trained, table.tokens_prompted, table.tokens_sampled)
+        columns += (run.base_model, run.session_id, SessionRow.user_metadata)
+        found = select(*columns).outerjoin(run, run.run_id == table.run_id)
+        query: Any = found.outerjoin(SessionRow, SessionRow.session_id == run.session_id)
+        query = visible(query, caller, table.project).where(table.day >= since, table.day <= until)
+        order = (UsageRow.day, UsageRow.project, UsageRow.run_id)
+        async with self._db.reading() as db:
+            return [DayUsage(*row) for row in (await db.execute(query.order_by(*order))).all()]
 
     async def forget_ended(self) -> None:
         """Forgets the last totals of servers that have reported nothing for long; what they used stays."""

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -166,12 +167,7 @@ class Channel:
         """Collects outcomes until it is cancelled."""
         pause_s = _FIRST_PAUSE_S
         while True:
-            await self._wanted.wait()
-            if not self._waited:
-                if not self._acks and not self._held:
-                    self._wanted.clear()
-                    continue
-                await asyncio.sleep(_ACK_DELAY_S)  # a submission may soon make a poll worth its while
+            await self._until_worthwhile()
             try:
                 await self._poll()
             except (NotNow, Relayed) as error:
@@ -181,6 +177,17 @@ class Channel:
                 pause_s = min(2 * pause_s, _LAST_PAUSE_S)
             else:
                 self.trouble, pause_s = "", _FIRST_PAUSE_S
+
+    async def _until_worthwhile(self) -> None:
+        """Until an outcome is to come, or it is time to say what was fetched: a submission may soon take that along."""
+        while not self._waited and not self._acks and not self._held:
+            self._wanted.clear()
+            await self._wanted.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ACK_DELAY_S):
+                while not self._waited:
+                    self._wanted.clear()
+                    await self._wanted.wait()
 
     async def _submit_once(self, submission: Submission) -> None:
         headers = {**submission.headers, paths.CLIENT_ID: self._client_id}

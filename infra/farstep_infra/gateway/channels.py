@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from farstep_infra.gateway.channel import Channel
-from farstep_infra.gateway.server_http import make_client
+from farstep_infra.gateway.server_http import call, make_client
 
 
 class Channels:
@@ -17,7 +17,7 @@ class Channels:
         self._client = make_client(api_key)
         self._channels: dict[str, Channel] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._is_released = False
+        self.released = asyncio.Event()  # nobody is to wait any more
 
     async def __aenter__(self) -> Self:
         return self
@@ -35,13 +35,17 @@ class Channels:
         channel = self._channels.get(url)
         if channel is None:
             channel = self._channels[url] = Channel(url, self._client)
-            if self._is_released:
+            if self.released.is_set():
                 channel.release()
             self._tasks.append(asyncio.create_task(channel.run(), name=f"gateway-poll-{url}"))
         return channel
 
+    async def ask(self, method: str, url: str) -> bytes:
+        """One request beside all channels; raises as `server_http.call`."""
+        return await call(self._client, method, url)
+
     def release(self) -> None:
         """Lets everybody go who waits, now and later."""
-        self._is_released = True
+        self.released.set()
         for channel in self._channels.values():
             channel.release()

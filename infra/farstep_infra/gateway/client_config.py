@@ -10,6 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from farstep_infra.control.control import control_of
+from farstep_infra.gateway.auth import auth_of
 from farstep_infra.gateway.bodies import Body, answer, media, read_json
 from farstep_infra.gateway.failures import PREFIX, ErrorBody
 from farstep_serving.descriptions import describe
@@ -46,7 +48,12 @@ class DynamicConfig(Body):
 )
 async def _config(request: Request) -> Response:
     await read_json(request, ConfigRequest)
-    return answer(ClientConfig())
+    return answer(
+        ClientConfig(
+            pjwt_auth_enabled=auth_of(request).asks_for_tokens,
+            custom_loss_server_side=control_of(request).custom_losses,
+        )
+    )
 
 
 @describe(

@@ -24,6 +24,7 @@ from farstep_serving.messages import respond_error
 log = logging.getLogger(__name__)
 
 PREFIX = "/api/v1/"
+_OUR_PATHS = "bt://loops:"  # which this wire writes otherwise
 
 Category = Literal["user", "server", "unknown"]
 
@@ -59,7 +60,7 @@ def category_of(status: int) -> Category:
 def text_of(error: common_pb2.Error) -> str:
     where = f"{error.field}: " if error.field and not error.message.startswith(error.field) else ""
     hint = f" ({error.hint})" if error.hint else ""
-    return f"{where}{error.message}{hint}"
+    return f"{where}{error.message}{hint}".replace(_OUR_PATHS, "tinker://")
 
 
 async def respond_failure(request: Request, error: Exception) -> Response:
@@ -75,4 +76,7 @@ async def respond_failure(request: Request, error: Exception) -> Response:
     response = Response(json.dumps(body), status_code=error.status, media_type=paths.JSON)
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if error.status == HTTPStatus.UNAUTHORIZED:  # RFC 6750; by it the SDK knows that another token is worth a try
+        is_invalid = any(request.headers.get(name) for name in ("x-api-key", "authorization"))
+        response.headers["WWW-Authenticate"] = 'Bearer error="invalid_token"' if is_invalid else "Bearer"
     return response

@@ -11,8 +11,9 @@ from starlette.requests import Request
 from farstep_infra.control.control import Control
 from farstep_infra.control.db import Database
 from farstep_infra.gateway.channels import Channels
-from farstep_infra.gateway.models import Models
+from farstep_infra.gateway.creations import Creations
 from farstep_infra.gateway.refusals import Refusals
+from farstep_infra.gateway.samplers import Samplers
 from farstep_infra.gateway.sampling_sessions import SamplingSessions
 from farstep_infra.gateway.seqs import RunSeqs
 from farstep_infra.gateway.whereabouts import Whereabouts
@@ -26,18 +27,32 @@ class Gateway:
     db: Database
     channels: Channels
     whereabouts: Whereabouts
-    models: Models
+    creations: Creations
     seqs: RunSeqs
     refusals: Refusals
     sampling_sessions: SamplingSessions
+    samplers: Samplers
 
 
 @asynccontextmanager
 async def opened(control: Control, db: Database, *, api_key: str) -> AsyncIterator[Gateway]:
     async with Channels(api_key) as channels:
-        whereabouts, refusals, seqs = Whereabouts(control), Refusals(), RunSeqs(db)
-        models = Models(control, db, channels, whereabouts, refusals)
-        yield Gateway(control, db, channels, whereabouts, models, seqs, refusals, SamplingSessions(db))
+        whereabouts, seqs = Whereabouts(control), RunSeqs(db)
+        creations = Creations(control, db, channels, whereabouts, seqs)
+        try:
+            yield Gateway(
+                control,
+                db,
+                channels,
+                whereabouts,
+                creations,
+                seqs,
+                Refusals(),
+                SamplingSessions(db),
+                Samplers(control, whereabouts),
+            )
+        finally:
+            await creations.close()
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -5,7 +5,7 @@ An id is the loss itself (`custom_loss`), so that its promise, whose request id 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict
 from starlette.requests import Request
@@ -16,15 +16,13 @@ from farstep_infra.control.control import control_of
 from farstep_infra.gateway.bodies import Body, answer, media, read_json
 from farstep_infra.gateway.custom_loss import loss_id_of
 from farstep_infra.gateway.failures import PREFIX, ErrorBody, failure_of
+from farstep_infra.gateway.gateway import Gateway, gateway_of
 from farstep_infra.gateway.refusals import Refusals
 from farstep_infra.gateway.request_ids import RequestId
 from farstep_infra.gateway.results import Done, Failed, Promised, Result
 from farstep_proto.errors import InvalidInput
 from farstep_serving.descriptions import describe
 from farstep_serving.keys import Caller, caller_of
-
-if TYPE_CHECKING:
-    from farstep_infra.gateway.gateway import Gateway
 
 
 class CreateCustomLoss(Body):
@@ -41,17 +39,23 @@ class CreatedLoss(Body):
 
 @describe("Send in a custom loss", takes=media(CreateCustomLoss), gives=media(Promised), error=media(ErrorBody))
 async def _create(request: Request) -> Response:
-    from farstep_infra.gateway.gateway import gateway_of
-
     asked = await read_json(request, CreateCustomLoss)
-    await control_of(request).sessions.get(asked.session_id, caller=caller_of(request))
+    control = control_of(request)
+    await control.sessions.get(asked.session_id, caller=caller_of(request))
     body: dict[str, Any] = asked.model_extra or {}
-    return answer(Promised(request_id=str(_entered(gateway_of(request).refusals, asked, body))))
+    entered = _entered(gateway_of(request).refusals, asked, body, is_taken=control.custom_losses)
+    return answer(Promised(request_id=str(entered)))
 
 
-def _entered(refusals: Refusals, asked: CreateCustomLoss, body: dict[str, Any]) -> RequestId:
+def _entered(refusals: Refusals, asked: CreateCustomLoss, body: dict[str, Any], *, is_taken: bool) -> RequestId:
     owner = f"{asked.session_id}:loss"
     try:
+        if not is_taken:
+            raise InvalidInput(
+                "this server computes no losses that clients send in",
+                field="graph",
+                hint="run it on the client, or start the server with --custom-losses",
+            )
         return RequestId("loss", owner, asked.custom_loss_seq_id, text=loss_id_of(body))
     except InvalidInput as error:
         refused = RequestId("loss", owner, asked.custom_loss_seq_id)

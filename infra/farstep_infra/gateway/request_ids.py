@@ -11,8 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from farstep_proto.errors import NotFound
+from farstep_proto.errors import InvalidInput, NotFound
 
+MAX_SEQ = 2**31 - 1
 Kind = Literal["train", "sample", "loss"]
 
 _ID = re.compile(
@@ -62,6 +63,19 @@ class RequestId:
             int(match["number"] or 0),
             match["text"] or "",
         )
+
+    @classmethod
+    def of_model(cls, model_id: str, seq: int) -> RequestId:
+        """Raises:
+        NotFound: there never was such a model.
+        InvalidInput: it is no number of an operation.
+        """
+        if not 1 <= seq <= MAX_SEQ:
+            raise InvalidInput(f"{seq} is not between 1 and {MAX_SEQ}", field="seq_id")
+        match = _ID.fullmatch(f"{model_id}:{seq}")
+        if match is None or match["kind"] != "train" or match["owner"] != model_id:
+            raise NotFound(f"no model {model_id[:300]!r}", field="model_id")
+        return cls("train", model_id, seq)
 
 
 def model_id_of(session_id: str, model_seq_id: int) -> str:

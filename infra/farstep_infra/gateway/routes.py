@@ -6,19 +6,26 @@ from starlette.routing import Route
 
 from farstep_infra.gateway import (
     auth,
+    capabilities,
     checkpoints_api,
     client_config,
+    copies,
     losses,
     models,
     promises,
     runs_api,
     sampling,
+    sampling_clients,
     saving,
     sessions,
     sessions_api,
+    telemetry,
+    traces,
     training,
     usage_api,
 )
+
+OPEN_TINKER_PATHS = frozenset({capabilities.HEALTHZ, traces.FILE})  # a trace's URL carries its own proof
 
 _TABLES = (
     client_config.ROUTES,
@@ -28,10 +35,15 @@ _TABLES = (
     training.ROUTES,
     saving.ROUTES,
     sampling.ROUTES,
+    sampling_clients.ROUTES,
     losses.ROUTES,
     promises.ROUTES,
     runs_api.ROUTES,
     checkpoints_api.ROUTES,
+    copies.ROUTES,
+    capabilities.ROUTES,
+    traces.ROUTES,
+    telemetry.ROUTES,
     sessions_api.ROUTES,
     usage_api.ROUTES,
 )

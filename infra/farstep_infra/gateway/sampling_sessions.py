@@ -1,11 +1,15 @@
 """Sampling sessions: what a sampling client samples from, a base model, a checkpoint or a policy by its number.
 
-The row is all there is of one: nothing is loaded for it, and a control plane that is started anew knows it still.
+The row is all there is of one: nothing is loaded for it, and a control plane that is started anew knows it still. But
+for how many clients have joined, it never changes, so that those in use are kept at hand.
 """
 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
+
+from sqlalchemy import update
 
 from farstep_infra.control.db import Database, insert_new
 from farstep_infra.control.scope import find
@@ -13,10 +17,13 @@ from farstep_infra.control.tables import SamplingSessionRow
 from farstep_proto.errors import NotFound
 from farstep_serving.keys import Caller
 
+_MAX_KNOWN = 10_000
+
 
 class SamplingSessions:
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._known: OrderedDict[str, SamplingSessionRow] = OrderedDict()
 
     async def enter(
         self,
@@ -52,11 +59,30 @@ class SamplingSessions:
         """Raises:
         NotFound: there is none that the caller may see.
         """
+        row = self._known.get(sampling_session_id)
+        if row is not None and caller.may_see(row.project):
+            return row
         async with self._db.reading() as db:
             row = await find(db, SamplingSessionRow, sampling_session_id, caller)
         if row is None:
-            raise NotFound(f"no sampling session {sampling_session_id!r}", field="sampling_session_id")
+            raise NotFound(f"no sampling session {sampling_session_id[:300]!r}", field="sampling_session_id")
+        self._known[sampling_session_id] = row
+        while len(self._known) > _MAX_KNOWN:
+            self._known.popitem(last=False)
         return row
+
+    async def join(self, sampling_session_id: str, *, caller: Caller) -> int:
+        """A number that no other client of it has; the one that made it has 0.
+
+        Raises:
+            NotFound: there is none that the caller may see.
+        """
+        await self.get(sampling_session_id, caller=caller)
+        this = update(SamplingSessionRow).where(SamplingSessionRow.sampling_session_id == sampling_session_id)
+        more = this.values(num_joined=SamplingSessionRow.num_joined + 1).returning(SamplingSessionRow.num_joined)
+        async with self._db.transaction() as db:
+            number = (await db.execute(more.execution_options(synchronize_session=False))).scalar_one()
+        return int(number)
 
 
 def sampling_session_id_of(session_id: str, number: int) -> str:

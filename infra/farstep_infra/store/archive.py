@@ -8,6 +8,7 @@ may fetch that file and nothing else.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import copy
 import hashlib
 import hmac
@@ -51,6 +52,29 @@ class Checkpoints:
         seen._caller, seen._owns_unmarked = caller, owns_unmarked
         return seen
 
+    @property
+    def store(self) -> CheckpointStore:
+        """All of it, whoever's."""
+        return self._store
+
+    async def manifests(self, run_id: str, *, public: bool = False) -> builtins.list[Manifest]:
+        """Those of a run's checkpoints that are the caller's, oldest first, or those that are public.
+
+        Raises:
+            InvalidInput: not a run id.
+        """
+        found = await asyncio.to_thread(self._store.list, run_id)
+        return [each for each in found if (each.public if public else self._may_see(each.project))]
+
+    async def manifest(self, path: CheckpointPath) -> Manifest:
+        """Of one that is the caller's or public.
+
+        Raises:
+            NotFound: no such checkpoint.
+        """
+        await self._check_readable(path)
+        return await asyncio.to_thread(self._store.manifest, path)
+
     async def list(self, run_id: str, *, page: str = "") -> control_pb2.ListCheckpointsResponse:
         """A run's checkpoints, oldest first, `PAGE_SIZE` at a time; `page` is empty or an earlier `next_page`.
 
@@ -60,8 +84,7 @@ class Checkpoints:
         Raises:
             InvalidInput: not a run id, or not a page.
         """
-        found = await asyncio.to_thread(self._store.list, run_id)
-        manifests = [manifest for manifest in found if self._may_see(manifest.project)]
+        manifests = await self.manifests(run_id)
         after = _position(page)
         left = [manifest for manifest in manifests if after is None or _place(manifest) > after]
         here = left[:PAGE_SIZE]
@@ -74,8 +97,7 @@ class Checkpoints:
         """Raises:
         NotFound: no such checkpoint.
         """
-        await self._check_seen(path)
-        return (await asyncio.to_thread(self._store.manifest, path)).to_proto()
+        return (await self.manifest(path)).to_proto()
 
     async def delete(self, path: CheckpointPath) -> None:
         """Raises:
@@ -94,6 +116,15 @@ class Checkpoints:
         await self._check_seen(path)
         return (await asyncio.to_thread(self._store.set_ttl, path, ttl_seconds)).to_proto()
 
+    async def set_public(self, path: CheckpointPath, *, public: bool) -> None:
+        """Lets every project read it, or its own alone.
+
+        Raises:
+            NotFound: no such checkpoint, or it has expired.
+        """
+        await self._check_seen(path)
+        await asyncio.to_thread(self._store.set_public, path, public)
+
     async def archive(self, path: CheckpointPath, *, base_url: str, page: str) -> control_pb2.CheckpointArchive:
         """URLs of a checkpoint's files, `PAGE_SIZE` at a time; `page` is empty or an earlier `next_page`.
 
@@ -101,8 +132,7 @@ class Checkpoints:
             NotFound: no such checkpoint.
             InvalidInput: `page` is not one of this checkpoint's.
         """
-        await self._check_seen(path)
-        manifest = await asyncio.to_thread(self._store.manifest, path)
+        manifest = await self.manifest(path)
         names = sorted(manifest.files)
         start = _page_start(page, len(names))
         archive = control_pb2.CheckpointArchive(
@@ -134,6 +164,11 @@ class Checkpoints:
         if int(expires) <= self._clock():
             raise Forbidden("this URL has expired", hint="ask for the checkpoint's archive again")
         return await asyncio.to_thread(self._store.file_path, path, name)
+
+    async def _check_readable(self, path: CheckpointPath) -> None:
+        """As `_check_seen`, but what is public is there for everybody."""
+        if not await asyncio.to_thread(self._store.is_public, path):
+            await self._check_seen(path)
 
     async def _check_seen(self, path: CheckpointPath) -> None:
         """Raises NotFound for what is another's, as for what is not there."""

@@ -16,9 +16,8 @@ from typing import Protocol
 
 from farstep_infra.store.blobs import Blobs
 from farstep_infra.store.manifest import Manifest
-from farstep_proto.names import CheckpointPath, Kind
+from farstep_proto.names import KINDS, CheckpointPath, Kind
 
-KINDS: tuple[Kind, ...] = ("weights", "sampler_weights")
 ABANDONED_S = 86_400.0  # what a writer left that long ago has no writer any more
 
 

@@ -18,13 +18,13 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from farstep_infra.store.backing import ABANDONED_S, KINDS, Backing, Found, all_paths
+from farstep_infra.store.backing import ABANDONED_S, Backing, Found, all_paths
 from farstep_infra.store.blobs import Blobs, open_s3
 from farstep_infra.store.directories import Directories
 from farstep_infra.store.manifest import FILE_NAME, JSON, Manifest, StoredFile
 from farstep_infra.store.objects import Objects
 from farstep_proto.errors import Conflict, InvalidInput, NotFound
-from farstep_proto.names import CheckpointPath, check_name, check_run_id
+from farstep_proto.names import KINDS, CheckpointPath, check_name, check_run_id
 
 __all__ = ["JSON", "CheckpointStore", "Manifest", "StoredFile", "no_checkpoint", "open_store"]
 
@@ -106,19 +106,50 @@ class CheckpointStore:
                     raise
         raise Conflict(f"checkpoint {path} is being overwritten again and again", field="path")
 
+    def copy(
+        self, source: CheckpointPath, to: CheckpointPath, *, project: str, ttl_seconds: float | None = None
+    ) -> Manifest:
+        """Keeps a checkpoint once more, for a project. Asked for again, the copy that is there is the answer.
+
+        Raises:
+            NotFound: there is no such checkpoint.
+            Conflict: there is another one of that name.
+            InvalidInput: it is damaged, or `ttl_seconds` is not positive.
+            Internal: the disk is full or refuses, or the bucket does; nothing is left behind.
+        """
+        manifest, files = self.read(source)
+        meta = {**manifest.meta, "project": project, "copied_from": str(source)}
+        meta.pop("operation", None)  # who made the one did not make the other
+        try:
+            return self.write(to, files, meta, ttl_seconds=ttl_seconds)
+        except Conflict:
+            there = self.manifest(to)
+            if (there.meta, there.files) != (meta, manifest.files):
+                raise
+            return there
+
     def manifest(self, path: CheckpointPath) -> Manifest:
         """Raises as `read` does, but looks at no other file."""
         return self._locate(path)[0]
 
     def project_of(self, path: CheckpointPath) -> str | None:
         """Whose a checkpoint is, also an expired one; None where there is none, or one whose manifest is damaged."""
-        found = self._backing.find(_checked(path))
-        if found is None:
-            return None
-        try:
-            return Manifest.from_json(found.manifest, path=path).project
-        except InvalidInput:
-            return None
+        manifest = self._any_manifest(path)
+        return None if manifest is None else manifest.project
+
+    def may_read(self, path: CheckpointPath, project: str) -> bool:
+        """Whether a checkpoint, also an expired one, is this project's or one that was made public."""
+        manifest = self._any_manifest(path)
+        return manifest is not None and (manifest.public or manifest.project == project)
+
+    def is_public(self, path: CheckpointPath) -> bool:
+        """Whether every project may read it; of what is not there nobody may."""
+        manifest = self._any_manifest(path)
+        return manifest is not None and manifest.public
+
+    def runs(self) -> builtins.list[str]:
+        """The ids of all runs that have, or had, a checkpoint."""
+        return self._backing.runs()
 
     def list(self, run_id: str) -> builtins.list[Manifest]:
         """Every checkpoint of a run, oldest first; damaged ones are left out with a warning in the log."""
@@ -144,14 +175,16 @@ class CheckpointStore:
             InvalidInput: `ttl_seconds` is not positive, or the manifest is damaged.
         """
         expires_at = self._expiry(ttl_seconds)
-        manifests: builtins.list[Manifest] = []
+        return self._change(path, lambda manifest: dataclasses.replace(manifest, expires_at=expires_at))
 
-        def changed(found: Found | None) -> bytes:
-            manifests.append(dataclasses.replace(self._valid(path, found), expires_at=expires_at))
-            return manifests[-1].to_json()
+    def set_public(self, path: CheckpointPath, public: bool) -> Manifest:
+        """Lets every project of the installation read a checkpoint, or its own alone again.
 
-        self._backing.change(_checked(path), changed)
-        return manifests[-1]
+        Raises:
+            NotFound: no such checkpoint, or it has expired.
+            InvalidInput: the manifest is damaged.
+        """
+        return self._change(path, lambda manifest: dataclasses.replace(manifest, public=public))
 
     def file_path(self, path: CheckpointPath, file_name: str) -> Path:
         """Where one file of a checkpoint lies on this machine.
@@ -182,6 +215,26 @@ class CheckpointStore:
             for path in all_paths(self._backing, run_id):
                 num_removed += self._backing.remove(path, only_if=partial(self._is_over, path))
         return num_removed
+
+    def _change(self, path: CheckpointPath, changed: Callable[[Manifest], Manifest]) -> Manifest:
+        manifests: builtins.list[Manifest] = []
+
+        def change(found: Found | None) -> bytes:
+            manifests.append(changed(self._valid(path, found)))
+            return manifests[-1].to_json()
+
+        self._backing.change(_checked(path), change)
+        return manifests[-1]
+
+    def _any_manifest(self, path: CheckpointPath) -> Manifest | None:
+        """Also an expired one; None where there is none, or a damaged one."""
+        found = self._backing.find(_checked(path))
+        if found is None:
+            return None
+        try:
+            return Manifest.from_json(found.manifest, path=path)
+        except InvalidInput:
+            return None
 
     def _plan(
         self, path: CheckpointPath, files: Mapping[str, bytes], meta: Mapping[str, JSON], ttl_seconds: float | None

@@ -15,11 +15,12 @@ from typing import NamedTuple, TypeAlias
 from google.protobuf import json_format
 
 from farstep_proto.errors import InvalidInput
-from farstep_proto.names import CheckpointPath, check_name
+from farstep_proto.names import CheckpointPath, Kind, check_name
 from farstep_proto.v1 import control_pb2
 
 FILE_NAME = "manifest.json"
 _FORMAT = 1
+_TARGETS: Mapping[Kind, str] = {"weights": "trainer", "sampler_weights": "sampler", "external_weights": "external"}
 
 JSON: TypeAlias = "str | int | float | bool | Sequence[JSON] | Mapping[str, JSON] | None"
 
@@ -37,7 +38,8 @@ class StoredFile(NamedTuple):
 class Manifest:
     """What a checkpoint is made of; times are seconds since the epoch, `expires_at` None means never.
 
-    `files_in` is the folder of the files beside the manifest; empty: they lie where the manifest does.
+    `files_in` is the folder of the files beside the manifest; empty: they lie where the manifest does. `public`: every
+    project of the installation may read it.
     """
 
     path: CheckpointPath
@@ -46,6 +48,7 @@ class Manifest:
     expires_at: float | None = None
     meta: Mapping[str, JSON] = field(default_factory=lambda: MappingProxyType({}))
     files_in: str = ""
+    public: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -65,13 +68,14 @@ class Manifest:
         checkpoint = control_pb2.Checkpoint(
             checkpoint_id=self.path.checkpoint_id,
             run_id=self.path.run_id,
-            target="trainer" if self.path.kind == "weights" else "sampler",
+            target=_TARGETS[self.path.kind],
             path=str(self.path),
             created_at=self.created_at,
             size_bytes=self.size_bytes,
             base_model=str(self.meta.get("base_model", "")),
             expires_at=self.expires_at,
             sha256s={name: file.sha256 for name, file in self.files.items()},
+            public=self.public,
         )
         for name in ("policy_version", "step"):
             value = self.meta.get(name)
@@ -95,6 +99,8 @@ class Manifest:
         }
         if self.files_in:
             content["files_in"] = self.files_in
+        if self.public:
+            content["public"] = True
         return json.dumps(content, indent=1, allow_nan=False).encode()
 
     @classmethod
@@ -114,6 +120,7 @@ class Manifest:
             }
             expires_at = None if content["expires_at"] is None else float(content["expires_at"])
             files_in = check_name(content["files_in"]) if "files_in" in content else ""
-            return cls(path, float(content["created_at"]), files, expires_at, dict(content["meta"]), files_in)
+            public = content.get("public") is True
+            return cls(path, float(content["created_at"]), files, expires_at, dict(content["meta"]), files_in, public)
         except (ValueError, KeyError, TypeError, AttributeError, InvalidInput) as error:
             raise InvalidInput(f"checkpoint {path}: its manifest is damaged ({error})", field="path") from error

@@ -195,7 +195,7 @@ class ListProvisionedSamplersResponse(_message.Message):
     def __init__(self, samplers: _Optional[_Iterable[_Union[ProvisionedSampler, _Mapping]]] = ..., next_page: _Optional[str] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
-    __slots__ = ("checkpoint_id", "run_id", "target", "path", "created_at", "size_bytes", "base_model", "lora_adapter_config", "policy_version", "step", "expires_at", "sha256s", "metadata")
+    __slots__ = ("checkpoint_id", "run_id", "target", "path", "created_at", "size_bytes", "base_model", "lora_adapter_config", "policy_version", "step", "expires_at", "sha256s", "metadata", "public")
     class Sha256sEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +223,7 @@ class Checkpoint(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     SHA256S_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_FIELD_NUMBER: _ClassVar[int]
     checkpoint_id: str
     run_id: str
     target: str
@@ -236,7 +237,8 @@ class Checkpoint(_message.Message):
     expires_at: float
     sha256s: _containers.ScalarMap[str, str]
     metadata: _containers.ScalarMap[str, str]
-    def __init__(self, checkpoint_id: _Optional[str] = ..., run_id: _Optional[str] = ..., target: _Optional[str] = ..., path: _Optional[str] = ..., created_at: _Optional[float] = ..., size_bytes: _Optional[int] = ..., base_model: _Optional[str] = ..., lora_adapter_config: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., policy_version: _Optional[int] = ..., step: _Optional[int] = ..., expires_at: _Optional[float] = ..., sha256s: _Optional[_Mapping[str, str]] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    public: bool
+    def __init__(self, checkpoint_id: _Optional[str] = ..., run_id: _Optional[str] = ..., target: _Optional[str] = ..., path: _Optional[str] = ..., created_at: _Optional[float] = ..., size_bytes: _Optional[int] = ..., base_model: _Optional[str] = ..., lora_adapter_config: _Optional[_Union[_common_pb2.LoraConfig, _Mapping]] = ..., policy_version: _Optional[int] = ..., step: _Optional[int] = ..., expires_at: _Optional[float] = ..., sha256s: _Optional[_Mapping[str, str]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., public: bool = ...) -> None: ...
 
 class ListCheckpointsResponse(_message.Message):
     __slots__ = ("checkpoints", "next_page")

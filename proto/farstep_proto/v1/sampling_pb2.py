@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from farstep_proto.v1 import common_pb2 as farstep__proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66\x61rstep_proto/v1/sampling.proto\x12\nfarstep.v1\x1a\x1d\x66\x61rstep_proto/v1/common.proto\"\x83\x05\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12\x14\n\x0cstop_strings\x18\x07 \x03(\t\x12\x13\n\x0bstop_tokens\x18\x08 \x03(\x05\x12\x12\n\nignore_eos\x18\t \x01(\x08\x12\x18\n\x10presence_penalty\x18\x14 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x15 \x01(\x01\x12\x1f\n\x12repetition_penalty\x18\x16 \x01(\x01H\x06\x88\x01\x01\x12=\n\nlogit_bias\x18\x17 \x03(\x0b\x32).farstep.v1.SamplingParams.LogitBiasEntry\x12\x12\n\nmin_tokens\x18\x18 \x01(\x05\x12\x18\n\x0bjson_schema\x18\x19 \x01(\tH\x07\x88\x01\x01\x12\x12\n\x05regex\x18\x1a \x01(\tH\x08\x88\x01\x01\x12\x14\n\x07grammar\x18\x1b \x01(\tH\t\x88\x01\x01\x12\x0e\n\x06\x63hoice\x18\x1c \x03(\t\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\x0e\n\x0c_json_schemaB\x08\n\x06_regexB\n\n\x08_grammar\"\xd8\x02\n\rSampleRequest\x12&\n\x06prompt\x18\x01 \x01(\x0b\x32\x16.farstep.v1.ModelInput\x12\x13\n\x0bnum_samples\x18\x02 \x01(\x05\x12*\n\x06params\x18\x03 \x01(\x0b\x32\x1a.farstep.v1.SamplingParams\x12\x1f\n\x17include_prompt_logprobs\x18\x04 \x01(\x08\x12\x1c\n\x14topk_prompt_logprobs\x18\x05 \x01(\x05\x12\x15\n\rtopk_logprobs\x18\x06 \x01(\x05\x12\x0e\n\x06run_id\x18\x07 \x01(\t\x12\x12\n\nmodel_path\x18\x08 \x01(\t\x12\x14\n\x0c\x61\x66\x66inity_key\x18\t \x01(\t\x12\x18\n\x0bgate_wait_s\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tin_flight\x18\x14 \x01(\t\x12\x11\n\tclient_id\x18\x15 \x01(\tB\x0e\n\x0c_gate_wait_s\">\n\x0cTopkLogprobs\x12\t\n\x01k\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x10\n\x08logprobs\x18\x03 \x01(\x0c\"\x92\x01\n\x0fSampledSequence\x12\x0e\n\x06tokens\x18\x01 \x01(\x0c\x12\x10\n\x08logprobs\x18\x02 \x01(\x0c\x12\x13\n\x0bstop_reason\x18\x03 \x01(\t\x12\x17\n\x0fpolicy_versions\x18\x04 \x01(\x0c\x12/\n\rtopk_logprobs\x18\x05 \x01(\x0b\x32\x18.farstep.v1.TopkLogprobs\"\xca\x01\n\x0eSampleResponse\x12.\n\tsequences\x18\x01 \x03(\x0b\x32\x1b.farstep.v1.SampledSequence\x12\x17\n\x0fprompt_logprobs\x18\x02 \x01(\x0c\x12\x36\n\x14topk_prompt_logprobs\x18\x03 \x01(\x0b\x32\x18.farstep.v1.TopkLogprobs\x12\x16\n\x0epolicy_version\x18\x04 \x01(\x03\x12\x1f\n\x17prompt_cache_hit_tokens\x18\x05 \x01(\x05\"\'\n\x11LoadPolicyRequest\x12\x12\n\nmodel_path\x18\x01 \x01(\t\"v\n\x0bPolicyState\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0enewest_version\x18\x02 \x01(\x03\x12\x19\n\x11resident_versions\x18\x03 \x03(\x03\x12\x12\n\nmodel_path\x18\x04 \x01(\t\x12\x10\n\x07project\x18\xa0\x01 \x01(\t\"e\n\x14ListPoliciesResponse\x12)\n\x08policies\x18\x01 \x03(\x0b\x32\x17.farstep.v1.PolicyState\x12\x10\n\x08revision\x18\x32 \x01(\x03\x12\x10\n\x08\x64raining\x18\x33 \x01(\x08\"R\n\x0cReplicaState\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x15\n\rnum_in_flight\x18\x03 \x01(\x05\x12\x0f\n\x07message\x18\x04 \x01(\t\"B\n\x14ListReplicasResponse\x12*\n\x08replicas\x18\x01 \x03(\x0b\x32\x18.farstep.v1.ReplicaState\" \n\x11\x41\x64\x64ReplicaRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\"\xb4\x01\n\x0bSampleEvent\x12(\n\x05\x62\x65gin\x18\x46 \x01(\x0b\x32\x17.farstep.v1.SampleBeginH\x00\x12(\n\x05\x64\x65lta\x18G \x01(\x0b\x32\x17.farstep.v1.SampleDeltaH\x00\x12$\n\x03\x65nd\x18H \x01(\x0b\x32\x15.farstep.v1.SampleEndH\x00\x12\"\n\x05\x65rror\x18I \x01(\x0b\x32\x11.farstep.v1.ErrorH\x00\x42\x07\n\x05\x65vent\"%\n\x0bSampleBegin\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\"\x9d\x01\n\x0bSampleDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0e\n\x06tokens\x18\x02 \x01(\x0c\x12\x10\n\x08logprobs\x18\x03 \x01(\x0c\x12\x17\n\x0fpolicy_versions\x18\x04 \x01(\x0c\x12/\n\rtopk_logprobs\x18\x05 \x01(\x0b\x32\x18.farstep.v1.TopkLogprobs\x12\x13\n\x0bstop_reason\x18\x06 \x01(\t\"\x93\x01\n\tSampleEnd\x12\x14\n\x0cstop_reasons\x18\x01 \x03(\t\x12\x17\n\x0fprompt_logprobs\x18\x02 \x01(\x0c\x12\x36\n\x14topk_prompt_logprobs\x18\x03 \x01(\x0b\x32\x18.farstep.v1.TopkLogprobs\x12\x1f\n\x17prompt_cache_hit_tokens\x18\x04 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66\x61rstep_proto/v1/sampling.proto\x12\nfarstep.v1\x1a\x1d\x66\x61rstep_proto/v1/common.proto\"\x83\x05\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12\x14\n\x0cstop_strings\x18\x07 \x03(\t\x12\x13\n\x0bstop_tokens\x18\x08 \x03(\x05\x12\x12\n\nignore_eos\x18\t \x01(\x08\x12\x18\n\x10presence_penalty\x18\x14 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x15 \x01(\x01\x12\x1f\n\x12repetition_penalty\x18\x16 \x01(\x01H\x06\x88\x01\x01\x12=\n\nlogit_bias\x18\x17 \x03(\x0b\x32).farstep.v1.SamplingParams.LogitBiasEntry\x12\x12\n\nmin_tokens\x18\x18 \x01(\x05\x12\x18\n\x0bjson_schema\x18\x19 \x01(\tH\x07\x88\x01\x01\x12\x12\n\x05regex\x18\x1a \x01(\tH\x08\x88\x01\x01\x12\x14\n\x07grammar\x18\x1b \x01(\tH\t\x88\x01\x01\x12\x0e\n\x06\x63hoice\x18\x1c \x03(\t\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\x0e\n\x0c_json_schemaB\x08\n\x06_regexB\n\n\x08_grammar\"\xf0\x03\n\rSampleRequest\x12&\n\x06prompt\x18\x01 \x01(\x0b\x32\x16.farstep.v1.ModelInput\x12\x13\n\x0bnum_samples\x18\x02 \x01(\x05\x12*\n\x06params\x18\x03 \x01(\x0b\x32\x1a.farstep.v1.SamplingParams\x12\x1f\n\x17include_prompt_logprobs\x18\x04 \x01(\x08\x12\x1c\n\x14topk_prompt_logprobs\x18\x05 \x01(\x05\x12\x15\n\rtopk_logprobs\x18\x06 \x01(\x05\x12\x0e\n\x06run_id\x18\x07 \x01(\t\x12\x12\n\nmodel_path\x18\x08 \x01(\t\x12\x14\n\x0c\x61\x66\x66inity_key\x18\t \x01(\t\x12\x18\n\x0bgate_wait_s\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tin_flight\x18\x14 \x01(\t\x12\x11\n\tclient_id\x18\x15 \x01(\t\x12#\n\x16prompt_logprobs_last_n\x18( \x01(\x05H\x01\x88\x01\x01\x12\x39\n\x16target_prompt_logprobs\x18) \x01(\x0b\x32\x19.farstep.v1.PromptTargets\x12\x1b\n\x13prompt_alt_tokens_k\x18* \x01(\x05\x42\x0e\n\x0c_gate_wait_sB\x19\n\x17_prompt_logprobs_last_n\"X\n\rPromptTargets\x12\t\n\x01k\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63row_indices\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63ol_indices\x18\x04 \x01(\x0c\"X\n\x0eTargetLogprobs\x12\t\n\x01k\x18\x01 \x01(\x05\x12\x10\n\x08logprobs\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63row_indices\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63ol_indices\x18\x04 \x01(\x0c\"A\n\x0fPromptAltTokens\x12\t\n\x01k\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x10\n\x08logprobs\x18\x03 \x01(\x0c\">\n\x0cTopkLogprobs\x12\t\n\x01k\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x10\n\x08logprobs\x18\x03 \x01(\x0c\"\x92\x01\n\x0fSampledSequence\x12\x0e\n\x06tokens\x18\x01 \x01(\x0c\x12\x10\n\x08logprobs\x18\x02 \x01(\x0c\x12\x13\n\x0bstop_reason\x18\x03 \x01(\t\x12\x17\n\x0fpolicy_versions\x18\x04 \x01(\x0c\x12/\n\rtopk_logprobs\x18\x05 \x01(\x0b\x32\x18.farstep.v1.TopkLogprobs\"\xbe\x02\n\x0eSampleResponse\x12.\n\tsequences\x18\x01 \x03(\x0b\x32\x1b.farstep.v1.SampledSequence\x12\x17\n\x0fprompt_logprobs\x18\x02 \x01(\x0c\x12\x36\n\x14topk_prompt_logprobs\x18\x03 \x01(\x0b\x32\x18.farstep.v1.TopkLogprobs\x12\x16\n\x0epolicy_version\x18\x04 \x01(\x03\x12\x1f\n\x17prompt_cache_hit_tokens\x18\x05 \x01(\x05\x12:\n\x16target_prompt_logprobs\x18( \x01(\x0b\x32\x1a.farstep.v1.TargetLogprobs\x12\x36\n\x11prompt_alt_tokens\x18) \x01(\x0b\x32\x1b.farstep.v1.PromptAltTokens\"\'\n\x11LoadPolicyRequest\x12\x12\n\nmodel_path\x18\x01 \x01(\t\"v\n\x0bPolicyState\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0enewest_version\x18\x02 \x01(\x03\x12\x19\n\x11resident_versions\x18\x03 \x03(\x03\x12\x12\n\nmodel_path\x18\x04 \x01(\t\x12\x10\n\x07project\x18\xa0\x01 \x01(\t\"e\n\x14ListPoliciesResponse\x12)\n\x08policies\x18\x01 \x03(\x0b\x32\x17.farstep.v1.PolicyState\x12\x10\n\x08revision\x18\x32 \x01(\x03\x12\x10\n\x08\x64raining\x18\x33 \x01(\x08\"R\n\x0cReplicaState\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x15\n\rnum_in_flight\x18\x03 \x01(\x05\x12\x0f\n\x07message\x18\x04 \x01(\t\"B\n\x14ListReplicasResponse\x12*\n\x08replicas\x18\x01 \x03(\x0b\x32\x18.farstep.v1.ReplicaState\" \n\x11\x41\x64\x64ReplicaRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\"\xb4\x01\n\x0bSampleEvent\x12(\n\x05\x62\x65gin\x18\x46 \x01(\x0b\x32\x17.farstep.v1.SampleBeginH\x00\x12(\n\x05\x64\x65lta\x18G \x01(\x0b\x32\x17.farstep.v1.SampleDeltaH\x00\x12$\n\x03\x65nd\x18H \x01(\x0b\x32\x15.farstep.v1.SampleEndH\x00\x12\"\n\x05\x65rror\x18I \x01(\x0b\x32\x11.farstep.v1.ErrorH\x00\x42\x07\n\x05\x65vent\"%\n\x0bSampleBegin\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\"\x9d\x01\n\x0bSampleDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0e\n\x06tokens\x18\x02 \x01(\x0c\x12\x10\n\x08logprobs\x18\x03 \x01(\x0c\x12\x17\n\x0fpolicy_versions\x18\x04 \x01(\x0c\x12/\n\rtopk_logprobs\x18\x05 \x01(\x0b\x32\x18.farstep.v1.TopkLogprobs\x12\x13\n\x0bstop_reason\x18\x06 \x01(\t\"\x87\x02\n\tSampleEnd\x12\x14\n\x0cstop_reasons\x18\x01 \x03(\t\x12\x17\n\x0fprompt_logprobs\x18\x02 \x01(\x0c\x12\x36\n\x14topk_prompt_logprobs\x18\x03 \x01(\x0b\x32\x18.farstep.v1.TopkLogprobs\x12\x1f\n\x17prompt_cache_hit_tokens\x18\x04 \x01(\x05\x12:\n\x16target_prompt_logprobs\x18( \x01(\x0b\x32\x1a.farstep.v1.TargetLogprobs\x12\x36\n\x11prompt_alt_tokens\x18) \x01(\x0b\x32\x1b.farstep.v1.PromptAltTokensb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,31 +39,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=543
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=591
   _globals['_SAMPLEREQUEST']._serialized_start=725
-  _globals['_SAMPLEREQUEST']._serialized_end=1069
-  _globals['_TOPKLOGPROBS']._serialized_start=1071
-  _globals['_TOPKLOGPROBS']._serialized_end=1133
-  _globals['_SAMPLEDSEQUENCE']._serialized_start=1136
-  _globals['_SAMPLEDSEQUENCE']._serialized_end=1282
-  _globals['_SAMPLERESPONSE']._serialized_start=1285
-  _globals['_SAMPLERESPONSE']._serialized_end=1487
-  _globals['_LOADPOLICYREQUEST']._serialized_start=1489
-  _globals['_LOADPOLICYREQUEST']._serialized_end=1528
-  _globals['_POLICYSTATE']._serialized_start=1530
-  _globals['_POLICYSTATE']._serialized_end=1648
-  _globals['_LISTPOLICIESRESPONSE']._serialized_start=1650
-  _globals['_LISTPOLICIESRESPONSE']._serialized_end=1751
-  _globals['_REPLICASTATE']._serialized_start=1753
-  _globals['_REPLICASTATE']._serialized_end=1835
-  _globals['_LISTREPLICASRESPONSE']._serialized_start=1837
-  _globals['_LISTREPLICASRESPONSE']._serialized_end=1903
-  _globals['_ADDREPLICAREQUEST']._serialized_start=1905
-  _globals['_ADDREPLICAREQUEST']._serialized_end=1937
-  _globals['_SAMPLEEVENT']._serialized_start=1940
-  _globals['_SAMPLEEVENT']._serialized_end=2120
-  _globals['_SAMPLEBEGIN']._serialized_start=2122
-  _globals['_SAMPLEBEGIN']._serialized_end=2159
-  _globals['_SAMPLEDELTA']._serialized_start=2162
-  _globals['_SAMPLEDELTA']._serialized_end=2319
-  _globals['_SAMPLEEND']._serialized_start=2322
-  _globals['_SAMPLEEND']._serialized_end=2469
+  _globals['_SAMPLEREQUEST']._serialized_end=1221
+  _globals['_PROMPTTARGETS']._serialized_start=1223
+  _globals['_PROMPTTARGETS']._serialized_end=1311
+  _globals['_TARGETLOGPROBS']._serialized_start=1313
+  _globals['_TARGETLOGPROBS']._serialized_end=1401
+  _globals['_PROMPTALTTOKENS']._serialized_start=1403
+  _globals['_PROMPTALTTOKENS']._serialized_end=1468
+  _globals['_TOPKLOGPROBS']._serialized_start=1470
+  _globals['_TOPKLOGPROBS']._serialized_end=1532
+  _globals['_SAMPLEDSEQUENCE']._serialized_start=1535
+  _globals['_SAMPLEDSEQUENCE']._serialized_end=1681
+  _globals['_SAMPLERESPONSE']._serialized_start=1684
+  _globals['_SAMPLERESPONSE']._serialized_end=2002
+  _globals['_LOADPOLICYREQUEST']._serialized_start=2004
+  _globals['_LOADPOLICYREQUEST']._serialized_end=2043
+  _globals['_POLICYSTATE']._serialized_start=2045
+  _globals['_POLICYSTATE']._serialized_end=2163
+  _globals['_LISTPOLICIESRESPONSE']._serialized_start=2165
+  _globals['_LISTPOLICIESRESPONSE']._serialized_end=2266
+  _globals['_REPLICASTATE']._serialized_start=2268
+  _globals['_REPLICASTATE']._serialized_end=2350
+  _globals['_LISTREPLICASRESPONSE']._serialized_start=2352
+  _globals['_LISTREPLICASRESPONSE']._serialized_end=2418
+  _globals['_ADDREPLICAREQUEST']._serialized_start=2420
+  _globals['_ADDREPLICAREQUEST']._serialized_end=2452
+  _globals['_SAMPLEEVENT']._serialized_start=2455
+  _globals['_SAMPLEEVENT']._serialized_end=2635
+  _globals['_SAMPLEBEGIN']._serialized_start=2637
+  _globals['_SAMPLEBEGIN']._serialized_end=2674
+  _globals['_SAMPLEDELTA']._serialized_start=2677
+  _globals['_SAMPLEDELTA']._serialized_end=2834
+  _globals['_SAMPLEEND']._serialized_start=2837
+  _globals['_SAMPLEEND']._serialized_end=3100
 # @@protoc_insertion_point(module_scope)

@@ -54,7 +54,7 @@ class SamplingParams(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop_strings: _Optional[_Iterable[str]] = ..., stop_tokens: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., min_tokens: _Optional[int] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ..., choice: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("prompt", "num_samples", "params", "include_prompt_logprobs", "topk_prompt_logprobs", "topk_logprobs", "run_id", "model_path", "affinity_key", "gate_wait_s", "in_flight", "client_id")
+    __slots__ = ("prompt", "num_samples", "params", "include_prompt_logprobs", "topk_prompt_logprobs", "topk_logprobs", "run_id", "model_path", "affinity_key", "gate_wait_s", "in_flight", "client_id", "prompt_logprobs_last_n", "target_prompt_logprobs", "prompt_alt_tokens_k")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,9 @@ class SampleRequest(_message.Message):
     GATE_WAIT_S_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_LAST_N_FIELD_NUMBER: _ClassVar[int]
+    TARGET_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_ALT_TOKENS_K_FIELD_NUMBER: _ClassVar[int]
     prompt: _common_pb2.ModelInput
     num_samples: int
     params: SamplingParams
@@ -79,7 +82,44 @@ class SampleRequest(_message.Message):
     gate_wait_s: float
     in_flight: str
     client_id: str
-    def __init__(self, prompt: _Optional[_Union[_common_pb2.ModelInput, _Mapping]] = ..., num_samples: _Optional[int] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., include_prompt_logprobs: bool = ..., topk_prompt_logprobs: _Optional[int] = ..., topk_logprobs: _Optional[int] = ..., run_id: _Optional[str] = ..., model_path: _Optional[str] = ..., affinity_key: _Optional[str] = ..., gate_wait_s: _Optional[float] = ..., in_flight: _Optional[str] = ..., client_id: _Optional[str] = ...) -> None: ...
+    prompt_logprobs_last_n: int
+    target_prompt_logprobs: PromptTargets
+    prompt_alt_tokens_k: int
+    def __init__(self, prompt: _Optional[_Union[_common_pb2.ModelInput, _Mapping]] = ..., num_samples: _Optional[int] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., include_prompt_logprobs: bool = ..., topk_prompt_logprobs: _Optional[int] = ..., topk_logprobs: _Optional[int] = ..., run_id: _Optional[str] = ..., model_path: _Optional[str] = ..., affinity_key: _Optional[str] = ..., gate_wait_s: _Optional[float] = ..., in_flight: _Optional[str] = ..., client_id: _Optional[str] = ..., prompt_logprobs_last_n: _Optional[int] = ..., target_prompt_logprobs: _Optional[_Union[PromptTargets, _Mapping]] = ..., prompt_alt_tokens_k: _Optional[int] = ...) -> None: ...
+
+class PromptTargets(_message.Message):
+    __slots__ = ("k", "token_ids", "crow_indices", "col_indices")
+    K_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    CROW_INDICES_FIELD_NUMBER: _ClassVar[int]
+    COL_INDICES_FIELD_NUMBER: _ClassVar[int]
+    k: int
+    token_ids: bytes
+    crow_indices: bytes
+    col_indices: bytes
+    def __init__(self, k: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., crow_indices: _Optional[bytes] = ..., col_indices: _Optional[bytes] = ...) -> None: ...
+
+class TargetLogprobs(_message.Message):
+    __slots__ = ("k", "logprobs", "crow_indices", "col_indices")
+    K_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    CROW_INDICES_FIELD_NUMBER: _ClassVar[int]
+    COL_INDICES_FIELD_NUMBER: _ClassVar[int]
+    k: int
+    logprobs: bytes
+    crow_indices: bytes
+    col_indices: bytes
+    def __init__(self, k: _Optional[int] = ..., logprobs: _Optional[bytes] = ..., crow_indices: _Optional[bytes] = ..., col_indices: _Optional[bytes] = ...) -> None: ...
+
+class PromptAltTokens(_message.Message):
+    __slots__ = ("k", "token_ids", "logprobs")
+    K_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    k: int
+    token_ids: bytes
+    logprobs: bytes
+    def __init__(self, k: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ...) -> None: ...
 
 class TopkLogprobs(_message.Message):
     __slots__ = ("k", "token_ids", "logprobs")
@@ -106,18 +146,22 @@ class SampledSequence(_message.Message):
     def __init__(self, tokens: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., stop_reason: _Optional[str] = ..., policy_versions: _Optional[bytes] = ..., topk_logprobs: _Optional[_Union[TopkLogprobs, _Mapping]] = ...) -> None: ...
 
 class SampleResponse(_message.Message):
-    __slots__ = ("sequences", "prompt_logprobs", "topk_prompt_logprobs", "policy_version", "prompt_cache_hit_tokens")
+    __slots__ = ("sequences", "prompt_logprobs", "topk_prompt_logprobs", "policy_version", "prompt_cache_hit_tokens", "target_prompt_logprobs", "prompt_alt_tokens")
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TOPK_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     PROMPT_CACHE_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_ALT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     sequences: _containers.RepeatedCompositeFieldContainer[SampledSequence]
     prompt_logprobs: bytes
     topk_prompt_logprobs: TopkLogprobs
     policy_version: int
     prompt_cache_hit_tokens: int
-    def __init__(self, sequences: _Optional[_Iterable[_Union[SampledSequence, _Mapping]]] = ..., prompt_logprobs: _Optional[bytes] = ..., topk_prompt_logprobs: _Optional[_Union[TopkLogprobs, _Mapping]] = ..., policy_version: _Optional[int] = ..., prompt_cache_hit_tokens: _Optional[int] = ...) -> None: ...
+    target_prompt_logprobs: TargetLogprobs
+    prompt_alt_tokens: PromptAltTokens
+    def __init__(self, sequences: _Optional[_Iterable[_Union[SampledSequence, _Mapping]]] = ..., prompt_logprobs: _Optional[bytes] = ..., topk_prompt_logprobs: _Optional[_Union[TopkLogprobs, _Mapping]] = ..., policy_version: _Optional[int] = ..., prompt_cache_hit_tokens: _Optional[int] = ..., target_prompt_logprobs: _Optional[_Union[TargetLogprobs, _Mapping]] = ..., prompt_alt_tokens: _Optional[_Union[PromptAltTokens, _Mapping]] = ...) -> None: ...
 
 class LoadPolicyRequest(_message.Message):
     __slots__ = ("model_path",)
@@ -208,13 +252,17 @@ class SampleDelta(_message.Message):
     def __init__(self, index: _Optional[int] = ..., tokens: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., policy_versions: _Optional[bytes] = ..., topk_logprobs: _Optional[_Union[TopkLogprobs, _Mapping]] = ..., stop_reason: _Optional[str] = ...) -> None: ...
 
 class SampleEnd(_message.Message):
-    __slots__ = ("stop_reasons", "prompt_logprobs", "topk_prompt_logprobs", "prompt_cache_hit_tokens")
+    __slots__ = ("stop_reasons", "prompt_logprobs", "topk_prompt_logprobs", "prompt_cache_hit_tokens", "target_prompt_logprobs", "prompt_alt_tokens")
     STOP_REASONS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TOPK_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_CACHE_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_ALT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     stop_reasons: _containers.RepeatedScalarFieldContainer[str]
     prompt_logprobs: bytes
     topk_prompt_logprobs: TopkLogprobs
     prompt_cache_hit_tokens: int
-    def __init__(self, stop_reasons: _Optional[_Iterable[str]] = ..., prompt_logprobs: _Optional[bytes] = ..., topk_prompt_logprobs: _Optional[_Union[TopkLogprobs, _Mapping]] = ..., prompt_cache_hit_tokens: _Optional[int] = ...) -> None: ...
+    target_prompt_logprobs: TargetLogprobs
+    prompt_alt_tokens: PromptAltTokens
+    def __init__(self, stop_reasons: _Optional[_Iterable[str]] = ..., prompt_logprobs: _Optional[bytes] = ..., topk_prompt_logprobs: _Optional[_Union[TopkLogprobs, _Mapping]] = ..., prompt_cache_hit_tokens: _Optional[int] = ..., target_prompt_logprobs: _Optional[_Union[TargetLogprobs, _Mapping]] = ..., prompt_alt_tokens: _Optional[_Union[PromptAltTokens, _Mapping]] = ...) -> None: ...

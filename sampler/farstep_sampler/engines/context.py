@@ -2,25 +2,21 @@
 
 What is there already in the prefix cache is copied. Where the chunks end makes no difference to any number.
 
-Shapes: T positions, D hidden size, N tokens, K candidates.
+Shapes: T positions, D hidden size, N tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from farstep_model.load import BaseModel
-from farstep_model.logprobs import token_logprobs, topk_logprobs
 from farstep_sampler.engines.kv_rows import columns_for
 from farstep_sampler.engines.kv_shape import KVShape
 from farstep_sampler.engines.parts import ChunkPart
 from farstep_sampler.engines.prefix_cache import PrefixCache
-from farstep_sampler.result import Topk
-from farstep_sampler.scheduler import Group, Join
+from farstep_sampler.scheduler import Join
 
 CHUNK_MULTIPLE = 4  # tokens; the last chunk is filled up
 
@@ -43,15 +39,18 @@ class Context:
         return len(self.join.context) - self.num_done
 
     def begin(self, shape: KVShape, prefixes: PrefixCache) -> None:
-        """Makes room, and takes over what is known. A prompt that is looked at is computed as a whole."""
+        """Makes room, and takes over what is known. Of a prompt, what is looked at is computed."""
         num_tokens = len(self.join.context)
         if not num_tokens:
             return
         self.arrays = [array[0] for array in shape.zeros(1, columns_for(num_tokens + CHUNK_MULTIPLE))]
         group = self.join.group
-        if group.is_mixed or (group.job.looks_at_prompt and not self.join.is_resumed):
+        if group.is_mixed:
             return
-        self.num_done = prefixes.read(self.root, self.join.context, self.arrays)
+        known = self.join.context
+        if not self.join.is_resumed and (first := group.job.first_looked) is not None:
+            known = known[: first - 1]  # what is asked of a position comes out of the token before it
+        self.num_done = prefixes.read(self.root, known, self.arrays)
         if not self.join.is_resumed and not group.num_cached:
             group.num_cached = self.num_done
 
@@ -77,29 +76,9 @@ class Chunk:
 
     def look(self, hidden_ND: Tensor, base: BaseModel) -> None:
         """Notes what a request asks about its prompt; to be called with the group's adapter active."""
-        group, first = self.context.join.group, self.context.num_done + 1
-        last = first + self.num_real
-        if group.job.wants_prompt_logprobs:
-            assert group.prompt_logprobs is not None
-            targets_N = torch.tensor(group.job.prompt[first:last].tolist(), device=base.device)
-            group.prompt_logprobs[first:last] = token_logprobs(base, hidden_ND, targets_N)[0].cpu().numpy()
-        if group.job.num_prompt_topk:
-            assert group.prompt_topk is not None
-            ids_NK, best_NK = topk_logprobs(base, hidden_ND, group.job.num_prompt_topk)
-            group.prompt_topk.ids[first:last] = ids_NK.cpu().numpy()
-            group.prompt_topk.logprobs[first:last] = best_NK.cpu().numpy()
+        self.context.join.group.look.take(hidden_ND, first=self.context.num_done + 1, base=base)
 
     @property
     def is_looked_at(self) -> bool:
-        join = self.context.join
-        return join.group.job.looks_at_prompt and not join.is_resumed
-
-
-def prepare_look(group: Group) -> None:
-    """Makes the arrays that `Chunk.look` fills; position 0 has no distribution."""
-    num_prompt, job = len(group.job.prompt), group.job
-    if job.wants_prompt_logprobs:
-        group.prompt_logprobs = np.full(num_prompt, np.nan, dtype=np.float32)
-    if job.num_prompt_topk:
-        ids = np.full((num_prompt, job.num_prompt_topk), -1, dtype=np.int32)
-        group.prompt_topk = Topk(ids, np.full((num_prompt, job.num_prompt_topk), np.nan, dtype=np.float32))
+        join, first = self.context.join, self.context.join.group.job.first_looked
+        return first is not None and not join.is_resumed and first <= self.context.num_done + self.num_real

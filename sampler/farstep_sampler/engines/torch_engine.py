@@ -29,7 +29,7 @@ from farstep_proto.errors import ApiError
 from farstep_sampler.account import NOBODY, Account, Charge, free_of_charge, usage_of
 from farstep_sampler.engines.adapter_table import AdapterTable
 from farstep_sampler.engines.base import no_tokens, not_finite
-from farstep_sampler.engines.context import CHUNK_MULTIPLE, Chunk, Context, prepare_look
+from farstep_sampler.engines.context import CHUNK_MULTIPLE, Chunk, Context
 from farstep_sampler.engines.decode_batch import DecodeBatch
 from farstep_sampler.engines.kv_rows import Cell, KVRows, columns_for
 from farstep_sampler.engines.kv_shape import KVShape
@@ -147,7 +147,6 @@ class TorchEngine:
             account: who asks; askers take turns, and so do the clients of each.
         """
         group = Group(ticket, job, slot, version, streams, account, self._make_stops)
-        prepare_look(group)
         self._groups[ticket] = group
         self._scheduler.add(group)
 
@@ -345,8 +344,7 @@ class TorchEngine:
     def _finish(self, group: Group) -> Finished:
         self._forget(group)
         sequences = [group.finished.get(i) or no_tokens(group.job) for i in range(group.job.num_samples)]
-        result = SampleResult(sequences, group.prompt_logprobs, group.prompt_topk, group.num_cached)
-        return Finished(group.ticket, result)
+        return Finished(group.ticket, group.look.result(sequences, num_cached=group.num_cached))
 
     def _fail(self, group: Group, error: Exception) -> Finished:
         self._forget(group)

@@ -71,10 +71,11 @@ def event(value: dict[str, Any]) -> bytes:
 
 
 def extras(body: Common, gain: Gain) -> dict[str, Any]:
-    """vLLM's names for a choice's token ids, and ours for their versions."""
+    """vLLM's names for a choice's token ids, and ours for their versions and for what looked like calls."""
     if not body.return_token_ids:
         return {}
-    return {"token_ids": gain.tokens, "policy_versions": list(gain.versions)}
+    errors = {"tool_call_errors": list(gain.call_errors)} if gain.call_errors else {}
+    return {"token_ids": gain.tokens, "policy_versions": list(gain.versions)} | errors
 
 
 def token_name(body: Common, tokenizer: Tokenizer) -> Name:

@@ -96,6 +96,7 @@ class Common(_Harmless):
     skip_special_tokens: bool = True
     prompt_cache_key: str | None = None
     gate_wait_s: float | None = None
+    in_flight: Literal["finish", "switch"] = "finish"
 
     @model_validator(mode="before")
     @classmethod
@@ -119,6 +120,8 @@ class ChatBody(Common):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
+    prefix_token_ids: list[Int32] | None = None
+    max_context_len: Annotated[Int32, Field(ge=1)] | None = None
     modalities: list[Literal["text"]] | None = None
 
 

@@ -147,7 +147,7 @@ async def plan_chat(
         raise InvalidInput("is not supported with stream", field="prompt_logprobs")
     calling = calling_of(body, tokenizer.chat_template, parser=tool_parser)
     prompt = await _prompt(body, tokenizer, with_tools=calling.is_on)
-    params = sampling_params(body, max_tokens=_max_tokens(body))
+    params = sampling_params(body, max_tokens=_max_tokens(body, len(prompt)))
     calling.constrain(params)
     request = sample_request(body, model, prompt, params)
     request.topk_logprobs = body.top_logprobs
@@ -170,14 +170,20 @@ async def _prompt(body: ChatBody, tokenizer: Tokenizer, *, with_tools: bool) -> 
         settings["continue_final_message"] = True
     if body.chat_template_kwargs:
         settings["chat_template_kwargs"] = body.chat_template_kwargs
-    return await tokenizer.render(messages, tools=tools, settings=settings)
+    prefix = tokenizer.checked(body.prefix_token_ids, field="prefix_token_ids") if body.prefix_token_ids else []
+    return await tokenizer.render(messages, tools=tools, settings=settings, prefix=prefix)
 
 
-def _max_tokens(body: ChatBody) -> int | None:
-    """None: up to the context."""
+def _max_tokens(body: ChatBody, prompt_len: int) -> int | None:
+    """None: up to the model's context."""
     given = [value for value in (body.max_completion_tokens, body.max_tokens) if value is not None]
     if len(set(given)) > 1:
         raise InvalidInput("max_completion_tokens says otherwise", field="max_tokens")
+    if body.max_context_len is not None:
+        room = body.max_context_len - prompt_len
+        if room < 1:
+            raise InvalidInput(f"{prompt_len} tokens fill the context of {body.max_context_len}", field="messages")
+        given = [min(room, *given)] if given else [room]
     return given[0] if given else None
 
 

@@ -21,7 +21,8 @@ from farstep_sampler.openai_api.tools.parsing import Part, ToolParser
 class Gain:
     """What a choice has gained: N tokens with their scores and versions, and the text that they complete.
 
-    `stop_reason` is "stop" or "length" with the last of them, else empty.
+    `stop_reason` is "stop" or "length" with the last of them, else empty. `call_errors`, with the last as well, are
+    the pieces of the choice's text that looked like calls and are none.
     """
 
     index: int
@@ -29,6 +30,7 @@ class Gain:
     scores: Sequence[TokenScores]
     versions: Sequence[int]
     stop_reason: str
+    call_errors: Sequence[str] = ()
 
     @property
     def tokens(self) -> list[int]:
@@ -102,7 +104,8 @@ class Reader:
         versions = np.frombuffer(delta.policy_versions, "<i8").tolist() or [self.policy_version] * len(tokens)
         topk = delta.topk_logprobs if delta.HasField("topk_logprobs") else None
         scores = scores_of(tokens, delta.logprobs, topk)
-        return Gain(self.offset + delta.index, parts, scores, versions, delta.stop_reason)
+        errors = parser.errors if parser is not None and delta.stop_reason else ()
+        return Gain(self.offset + delta.index, parts, scores, versions, delta.stop_reason, errors)
 
 
 def _events_of(response: pb.SampleResponse) -> Iterator[pb.SampleEvent]:

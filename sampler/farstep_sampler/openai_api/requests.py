@@ -23,6 +23,7 @@ def sample_request(
         affinity_key=body.prompt_cache_key or "",
         gate_wait_s=body.gate_wait_s,
         client_id=body.user,
+        in_flight=body.in_flight,
     )
     if body.prompt_logprobs is not None:
         request.include_prompt_logprobs = True

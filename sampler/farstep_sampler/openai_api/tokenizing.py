@@ -71,17 +71,30 @@ class Tokenizer:
         return tokens
 
     async def render(
-        self, messages: Sequence[dict[str, Any]], *, tools: Sequence[dict[str, Any]] | None, settings: dict[str, Any]
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] | None,
+        settings: dict[str, Any],
+        prefix: Sequence[int] = (),
     ) -> list[int]:
         """The tokens of messages in the form that the model's chat template gives them.
+
+        Args:
+            prefix: tokens of an earlier turn. Where the text begins with theirs they stay as they are, though the text
+                may have other tokens when it is tokenized anew; where it does not they do not matter.
 
         Raises:
             InvalidInput: the model has no template, or the template refuses the messages.
         """
-        return await self._on_thread(lambda: self._render(messages, tools, settings))
+        return await self._on_thread(lambda: self._render(messages, tools, settings, prefix))
 
     def _render(
-        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, settings: dict[str, Any]
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] | None,
+        settings: dict[str, Any],
+        prefix: Sequence[int],
     ) -> list[int]:
         if not self.chat_template:
             raise InvalidInput(
@@ -97,7 +110,11 @@ class Tokenizer:
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise InvalidInput(f"the model's chat template refuses this: {error}", field="messages") from error
-        return self._encode(text, field="messages", add_special_tokens=False)
+        said = self.decoder(skip_special_tokens=False)(prefix) if prefix else ""
+        if not said or not text.startswith(said):
+            return self._encode(text, field="messages", add_special_tokens=False)
+        rest = self._encode(text[len(said) :], field="messages", add_special_tokens=False)
+        return self._fitting([*prefix, *rest], field="messages")
 
     def _encode(self, text: str, *, field: str, add_special_tokens: bool) -> list[int]:
         if len(text) > self._most_chars:
@@ -105,6 +122,9 @@ class Tokenizer:
                 f"{len(text)} characters are more than the context of {self._max_seq_len} tokens", field=field
             )
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
+        return self._fitting(ids, field=field)
+
+    def _fitting(self, ids: list[int], *, field: str) -> list[int]:
         if len(ids) > self._max_seq_len:
             raise InvalidInput(f"{len(ids)} tokens are over the context of {self._max_seq_len}", field=field)
         return ids

@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _leaks():
     """No test that comes later is to be told of them."""
     yield
@@ -39,7 +39,7 @@ def tinker_home(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tinker_server(tinker_home):
     """A control plane with a trainer and a sampler on the embedded model."""
-    server = up(tinker_home, *(f"--served-name={name}" for name in SERVED_NAMES))
+    server = up(tinker_home, "--custom-losses", *(f"--served-name={name}" for name in SERVED_NAMES))
     try:
         yield server
     finally:
@@ -71,3 +71,29 @@ def tinker_service(tinker_url, tinker_key):
         yield service
     finally:
         service.close("success")
+
+
+@pytest.fixture
+def farstep_service(tinker_url):
+    """Farstep's own client of the same control plane."""
+    from farstep import ServiceClient
+
+    with ServiceClient(base_url=tinker_url, api_key=KEY) as service:
+        yield service
+
+
+@pytest.fixture
+def model(tinker_service):
+    """A small model of its own."""
+    return tinker_service.create_lora_training_client("farstep/tiny", rank=4, seed=1).result()
+
+
+@pytest.fixture
+def raw(tinker_url, tinker_key):
+    """The wire without the SDK."""
+    import httpx
+
+    with httpx.Client(
+        base_url=f"{tinker_url}/api/v1", headers={"X-API-Key": tinker_key}, timeout=60, trust_env=False
+    ) as client:
+        yield client

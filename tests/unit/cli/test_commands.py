@@ -1,6 +1,7 @@
 """Every command that asks a control plane, against a real one with fake trainers and samplers behind it."""
 
 import json
+import subprocess
 import sys
 import tempfile
 from dataclasses import fields
@@ -179,6 +180,30 @@ def test_projects_are_made_limited_and_removed(command, up):
     assert command("projects", "create", "team")[0] == 1
     assert command("projects", "delete", "team", "--yes")[0] == 0
     assert "team" not in command("projects", "list", "-q")[1].split()
+
+
+def test_a_shell_learns_what_programs_of_the_tinker_sdk_are_told(command, up, monkeypatch, capsys):
+    code, said, errors = command("tinker-env")
+    assert (code, errors) == (0, "")
+    script = said + 'echo "$TINKER_BASE_URL $TINKER_API_KEY"'
+    given = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert given == [up.url, f"tml-{up.key}"]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    code, said, errors = command("tinker-env")
+    assert (code, up.key in said + errors, "hidden" in errors) == (0, False, True)
+    assert up.key in command("tinker-env", "--show-key")[1]
+
+
+def test_without_a_key_there_is_nothing_to_tell_a_shell(command, monkeypatch):
+    monkeypatch.delenv("FARSTEP_API_KEY")
+    code, out, said = command("tinker-env")
+    assert (code, out, "FARSTEP_API_KEY" in said) == (1, "", True)
+
+
+def test_a_key_is_made_as_the_tinker_sdk_takes_it(command):
+    code, secret, said = command("keys", "create", "--project=lab", "--tinker")
+    assert (code, said, secret.startswith("tml-fsk-")) == (0, "", True)
+    assert json.loads(command("keys", "create", "--project=lab", "--tinker", "--json")[1])["secret"].startswith("tml-")
 
 
 def test_keys_are_made_shown_once_and_revoked(command, up, run):

@@ -74,7 +74,18 @@ PUBLIC = [
     "WandbConfig",
 ]
 
-WITHOUT_TWIN = {"stream", "health", "ensure_ready", "get_tokenizer", "get_info", "close", "aclose", "local", "run_id"}
+WITHOUT_TWIN = {
+    "stream",
+    "health",
+    "ensure_ready",
+    "get_tokenizer",
+    "get_openai_endpoint",
+    "get_info",
+    "close",
+    "aclose",
+    "local",
+    "run_id",
+}
 CLIENTS = [farstep.ServiceClient, farstep.ControlClient, farstep.TrainingClient, farstep.SamplingClient]
 
 OF_CONTROL = """
@@ -94,7 +105,7 @@ CALLS = {
     """,
     farstep.TrainingClient: """
         forward_backward forward forward_backward_custom optim_step save_state save_weights_for_sampler
-        save_weights_and_get_sampling_client load_state load_state_with_optimizer create_sampling_client
+        save_weights_and_get_sampling_client fresh_sampling_client load_state load_state_with_optimizer create_sampling_client
         list_checkpoints get_checkpoint_archive_url reset queue trace unfetched future
     """,
     farstep.SamplingClient: "sample compute_logprobs compute_logprobs_batch get_base_model",

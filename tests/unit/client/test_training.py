@@ -138,7 +138,7 @@ def test_publish_and_sample_through_the_gate(client: farstep.TrainingClient, sam
 def test_a_policy_that_no_sampler_serves(
     client: farstep.TrainingClient, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farstep.training.SERVED_WITHIN_S", 0.3)
+    monkeypatch.setattr("farstep._freshness.SERVED_WITHIN_S", 0.3)
     trainer.publish_to = None
     with pytest.raises(RuntimeError, match=r"version 1 of .* is published") as caught:
         client.save_weights_and_get_sampling_client()
@@ -293,3 +293,27 @@ def test_bad_arguments_are_refused_at_the_call(client: farstep.TrainingClient, t
     with pytest.raises(TypeError, match=r"data\[0\]"):
         client.forward_backward([[1, 2]])  # type: ignore[list-item]
     assert trainer.executed == []
+
+
+def test_weights_are_published_where_they_may_have_changed(client: farstep.TrainingClient) -> None:
+    datum = farstep.Datum.from_prompt_completion([1, 2], [3])
+    with client.fresh_sampling_client() as first:
+        assert (first.policy_version, first.get_openai_endpoint().model) == (1, f"{client.run_id}@1")
+    client.forward([datum]).result()
+    client.forward_backward([datum])
+    with client.fresh_sampling_client(pin="min") as again:
+        endpoint = again.get_openai_endpoint()
+        assert (again.policy_version, endpoint.model) == (1, client.run_id)
+        assert endpoint.headers == {"X-Min-Policy-Version": "1"}
+        assert endpoint.api_key not in repr(endpoint)
+    client.optim_step()  # whose result nobody has waited for
+    with client.fresh_sampling_client() as changed:
+        assert changed.policy_version == 2
+    client.save_weights_for_sampler("kept").result()
+    with client.fresh_sampling_client() as kept:
+        assert kept.policy_version == 3
+    client.reset(4).result()
+    with client.fresh_sampling_client() as reset:
+        assert reset.policy_version == 4
+    with pytest.raises(ValueError, match="pin"):
+        client.fresh_sampling_client(pin="newest")  # type: ignore[arg-type]

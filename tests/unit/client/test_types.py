@@ -142,7 +142,7 @@ def test_a_datum_of_another_library_is_taken_as_it_is(client: farstep.TrainingCl
         (SamplingParams, {"top_k": 0}),
         (SamplingParams, {"min_p": 2.0}),
         (SamplingParams, {"seed": 2**63}),
-        (SamplingParams, {"stop": ["a", 1]}),
+        (SamplingParams, {"stop": ["a", 1.5]}),
         (SamplingParams, {"temperature": 1e7}),
         (SamplingParams, {"presence_penalty": 2.5}),
         (SamplingParams, {"frequency_penalty": float("nan")}),

@@ -217,9 +217,12 @@ def test_a_free_port_that_was_chosen_is_kept_unless_another_has_taken_it(start):
 
 def test_flags_are_passed_on_to_those_who_know_them(start, tmp_path):
     uri = f"file://{tmp_path}/sync"
-    up = start(f"--weight-sync-uri={uri}", "--tool-call-parser=hermes", f"--journal-dir={tmp_path}/j")
+    up = start(
+        f"--weight-sync-uri={uri}", "--custom-losses", "--tool-call-parser=hermes", f"--journal-dir={tmp_path}/j"
+    )
     trainer, sampler = (up.asked(up.announcement[f"{which}_url"]) for which in ("trainer", "sampler"))
     assert trainer["weight_sync_uri"] == uri
+    assert trainer["custom_losses"] is True
     assert trainer["journal"].startswith(f"{tmp_path}/j/stack-")
     assert sampler["tool_call_parser"] == "hermes"
 

@@ -370,7 +370,7 @@ def test_values_weights_and_what_is_told_of_them() -> None:
     assert metrics["value:explained_variance"] == pytest.approx(1 - 0.32 / 0.26, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name, spec in LOSS_TABLE.items() if "kl_coef" in spec.defaults])
+@pytest.mark.parametrize("name", [name for name, spec in LOSS_TABLE.items() if "ref_logprobs" in spec.optional])
 def test_distance_to_a_reference_by_hand(name: str) -> None:
     inputs = {"logprobs": [-1.0, -1.0], "advantages": [0.0, 0.0], "ref_logprobs": [-1.0 + LN2, -1.0 - LN2]}
     weights = {"weights": [2.0, 1.0]}
@@ -381,6 +381,23 @@ def test_distance_to_a_reference_by_hand(name: str) -> None:
     assert result.metrics["kl_ref:mean"].item() == pytest.approx(0.25, rel=1e-5)
     without, _ = grouped(name, [-1.0, -1.0], {**inputs, **weights}, [0, 0])
     assert without.loss_sum.item() == 0
+
+
+def test_stable_reinforce_by_hand() -> None:
+    # r of 0.5, 1.0 and 2.0: what has become likelier counts once, what has become unlikely less
+    logprobs, inputs = tokens(*SIX)
+    result = compute_loss("stable_reinforce", {}, logprobs=logprobs, inputs=inputs)
+    assert gradient(result, logprobs) == pytest.approx([-1.5, -3.0, -3.0, 1.5, 3.0, 3.0], abs=1e-5)
+    assert result.metrics["clip_fraction:mean"].item() == pytest.approx(2 / 6)
+    plain = compute_loss("stable_reinforce", {"alpha": 0.0}, logprobs=logprobs, inputs=inputs)
+    assert gradient(plain, logprobs) == pytest.approx([-3.0, -3.0, -3.0, 3.0, 3.0, 3.0], abs=1e-5)
+
+
+def test_stable_reinforce_stays_near_the_policy_that_sampled() -> None:
+    inputs = {"logprobs": [-1.0 + LN2, -1.0 - LN2], "advantages": [0.0, 0.0], "weights": [2.0, 1.0]}
+    result, p = grouped("stable_reinforce", [-1.0, -1.0], inputs, [0, 0], kl_coef=0.5)
+    assert result.loss_sum.item() == pytest.approx(0.5 * (2 * (1 - LN2) + (LN2 - 0.5)), rel=1e-5)
+    assert gradient(result, p) == pytest.approx([0.5 * 2 * -1.0, 0.5 * 0.5], rel=1e-5)
 
 
 # ---- against plain PEFT and torch over full logits -------------------------------------------------------------------
@@ -433,6 +450,8 @@ def reference_of_tokens(name: str, logprobs_BT: Tensor, inputs: Mapping[str, Ten
             total = total - min(r * a, torch.clip(r, 0.8, 1.2) * a)
         elif name == "cispo":
             total = total - min(max(r.item(), 0.0), 4.0) * a * p
+        elif name == "stable_reinforce":
+            total = total - min(r.item(), 1.0) * a * p
         elif name == "dro":
             total = total - (p * a - 0.05 / 2 * (p - q) ** 2)
         elif name == "dppo":

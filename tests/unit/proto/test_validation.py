@@ -46,6 +46,8 @@ def test_default_settings_are_accepted(loss):
         ("ipo", {"beta": 0.0}, "loss_fn_config.beta"),
         ("dpo", {"label_smoothing": 0.6}, "loss_fn_config.label_smoothing"),
         ("gspo", {"clip_low_threshold": 1.1}, "loss_fn_config.clip_low_threshold"),
+        ("stable_reinforce", {"alpha": -0.1}, "loss_fn_config.alpha"),
+        ("stable_reinforce", {"kl_coef": -0.1}, "loss_fn_config.kl_coef"),
     ],
 )
 def test_bad_losses(loss, config, field):
@@ -109,6 +111,18 @@ def test_a_distance_to_a_reference_needs_the_reference():
         ("gspo", {"sequence_ratio_mask": np.array([0, 0, 1], dtype=np.float32)}, "sequence_ratio_mask", "no token"),
         ("gspo", {"sequence_ratio_mask": np.array([0, 2, 1], dtype=np.float32)}, "sequence_ratio_mask", "0 or 1"),
         ("ppo", {"sequence_ratio_mask": np.ones(3, dtype=np.float32)}, "sequence_ratio_mask", "unknown"),
+        ("ppo", {"clip_low_threshold": np.array([0, np.nan, 0], dtype=np.float32)}, "clip_low_threshold", "position 1"),
+        ("cispo", {"clip_high_threshold": np.zeros((3, 1), dtype=np.float32)}, "clip_high_threshold", "shape"),
+        ("dro", {"clip_high_threshold": np.ones(3, dtype=np.float32)}, "clip_high_threshold", "unknown"),
+        (
+            "gspo",
+            {
+                "clip_low_threshold": np.array([0, 0, 2], dtype=np.float32),
+                "clip_high_threshold": np.ones(3, dtype=np.float32),
+            },
+            "clip_low_threshold",
+            "position 2",
+        ),
     ],
 )
 def test_bad_sequences(loss, change, field, says):

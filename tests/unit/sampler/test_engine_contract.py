@@ -253,6 +253,22 @@ async def test_prompt_log_probabilities_are_at_temperature_one(
             assert result.prompt_topk.ids[position].tolist() == best.indices.tolist()
 
 
+async def test_the_last_tokens_of_a_prompt_alone_can_be_scored(
+    engine: Engine, base: BaseModel, make_job: MakeJob, prompts: Prompts
+) -> None:
+    asked = {"max_tokens": 0, "wants_prompt_logprobs": True, "num_prompt_topk": 2}
+    jobs = [make_job(prompt, first_scored=len(prompt) - 1, **asked) for prompt in prompts if len(prompt) > 2]
+    for job, result in zip(jobs, await run(engine, *jobs), strict=True):
+        prompt = job.prompt.tolist()
+        assert result.prompt_logprobs is not None
+        assert result.prompt_topk is not None
+        assert np.isnan(result.prompt_logprobs[:-1]).all()
+        assert (result.prompt_topk.ids[:-1] == -1).all()
+        expected_V = logprobs_TV(base, prompt)[-2]
+        assert abs(result.prompt_logprobs[-1] - expected_V[prompt[-1]].item()) < 2e-5
+        assert result.prompt_topk.ids[-1].tolist() == expected_V.topk(2).indices.tolist()
+
+
 async def test_a_prompt_as_long_as_the_context_can_be_looked_at(
     engine: Engine, base: BaseModel, make_job: MakeJob
 ) -> None:

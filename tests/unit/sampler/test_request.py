@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from farstep_proto.errors import InvalidInput
-from farstep_proto.tensors import model_input_to_proto
+from farstep_proto.tensors import ids_to_bytes, model_input_to_proto
 from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_sampler.request import NO_TOP_K, ModelLimits, gate_of, job_of, target_of
@@ -110,7 +110,13 @@ def test_an_image_is_refused_by_its_place() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("num_samples", 0), ("num_samples", 1025), ("topk_logprobs", -1), ("topk_prompt_logprobs", 101)],
+    [
+        ("num_samples", 0),
+        ("num_samples", 1025),
+        ("topk_logprobs", -1),
+        ("topk_prompt_logprobs", 101),
+        ("prompt_alt_tokens_k", 129),
+    ],
 )
 def test_a_bad_count_is_named(field: str, value: int) -> None:
     message = request()
@@ -122,6 +128,35 @@ def test_no_tokens_are_fine_for_prompt_log_probabilities() -> None:
     message = request([1] * 64, max_tokens=0)
     message.include_prompt_logprobs = True
     assert job_of(message, limits=LIMITS).max_tokens == 0
+
+
+def test_what_is_asked_about_a_prompt() -> None:
+    message = request([1] * 64, max_tokens=0)
+    message.prompt_alt_tokens_k = 2
+    assert job_of(message, limits=LIMITS).first_looked == 1
+    message.ClearField("prompt_alt_tokens_k")
+    message.include_prompt_logprobs = True
+    message.prompt_logprobs_last_n = 3
+    assert job_of(message, limits=LIMITS).first_looked == 61
+    message.target_prompt_logprobs.k = 1
+    message.target_prompt_logprobs.token_ids = ids_to_bytes([-1] * 20 + [7] * 43)
+    assert job_of(message, limits=LIMITS).first_looked == 21
+    assert job_of(request(), limits=LIMITS).first_looked is None
+
+
+@pytest.mark.parametrize("last_n", [0, 3, -1])
+def test_only_prompt_tokens_after_the_first_can_be_the_last_ones(last_n: int) -> None:
+    message = request()
+    message.include_prompt_logprobs = True
+    message.prompt_logprobs_last_n = last_n
+    assert refusal(message) == "prompt_logprobs_last_n"
+
+
+def test_the_last_prompt_tokens_need_prompt_log_probabilities() -> None:
+    message = request()
+    message.topk_prompt_logprobs = 1
+    message.prompt_logprobs_last_n = 1
+    assert refusal(message) == "prompt_logprobs_last_n"
 
 
 def test_targets() -> None:

@@ -17,7 +17,7 @@ from farstep_model.adapter import Adapter
 from farstep_model.load import BaseModel
 from farstep_proto import paths
 from farstep_proto.framing import Unframer
-from farstep_proto.tensors import ids_from_bytes, model_input_to_proto
+from farstep_proto.tensors import ids_from_bytes, ids_to_bytes, model_input_ids, model_input_to_proto
 from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import sampling_pb2 as pb
 from farstep_sampler import streaming
@@ -87,7 +87,9 @@ async def test_a_stream_says_what_a_sample_says(
 ) -> None:
     replica._swapper.offer(PolicyId("r", 2), make_adapter(1).to_bytes())
     message = request(run_id="r", topk_logprobs=2, include_prompt_logprobs=True, topk_prompt_logprobs=3)
-    message.num_samples = 3
+    message.num_samples, message.prompt_alt_tokens_k = 3, 2
+    message.target_prompt_logprobs.k = 1
+    message.target_prompt_logprobs.token_ids = ids_to_bytes([9] * (len(model_input_ids(message.prompt)) - 1))
     events = await said(http, message, X_Min_Policy_Version="2")
     response = await http.post(paths.SAMPLE, content=message.SerializeToString())
     whole = pb.SampleResponse.FromString(response.content)
@@ -105,6 +107,8 @@ async def test_a_stream_says_what_a_sample_says(
         np.frombuffer(end.prompt_logprobs, "<f4"), np.frombuffer(whole.prompt_logprobs, "<f4"), atol=1e-5
     )
     assert end.topk_prompt_logprobs.token_ids == whole.topk_prompt_logprobs.token_ids
+    assert len(end.prompt_alt_tokens.token_ids) == 2 * len(end.target_prompt_logprobs.logprobs) > 0
+    assert end.prompt_alt_tokens.token_ids == whole.prompt_alt_tokens.token_ids
 
 
 async def test_curl_reads_server_sent_events(http: httpx.AsyncClient) -> None:

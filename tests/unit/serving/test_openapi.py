@@ -28,7 +28,7 @@ KEYS = KeyRing.of("fsk-test")
 
 
 def control():
-    return make_control_app(keys=SimpleNamespace(create=None), lifespan=None)
+    return make_control_app(keys=SimpleNamespace(create=None, secret=lambda: ""), lifespan=None)
 
 
 def trainer():

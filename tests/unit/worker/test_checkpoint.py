@@ -1,5 +1,6 @@
 """Checkpoints: bit-exact going on, in this process and in a new one; refusals that name both sides."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -167,3 +168,34 @@ def test_plain_peft_loads_it_and_computes_the_same(store, make_run, make_pass, t
         ours = layers.base.logits(layers.base.hidden_states(ids))
     with torch.no_grad():
         torch.testing.assert_close(plain(ids).logits, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_for_other_programs_is_peft_files_alone_and_no_policy(store, executor, make_run, make_pass):
+    run = make_run("run", warm=True, value_head=True)
+    store_of = executor.store
+    saved = executor.execute("run", Publish("out", None, {"who": "me"}, is_external=True))
+    path = CheckpointPath.parse(saved.operation.save_weights.path)
+    assert (path.kind, saved.policy, saved.operation.save_weights.HasField("policy_version")) == (
+        "external_weights",
+        None,
+        False,
+    )
+    manifest, files = store_of.read(path)
+    assert sorted(files) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert manifest.meta["metadata"] == {"who": "me"}
+    assert manifest.to_proto().target == "external"
+    assert run.policy_version == 0
+
+
+def test_a_project_loads_what_another_has_made_public(store, make_run):
+    run, other = make_run("run", warm=True), make_run("other")
+    save(store, run)
+    other.config = dataclasses.replace(other.config, project="beta")
+    with pytest.raises(NotFound):
+        checkpoint.load_state(store, other, LoadState(PATH, optimizer=False))
+    store.set_public(PATH, True)
+    checkpoint.load_state(store, other, LoadState(PATH, optimizer=False))
+    assert weights(other) == weights(run)
+    store.set_public(PATH, False)
+    with pytest.raises(NotFound):
+        checkpoint.load_state(store, other, LoadState(PATH, optimizer=False))

@@ -1,6 +1,7 @@
 """Two processes that train as one: the same numbers, equal replicas, and an end that nobody has to wait for."""
 
 import dataclasses
+import functools
 import os
 import signal
 import threading
@@ -87,16 +88,17 @@ def test_shares_are_balanced_by_tokens(make_pass, loss_fn, expected):
 
 @pytest.mark.parametrize("lengths", [(), (5, 1, 12)])
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("what", [("ppo", {"clip_low_threshold": 0.7}), ("value", {"clip": 0.25})])
-def test_a_pass_arrives_as_it_was_sent(make_pass, lengths, backward, what):
+@pytest.mark.parametrize("what", [("ppo", {"clip_low_threshold": 0.7}), ("value", {"clip": 0.25}), ("custom", None)])
+def test_a_pass_arrives_as_it_was_sent(make_pass, make_custom_pass, lengths, backward, what):
     loss_fn, config = what
-    call = make_pass(loss_fn, lengths=lengths, backward=backward, config=config)
+    make = make_custom_pass if loss_fn == "custom" else functools.partial(make_pass, loss_fn, config=config)
+    call = make(lengths=lengths, backward=backward)
     call = call if backward else dataclasses.replace(call, adapter="start")
     arrived = read_call(to_command("run", call).execute, LIMITS)
     # a further field has to be put into `rank_messages`, the case of no data included, and compared here
     names = [field.name for field in dataclasses.fields(Pass)]
-    assert names == ["loss_fn", "config", "examples", "backward", "adapter"]
-    for name in ("loss_fn", "config", "backward", "adapter"):
+    assert names == ["loss_fn", "config", "examples", "backward", "adapter", "custom"]
+    for name in ("loss_fn", "config", "backward", "adapter", "custom"):
         assert getattr(arrived, name) == getattr(call, name)
     for there, here in zip(arrived.examples, call.examples, strict=True):
         np.testing.assert_array_equal(there.tokens, here.tokens)

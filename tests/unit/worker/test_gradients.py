@@ -11,15 +11,16 @@ from transformers import AutoModelForCausalLM
 
 from farstep_model.embedded import model_dir
 from farstep_proto.errors import ModelError
-from farstep_proto.loss_table import LOSS_TABLE
+from farstep_proto.loss_table import BOUND_INPUTS, LOSS_TABLE
 from farstep_worker.gradients import run_pass
 from farstep_worker.submission import Example, Pass
 
 FORMULAS = {
     "cross_entropy": lambda p, q, adv: -p,
     "importance_sampling": lambda p, q, adv: -torch.exp(p - q) * adv,
-    "ppo": lambda p, q, adv: -torch.min(torch.exp(p - q) * adv, torch.clip(torch.exp(p - q), 0.8, 1.2) * adv),
-    "cispo": lambda p, q, adv: -torch.clip(torch.exp(p - q), 0.0, 4.0).detach() * adv * p,
+    "ppo": lambda p, q, adv, low=0.8, high=1.2: -torch.min(torch.exp(p - q) * adv, _clip(p - q, low, high) * adv),
+    "cispo": lambda p, q, adv, low=0.0, high=4.0: -_clip(p - q, low, high).detach() * adv * p,
+    "stable_reinforce": lambda p, q, adv, alpha=1.0: -(torch.exp(p - q).clip(max=1) ** alpha).detach() * adv * p,
     "dro": lambda p, q, adv: -(p * adv - 0.5 * 0.05 * (p - q) ** 2),
     "dppo": lambda p, q, adv: -torch.exp(p - q) * adv * _dppo_keep(p, q, adv),
 }
@@ -29,6 +30,12 @@ PREFERENCES = {
 }
 # Bounds that clip some of the sequences of `make_pass`, and not others.
 SETTINGS = {"gspo": {"clip_low_threshold": 0.2, "clip_high_threshold": 0.5}}
+
+
+def _clip(log_ratio, low, high):
+    """By the token, where the bounds are."""
+    low, high = torch.as_tensor(low, dtype=torch.float64), torch.as_tensor(high, dtype=torch.float64)
+    return torch.minimum(torch.maximum(torch.exp(log_ratio), low), high)
 
 
 def _dppo_keep(p, q, adv):
@@ -93,9 +100,12 @@ def expected_loss(call, data):
             elif call.loss_fn == "value":
                 per_token = settings["coef"] * _value(p, given, settings["clip"])
             else:
-                per_token = FORMULAS[call.loss_fn](p, given.get("logprobs"), given.get("advantages"))
+                special = {"low": "clip_low_threshold", "high": "clip_high_threshold", "alpha": "alpha"}
+                bounds = {short: given.get(key, call.config.get(key)) for short, key in special.items()}
+                bounds = {short: bound for short, bound in bounds.items() if bound is not None}
+                per_token = FORMULAS[call.loss_fn](p, given.get("logprobs"), given.get("advantages"), **bounds)
             if settings.get("kl_coef"):
-                log_ratio = given["ref_logprobs"] - p
+                log_ratio = given["logprobs" if call.loss_fn == "stable_reinforce" else "ref_logprobs"] - p
                 per_token = per_token + settings["kl_coef"] * (log_ratio.exp() - log_ratio - 1)
             total = total + (weights * per_token).sum()
     return total / settings["normalizer"]
@@ -107,8 +117,8 @@ def _gspo(p, weights, given, settings):
         return 0 * p
     sequence_ratio = (p - given["logprobs"])[counted].mean().exp().item()
     ratio = sequence_ratio * torch.exp(p - p.detach())
-    bounds = settings["clip_low_threshold"], settings["clip_high_threshold"]
-    return -torch.min(ratio * given["advantages"], ratio.clip(*bounds) * given["advantages"])
+    bounds = [given.get(key, settings[key]) for key in ("clip_low_threshold", "clip_high_threshold")]
+    return -torch.min(ratio * given["advantages"], _clip(ratio.log(), *bounds) * given["advantages"])
 
 
 def _value(v, given, clip):
@@ -153,6 +163,9 @@ def test_every_loss_agrees_with_plain_peft(make_run, make_pass, loss_fn):
         ("importance_sampling", {"kl_coef": 1.5}),
         ("dro", {"kl_coef": 0.1}),
         ("gspo", {"kl_coef": 0.3, **SETTINGS["gspo"]}),
+        ("stable_reinforce", {"alpha": 0.0}),
+        ("stable_reinforce", {"alpha": 0.5, "kl_coef": 0.02, "normalizer": 2.0}),
+        ("cispo", {"clip_low_threshold": 0.5, "clip_high_threshold": 1.5}),
         ("dpo", {"beta": 0.05, "label_smoothing": 0.2, "normalizer": 3.0}),
         ("ipo", {"beta": 0.05, "label_smoothing": 0.2}),
         ("value", {"clip": 0.2, "coef": 3.0, "normalizer": 5.0}),
@@ -186,6 +199,28 @@ def test_data_with_and_without_optional_inputs_share_a_batch(make_run, make_pass
         for key in ("weights", "sequence_ratio_mask", "ref_logprobs"):
             del example.inputs[key]
     check_against_reference(adapter, call, [run_pass(adapter, call, token_budget=1000, dropout_seed=0)])
+
+
+@pytest.mark.parametrize("loss_fn", ["ppo", "cispo", "gspo"])
+@pytest.mark.parametrize("keys", [("clip_low_threshold",), ("clip_high_threshold",), BOUND_INPUTS])
+@pytest.mark.parametrize("of_all", [True, False])
+def test_bounds_by_the_token(make_run, make_pass, loss_fn, keys, of_all):
+    adapter = make_run(warm=True).adapter
+    config = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
+    call = make_pass(loss_fn, lengths=(16, 12, 3, 16), config=config)
+    now = run_pass(adapter, dataclasses.replace(call, backward=False), token_budget=1000, dropout_seed=0).outputs
+    rng = np.random.default_rng(3)
+    for index, example in enumerate(call.examples):  # ratios about 0.85 and 1.15, whole sequences of them
+        moved = rng.normal(-0.15 if index // 2 else 0.15, 0.1, len(example.tokens))
+        example.inputs["logprobs"][:] = now[index] - moved
+    without = run_pass(adapter, call, token_budget=1000, dropout_seed=0)
+    ranges = {"clip_low_threshold": (0.9, 1.0), "clip_high_threshold": (1.0, 1.1)}
+    for example in call.examples[:: 1 if of_all else 3]:
+        for key in keys:
+            example.inputs[key] = rng.uniform(*ranges[key], len(example.tokens)).astype(np.float32)
+    result = run_pass(adapter, call, token_budget=1000, dropout_seed=0)
+    check_against_reference(adapter, call, [result])
+    assert result.metrics["clip_fraction:mean"] > without.metrics["clip_fraction:mean"]
 
 
 def test_calls_of_some_pairs_add_up_to_the_whole(make_run, make_pass):

@@ -24,6 +24,7 @@ class CheckpointConfig(Section):
     save_every_n_epochs: Count = 0
     save_end_of_training: bool = True
     keep_last: Positive | None = None
+    keep_best: Positive | None = Field(default=None, description="beside those, by the metric of early_stopping")
     ttl_seconds: Positive | None = None
 
     @field_validator("type", mode="before")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
@@ -35,15 +35,24 @@ class DataConfig(Section):
     format: Name | None = Field(default=None, description="the row adapter; chosen by a row's keys where absent")
     prompt_key: Name = "prompt"
     solutions_key: Name = "solutions"
-    max_length: Positive | None = Field(default=None, description="tokens of a row; the model's limit where absent")
+    max_length: Annotated[Positive, Field(ge=2)] | None = Field(
+        default=None, description="tokens of a row; the model's limit where absent"
+    )
     max_prompt_length: Positive | None = Field(default=None, description="dpo cuts prompts, RL skips them, over this")
     prompt_truncation: Literal["keep_start", "keep_end"] = "keep_end"
     on_too_long: Literal["truncate", "drop", "error"] = "truncate"
 
+    apply_chat_template: bool | None = Field(
+        default=None, description="to prompts and answers of plain text; where there is a template, if absent"
+    )
     chat_template: str | None = Field(default=None, description="instead of the tokenizer's own; Jinja")
     chat_template_kwargs: Mapping[str, Any] = {}
     mask_inputs: bool = True
     train_on: Literal["all", "last"] = "all"
+    on_rewritten_turns: Literal["error", "split"] = Field(
+        default="error",
+        description="a template that changes earlier turns: refuse, or give each turn a row as it was sampled",
+    )
     ignore_empty_think: bool = False
 
     add_bos: bool = Field(default=True, description="causal: begin each text with BOS, where the tokenizer has one")

@@ -37,7 +37,8 @@ class SourceConfig(Section):
         default=None, description="role → column or path to the text of its turns"
     )
     content_key: Name | None = Field(default=None, description="where a turn's text is, in nested arrays of turns")
-    columns: Mapping[str, str] | None = Field(default=None, description="our column → theirs")
+    columns: Mapping[str, str] | None = Field(default=None, description="our column → theirs, or a path to it")
+    version: str = Field(default="", description="part of the cache's key: change it when the content has changed")
 
     unhashed: ClassVar[frozenset[str]] = frozenset()  # settings that do not change which rows there are
 
@@ -122,9 +123,6 @@ class CallableConfig(SourceConfig):
     type: Literal["callable"] = "callable"
     function: str | Callable[..., Any]
     kwargs: Mapping[str, Any] = {}
-    version: str = Field(
-        default="", description="part of the cache's key: change it when the function gives other rows"
-    )
 
     @field_validator("function")
     @classmethod

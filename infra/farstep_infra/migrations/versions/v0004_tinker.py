@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("run_id", sa.String(), nullable=False),
         sa.Column("policy_version", sa.BigInteger()),
         sa.Column("kind", sa.String(), nullable=False),
+        sa.Column("num_joined", sa.BigInteger(), nullable=False, server_default="0"),
         sa.Column("created_at", sa.Double(), nullable=False),
     )
     op.create_index("ix_sampling_sessions_session_id", "sampling_sessions", ["session_id"])

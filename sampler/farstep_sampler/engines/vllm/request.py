@@ -25,6 +25,7 @@ from farstep_sampler.result import FloatArray, Topk
 
 MIN_TEMPERATURE = 0.01  # vLLM would silently raise lower ones to this
 MAX_TEMPERATURE = 2.0
+_TORCH = "use the torch engine"
 _SEED_BITS = 62  # the seed and what vLLM adds to it fit into an int64
 
 
@@ -81,6 +82,10 @@ def check_job(job: SampleJob) -> None:
             f"{job.temperature} is not 0 or between {MIN_TEMPERATURE} and {MAX_TEMPERATURE}, as vLLM takes them",
             field="params.temperature",
         )
+    if job.prompt_targets is not None:
+        raise InvalidInput("vLLM scores no tokens but the prompt's", field="target_prompt_logprobs", hint=_TORCH)
+    if job.num_prompt_alternatives:
+        raise InvalidInput("vLLM draws no tokens for a prompt", field="prompt_alt_tokens_k", hint=_TORCH)
 
 
 def is_restricted(job: SampleJob) -> bool:
@@ -134,15 +139,15 @@ def sampled_logprobs(found: FlatLogprobs, num_topk: int) -> tuple[list[float], T
 
 
 def prompt_logprobs(found: FlatLogprobs, job: SampleJob) -> tuple[FloatArray | None, Topk | None]:
-    """As `SampleResult` has them: the first position has neither."""
-    num_prompt = len(job.prompt)
+    """As `SampleResult` has them: the first position has neither, nor has one that was not asked for."""
+    num_prompt, first = len(job.prompt), job.first_scored
     logprobs = np.full(num_prompt, np.nan, np.float32)
-    logprobs[1:] = [found.logprobs[start] for start in found.start_indices[1:num_prompt]]
+    logprobs[first:] = [found.logprobs[start] for start in found.start_indices[first:num_prompt]]
     topk = Topk(
         np.full((num_prompt, job.num_prompt_topk), -1, np.int32),
         np.full((num_prompt, job.num_prompt_topk), np.nan, np.float32),
     )
-    _fill(topk, found, range(1, num_prompt))
+    _fill(topk, found, range(first, num_prompt))
     return logprobs if job.wants_prompt_logprobs else None, topk if job.num_prompt_topk else None
 
 

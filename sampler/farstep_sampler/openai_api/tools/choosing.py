@@ -14,6 +14,7 @@ from farstep_sampler.openai_api.tools.formats import FORMATS, SPECIAL_MARKS, det
 from farstep_sampler.openai_api.tools.guided import GuidedArguments, GuidedList, schema_of
 from farstep_sampler.openai_api.tools.messages import NamedChoice
 from farstep_sampler.openai_api.tools.parsing import ToolParser
+from farstep_sampler.openai_api.tools.schemas import Schemas
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ def calling_of(body: ChatBody, chat_template: str, *, parser: str | None) -> Cal
             "this model's chat template knows no tools", field="tools", hint="leave tools out, or use another model"
         )
     if choice == "auto":
-        return _auto(names, parser or detect(chat_template), body)
+        schemas = {tool.name: tool.parameters or {} for tool in tools}
+        return _auto(schemas, parser or detect(chat_template), body)
     at_most = None if body.parallel_tool_calls else 1
     if choice == "required":
         schema = json.dumps(schema_of(tools, named=None, at_most=at_most))
@@ -71,7 +73,7 @@ def calling_of(body: ChatBody, chat_template: str, *, parser: str | None) -> Cal
     return Calling(True, partial(GuidedArguments, name), schema=schema, is_named=True)
 
 
-def _auto(names: list[str], parser: str | None, body: ChatBody) -> Calling:
+def _auto(schemas: Schemas, parser: str | None, body: ChatBody) -> Calling:
     if parser is None:
         raise InvalidInput(
             "how this model writes calls is not known",
@@ -80,4 +82,4 @@ def _auto(names: list[str], parser: str | None, body: ChatBody) -> Calling:
         )
     if not body.parallel_tool_calls:
         raise InvalidInput("false needs tool_choice required or a named tool", field="parallel_tool_calls")
-    return Calling(True, partial(FORMATS[parser], names), parser in SPECIAL_MARKS)
+    return Calling(True, partial(FORMATS[parser], schemas), parser in SPECIAL_MARKS)

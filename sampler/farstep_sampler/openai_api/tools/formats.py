@@ -4,6 +4,9 @@ hermes       <tool_call>{"name": …, "arguments": {…}}</tool_call>       Qwen
 llama3_json  {"name": …, "parameters": {…}}; {…}                        Llama 3.1 and later
 mistral      [TOOL_CALLS][{"name": …, "arguments": {…}}, …], or name[ARGS]{…} or name{…} each after a mark
 pythonic     [first(a=1), second(b="x")]                                Llama 3.2 and 4, ToolACE
+json         {"name": …, "arguments": {…}} with prose around            models that were taught no format of their own
+
+Those with tags of their own are in `tagged_formats`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import json
 import re
 from collections.abc import Callable, Collection
 
+from farstep_sampler.openai_api.tools.loose_json import LooseJson
 from farstep_sampler.openai_api.tools.parsing import (
     Call,
     Tagged,
@@ -22,6 +26,7 @@ from farstep_sampler.openai_api.tools.parsing import (
     calls_of,
     parse_json,
 )
+from farstep_sampler.openai_api.tools.tagged_formats import GEMMA_BEGIN, gemma, minicpm, qwen3_coder
 
 _MISTRAL = "[TOOL_CALLS]"
 _MISTRAL_NAMED = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\[CALL_ID\][^\[{]*)?(?:\[ARGS\])?\s*(\{.*\})\s*\Z", re.DOTALL)
@@ -90,20 +95,31 @@ def _python_call(node: ast.expr) -> object:
     return {"name": ast.unparse(node.func), "arguments": arguments}
 
 
+# Each takes the tools' names, with the schemas of their parameters where untyped arguments are to get their types.
 FORMATS: dict[str, Callable[[Collection[str]], ToolParser]] = {
+    "gemma": gemma,
     "hermes": _hermes,
+    "json": LooseJson,
     "llama3_json": _llama3_json,
+    "minicpm": minicpm,
     "mistral": _mistral,
     "pythonic": _pythonic,
+    "qwen3_coder": qwen3_coder,
 }
 # Marks that are special tokens of their models, and so no part of the text unless they are asked for.
-SPECIAL_MARKS = frozenset({"llama3_json", "mistral"})
+SPECIAL_MARKS = frozenset({"gemma", "llama3_json", "minicpm", "mistral"})
 
 
 def detect(chat_template: str) -> str | None:
     """The format that a chat template teaches its model; None where it knows no tools, or none of ours."""
     if "tools" not in chat_template:
         return None
+    if "<function=" in chat_template:
+        return "qwen3_coder"
+    if '<function name="' in chat_template and "<param name=" in chat_template:
+        return "minicpm"
+    if GEMMA_BEGIN in chat_template:
+        return "gemma"
     if "<tool_call>" in chat_template:
         return "hermes"
     if _MISTRAL in chat_template:

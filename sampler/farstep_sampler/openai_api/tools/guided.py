@@ -48,6 +48,7 @@ class GuidedArguments:
     def __init__(self, name: str) -> None:
         self._name = name
         self._text = ""
+        self.errors: list[str] = []
 
     def push(self, text: str) -> list[Part]:
         self._text += text
@@ -57,4 +58,5 @@ class GuidedArguments:
         value = parse_json(self._text)
         if isinstance(value, dict):
             return [Call(self._name, json.dumps(value, ensure_ascii=False))]
-        return [self._text] if self._text else []
+        self.errors += [self._text] if self._text else []
+        return [*self.errors]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from farstep_proto.errors import InvalidInput
 
@@ -98,9 +98,21 @@ class Function(BaseModel):
 
 
 class Tool(BaseModel):
+    """Also as the Responses API and some agents write it: the function's fields beside the type, or alone."""
+
     model_config = _CONFIG
     type: Literal["function"]
     function: Function
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nested(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "function" in data or "name" not in data:
+            return data
+        return {
+            "type": data.get("type", "function"),
+            "function": {key: value for key, value in data.items() if key != "type"},
+        }
 
     def for_template(self) -> dict[str, Any]:
         return self.model_dump(exclude_none=True)

@@ -24,6 +24,8 @@ Part = str | Call
 
 
 class ToolParser(Protocol):
+    errors: list[str]  # what looked like a call, was none, and so is text
+
     def push(self, text: str) -> list[Part]:
         """What is certain now: text, and calls that are complete."""
         ...
@@ -49,6 +51,7 @@ class Tagged:
         self._read = read
         self._text = ""
         self._is_inside = False
+        self.errors: list[str] = []
 
     def push(self, text: str) -> list[Part]:
         self._text += text
@@ -74,7 +77,8 @@ class Tagged:
     def _inside(self, text: str, *, closed: bool) -> list[Part]:
         calls = self._read(text)
         if calls is None:
-            return [self._begin + text + (self._end if closed else "")]
+            self.errors.append(self._begin + text + (self._end if closed else ""))
+            return [self.errors[-1]]
         return [*calls]
 
 
@@ -93,6 +97,7 @@ class Trailing:
         self._text = ""  # not said yet: what may be a call, or the beginning of a mark
         self._mark: str | None = None  # the one that was met; empty for an opening
         self._has_begun = False
+        self.errors: list[str] = []
 
     def push(self, text: str) -> list[Part]:
         self._text += text
@@ -120,6 +125,8 @@ class Trailing:
         if self._mark is None:
             return _texts(text)
         calls = self._read(text)
+        if calls is None:
+            self.errors.append(self._mark + text)
         return _texts(self._mark + text) if calls is None else [*calls]
 
 

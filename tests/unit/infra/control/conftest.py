@@ -30,10 +30,12 @@ from farstep_infra.control.samplers import FreshSamplers
 from farstep_infra.control.served_models import ServedModels
 from farstep_infra.control.servers import Site
 from farstep_infra.control.sessions import Sessions
+from farstep_infra.control.shared_samplers import SharedSamplers
 from farstep_infra.control.tables import Base
 from farstep_infra.control.trainers import Trainers
 from farstep_infra.control.usage import UsageLedger
 from farstep_infra.control.uses import Uses
+from farstep_infra.gateway.gateway import opened as opened_gateway
 from farstep_infra.launchers.base import LaunchFailed, ProcessSpec
 from farstep_infra.store.archive import Checkpoints
 from farstep_infra.store.checkpoints import CheckpointStore
@@ -150,6 +152,7 @@ def parts(db: Database, launcher: NoMachine, store: CheckpointStore, provisionin
         "fleet": fleet,
         "runs": Runs(db, fleet, stacks, provisioning),
         "samplers": FreshSamplers(db, fleet, residency, provisioning, store),
+        "shared_samplers": SharedSamplers(fleet, residency, provisioning),
     }
 
 
@@ -178,6 +181,7 @@ async def served(db: Database, tmp_path: Path) -> AsyncIterator[Here]:
         is_ending=lambda: provisioning.is_released,
         **parts(db, launcher, store, provisioning),
     )
-    yield Here(app, control, db, store, launcher)
+    async with opened_gateway(control, db, api_key=OWN_KEY) as app.state.gateway:
+        yield Here(app, control, db, store, launcher)
     await provisioning.close()
     await control.fleet.close()

@@ -32,6 +32,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--exit-with-parent", action="store_true")
+    parser.add_argument("--custom-losses", action="store_true")
     for name in (
         "model",
         "store",

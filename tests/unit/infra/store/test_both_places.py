@@ -166,3 +166,31 @@ def _all_at_once(target, arguments):
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def test_a_public_checkpoint_is_read_by_every_project_until_it_is_taken_back_or_replaced(any_store):
+    any_store.write(PATH, FILES, {**META, "project": "alpha"})
+    assert any_store.may_read(PATH, "alpha")
+    assert not any_store.may_read(PATH, "beta")
+    assert not any_store.is_public(POLICY)
+    any_store.set_public(PATH, True)
+    assert any_store.may_read(PATH, "beta")
+    assert any_store.manifest(PATH).to_proto().public
+    assert any_store.set_ttl(PATH, 60).public
+    any_store.set_public(PATH, False)
+    assert not any_store.may_read(PATH, "beta")
+    any_store.set_public(PATH, True)
+    any_store.write(PATH, FILES, {**META, "project": "alpha"}, overwrite=True)
+    assert not any_store.is_public(PATH)
+    with pytest.raises(NotFound):
+        any_store.set_public(POLICY, True)
+
+
+def test_a_store_knows_its_runs_and_all_kinds_of_their_checkpoints(any_store):
+    external = CheckpointPath("run:1", "external_weights", "out")
+    for path in (PATH, POLICY, external):
+        any_store.write(path, FILES, META)
+    assert any_store.runs() == ["run:1"]
+    assert {str(manifest.path) for manifest in any_store.list("run:1")} == {str(PATH), str(POLICY), str(external)}
+    assert CheckpointPath.parse("tinker://run:1/external_weights/out") == external
+    assert external.tinker_path == "tinker://run:1/external_weights/out"

@@ -203,6 +203,34 @@ async def test_calls_that_must_be_made(scripted: Make) -> None:
     assert none.choices[0].message.content == '{"city": "Rome"}'
 
 
+async def test_tokens_of_an_earlier_turn_stay_as_they_are(scripted: Make, base: BaseModel) -> None:
+    backend = scripted("yes")
+    said = base.tokenizer.encode("<|im_start|>user\n") + [base.tokenizer.encode(c)[0] for c in "Hello"]
+    assert base.tokenizer.encode(base.tokenizer.decode(said)) != said
+    async with serving(backend) as url, speaking_to(url) as client:
+        for prefix, stays in ((said, True), ([*said, said[-1]], False)):
+            answer = await client.chat.completions.create(
+                model=MODEL, messages=HELLO, extra_body={"prefix_token_ids": prefix, "return_token_ids": True}
+            )
+            prompt = answer.model_dump()["prompt_token_ids"]
+            assert (prompt[: len(prefix)] == prefix) is stays
+            assert base.tokenizer.decode(prompt) == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+        with pytest.raises(openai.BadRequestError) as error:
+            await client.chat.completions.create(model=MODEL, messages=HELLO, extra_body={"prefix_token_ids": [10**6]})
+        assert error.value.param.startswith("prefix_token_ids")
+
+
+async def test_what_looked_like_a_call_is_told(scripted: Make) -> None:
+    backend = scripted("So <tool_call>{oh</tool_call>")
+    flat = [{"type": "function", **TOOLS[0]["function"]}]  # as the Responses API has tools
+    async with serving(backend) as url, speaking_to(url) as client:
+        answer = await client.chat.completions.create(
+            model=MODEL, messages=HELLO, tools=flat, extra_body={"return_token_ids": True}
+        )
+        assert answer.choices[0].message.content == "So <tool_call>{oh</tool_call>"
+        assert answer.choices[0].model_dump()["tool_call_errors"] == ["<tool_call>{oh</tool_call>"]
+
+
 async def test_models_without_a_template(scripted: Make) -> None:
     async with serving(scripted("x", template=None)) as url, speaking_to(url) as client:
         with pytest.raises(openai.BadRequestError, match="no chat template"):

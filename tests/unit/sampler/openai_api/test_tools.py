@@ -11,9 +11,11 @@ from farstep_sampler.openai_api.tools.guided import GuidedArguments, GuidedList,
 from farstep_sampler.openai_api.tools.messages import Function
 from farstep_sampler.openai_api.tools.parsing import Call, ToolParser
 
-NAMES = ["weather", "time"]
+CITY = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "on": {}}}
+NAMES = {"weather": CITY, "time": {}}
 W = Call("weather", '{"city": "Zürich"}')
 T = Call("time", "{}")
+N = Call("weather", '{"city": "12", "days": 3, "on": {"a": [1, null, true], "b": "x, {y}"}}')
 
 
 def parsed(parser: ToolParser, text: str, size: int) -> tuple[str, list[Call]]:
@@ -41,6 +43,38 @@ GOOD = [
     ("mistral", '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Zürich"}}, {"name": "time"}]', "", [W, T]),
     ("mistral", 'So: [TOOL_CALLS]weather[ARGS]{"city": "Zürich"}[TOOL_CALLS]time{}', "So: ", [W, T]),
     ("pythonic", '[weather(city="Zürich"), time()]', "", [W, T]),
+    ("json", '{"name": "weather", "arguments": {"city": "Zürich"}}', "", [W]),
+    ("json", 'So {this}: {"tool": "weather", "args": {"city": "Zürich"}} ok', "So {this}:  ok", [W]),
+    (
+        "json",
+        'See\n```json\n[{"name": "weather", "parameters": {"city": "Zürich"}}, {"name": "time"}]\n```',
+        "See\n",
+        [W, T],
+    ),
+    ("json", '{"function": {"name": "time", "arguments": "{}"}}', "", [T]),
+    (
+        "qwen3_coder",
+        "Now <tool_call>\n<function=weather>\n<parameter=city>\n12\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
+        '<parameter=on>\n{"a": [1, null, true], "b": "x, {y}"}\n</parameter>\n</function>\n</tool_call>',
+        "Now ",
+        [N],
+    ),
+    ("qwen3_coder", "<tool_call><function=time></function></tool_call>" * 2, "", [T, T]),
+    (
+        "minicpm",
+        'I. <function name="weather"><param name="city">12</param><param name="days">3</param><param name="on">'
+        '<![CDATA[{"a": [1, null, true], "b": "x, {y}"}]]></param></function> So',
+        "I.  So",
+        [N],
+    ),
+    ("minicpm", '<function name="weather"><param name="city">Z&#252;rich</param></function>', "", [W]),
+    (
+        "gemma",
+        'Hm <|tool_call>call:weather{city:<|"|>12<|"|>,days:3,on:{a:[1,null,true],b:<|"|>x, {y}<|"|>}}<tool_call|>',
+        "Hm ",
+        [N],
+    ),
+    ("gemma", "<|tool_call>call:time{}<tool_call|><|tool_call>call:time{}<tool_call|>", "", [T, T]),
 ]
 BAD = [
     ("hermes", "no call at all"),
@@ -54,6 +88,16 @@ BAD = [
     ("mistral", "[TOOL_CALLS]weather"),
     ("mistral", "[TOOL_CALLS][{]"),
     ("pythonic", '[weather("Zürich")]'),
+    ("json", '{"name": "launch", "arguments": {}} and ["weather"'),
+    ("json", '{"name": "weather", "arguments": {"city": '),
+    ("json", "[" * 3000),
+    ("qwen3_coder", "<tool_call><function=weather><parameter=city>Z</function></tool_call>"),
+    ("qwen3_coder", "<tool_call><function=launch></function></tool_call>"),
+    ("minicpm", '<function name="weather"><param name="city">'),
+    ("minicpm", "<function name=weather></function>"),
+    ("gemma", "<|tool_call>call:weather{city:<tool_call|>"),
+    ("gemma", '<|tool_call>call:weather{city:<|"|>x}<tool_call|>'),
+    ("gemma", "<|tool_call>call:weather" + "{a:" * 300 + "<tool_call|>"),
     ("pythonic", "[1, 2]"),
     ("pythonic", "[" * 3000),
     ("pythonic", "[weather(city=__import__('os').getcwd())]"),
@@ -93,6 +137,23 @@ def test_how_a_text_is_cut_changes_nothing(name: str, pieces: list[str], size: i
     assert parsed(FORMATS[name](NAMES), text, size) == parsed(FORMATS[name](NAMES), text, max(1, len(text)))
 
 
+def test_the_only_tool_is_meant_where_a_call_names_none() -> None:
+    only = {"weather": CITY}
+    for text in ('{"arguments": {"city": "Zürich"}}', 'So {"city": "Zürich"}'):
+        assert parsed(FORMATS["json"](only), text, 1000)[1] == [W]
+    assert parsed(FORMATS["json"](only), '{"town": "Zürich"}', 1000)[1] == []
+    assert parsed(FORMATS["json"](NAMES), '{"city": "Zürich"}', 1000)[1] == []
+
+
+@pytest.mark.parametrize(("name", "text"), [case for case in BAD if "{" in case[1] and "[weather" not in case[1]])
+def test_what_looked_like_a_call_is_told(name: str, text: str) -> None:
+    parser = FORMATS[name](NAMES)
+    said, _ = parsed(parser, text, 1000)
+    looked_like = name != "json" or '"name"' in text
+    assert [error in said for error in parser.errors] == [True] * len(parser.errors)
+    assert bool(parser.errors) == looked_like
+
+
 def test_text_before_a_call_is_not_held_back() -> None:
     parser = FORMATS["hermes"](NAMES)
     assert parser.push("Hello <too") == ["Hello "]
@@ -108,6 +169,9 @@ def test_text_before_a_call_is_not_held_back() -> None:
         ("{% if tools %}[func_name1(params_name1=params_value1)]", "pythonic"),
         ("{% if tools %}something else", None),
         ("<tool_call> is never mentioned", None),
+        ("{% if tools %}<tool_call>\\n<function=example>", "qwen3_coder"),
+        ('{% if tools %}<function name="x"><param name="y">', "minicpm"),
+        ("{% if tools %}<|tool_call>call:", "gemma"),
     ],
 )
 def test_formats_are_known_by_their_templates(template: str, name: str | None) -> None:

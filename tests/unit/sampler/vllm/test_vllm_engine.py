@@ -18,11 +18,13 @@ from farstep_model.load import load_base_model
 from farstep_model.lora import LoraLayers
 from farstep_model.spec import LoraSpec
 from farstep_proto.errors import Internal, InvalidInput
-from farstep_proto.v1 import control_pb2
+from farstep_proto.tensors import ids_to_bytes
+from farstep_proto.v1 import control_pb2, sampling_pb2
 from farstep_sampler.account import Account
 from farstep_sampler.engines.vllm.engine import VllmEngine, make_vllm_engine
 from farstep_sampler.engines.vllm.process import vllm_rank
 from farstep_sampler.engines.vllm.request import seed_of
+from farstep_sampler.prompt_targets import PromptTargets
 from farstep_sampler.request import SampleJob
 from tests.support.vllm_starting import OPTIONS, vllm_engine
 
@@ -115,6 +117,19 @@ async def test_a_temperature_that_vllm_would_change_is_refused(
     with pytest.raises(InvalidInput) as caught:
         await engine.sample(make_job(PROMPT, temperature=temperature), slot=0)
     assert caught.value.field == "params.temperature"
+
+
+@in_one_loop
+async def test_what_vllm_cannot_say_of_a_prompt_is_refused(
+    engine: VllmEngine, make_job: Callable[..., SampleJob]
+) -> None:
+    table = sampling_pb2.PromptTargets(k=1, token_ids=ids_to_bytes([1] * (len(PROMPT) - 1)))
+    targets = PromptTargets.of(table, num_prompt=len(PROMPT), vocab_size=384, most_values=9)
+    for field, asked in (("target_prompt_logprobs", targets), ("prompt_alt_tokens_k", 2)):
+        names = {"target_prompt_logprobs": "prompt_targets", "prompt_alt_tokens_k": "num_prompt_alternatives"}
+        with pytest.raises(InvalidInput) as caught:
+            await engine.sample(make_job(PROMPT, **{names[field]: asked}), slot=0)
+        assert caught.value.field == field
 
 
 @in_one_loop

@@ -1,0 +1,137 @@
+"""`Turn`: one answer of a policy, with the tokens that it was asked with and those that it gave.
+
+Turns come from the proxy, which sees them pass, or from answers that an agent hands over. Only an answer with token ids
+and log-probabilities is one: nothing is tokenized anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from farstep.trainers.errors import RolloutError
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One answer of N tokens to a prompt of P tokens.
+
+    Args:
+        prompt: [P].
+        tokens, logprobs, versions: [N]; the stop token is among them.
+        messages: what was asked; `reply` is the message that came back.
+        request_id: the same for all choices of one request.
+        call_errors: pieces of the text that looked like calls and are none.
+    """
+
+    prompt: Sequence[int]
+    tokens: Sequence[int]
+    logprobs: Sequence[float]
+    versions: Sequence[int]
+    messages: Sequence[Message] = ()
+    reply: Message = field(default_factory=dict)
+    tools: Sequence[Mapping[str, Any]] | None = None
+    finish_reason: str = "stop"
+    request_id: str = ""
+    call_errors: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.tokens), len(self.logprobs), len(self.versions)}
+        if len(sizes) > 1:
+            raise RolloutError(
+                f"{len(self.tokens)} tokens, {len(self.logprobs)} log-probabilities, {len(self.versions)} versions",
+                field="turn",
+            )
+
+    @property
+    def text(self) -> str:
+        """What the reply says; calls are no part of it."""
+        return text_of(self.reply)
+
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """`{id, name, arguments}` of each; `arguments` is JSON text."""
+        return calls_of(self.reply)
+
+
+def turns_of(
+    answer: Mapping[str, Any], messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+) -> list[Turn]:
+    """A turn for each choice of a chat completion.
+
+    Raises:
+        RolloutError: it has no token ids or log-probabilities.
+    """
+    choices = answer.get("choices") or []
+    return [_turn(answer, choice, messages, tools) for choice in choices]
+
+
+def _turn(
+    answer: Mapping[str, Any],
+    choice: Mapping[str, Any],
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None,
+) -> Turn:
+    tokens, prompt = choice.get("token_ids"), answer.get("prompt_token_ids")
+    content = (choice.get("logprobs") or {}).get("content")
+    if tokens is None or prompt is None or content is None:
+        raise RolloutError(
+            "the answer has no token ids or log-probabilities",
+            field="response",
+            hint="ask through the session's proxy, which adds them",
+        )
+    versions = choice.get("policy_versions") or [answer.get("policy_version", 0)] * len(tokens)
+    return Turn(
+        prompt=tuple(prompt),
+        tokens=tuple(tokens),
+        logprobs=tuple(each["logprob"] for each in content),
+        versions=tuple(versions),
+        messages=tuple(messages),
+        reply=choice["message"],
+        tools=tools,
+        finish_reason=choice.get("finish_reason") or "stop",
+        request_id=str(answer.get("id", "")),
+        call_errors=tuple(choice.get("tool_call_errors") or ()),
+    )
+
+
+def text_of(message: Message) -> str:
+    """The text of a message, whether it is a string or in parts."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content or () if isinstance(part, Mapping))
+
+
+def calls_of(message: Message) -> list[dict[str, Any]]:
+    calls = []
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") or {}
+        calls.append(
+            {"id": call.get("id") or "", "name": function.get("name"), "arguments": function.get("arguments") or ""}
+        )
+    return calls
+
+
+def same_messages(first: Sequence[Message], second: Sequence[Message]) -> bool:
+    """Whether they say the same, however their absent fields are written."""
+    return len(first) == len(second) and all(_said(a) == _said(b) for a, b in zip(first, second, strict=True))
+
+
+def _said(message: Message) -> tuple[Any, ...]:
+    calls = tuple((call["name"], _canonical(call["arguments"])) for call in calls_of(message))
+    role = message.get("role")
+    return ("system" if role == "developer" else role, text_of(message), calls)
+
+
+def _canonical(arguments: object) -> str:
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return str(arguments)
+    return json.dumps(arguments, sort_keys=True)

@@ -1,0 +1,1 @@
+"""How a row becomes tokens: `RowAdapter` in `base`, and one file for each form of row."""

@@ -1,0 +1,200 @@
+"""Prompts in batches, for rollouts: those that are too long are skipped and counted, every record is kept whole.
+
+Invariant: `scanned` of all batches of a pass is the number of rows that were looked at, and every one of them is in a
+batch or in a skip count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from farstep.trainers.config.data import DataConfig
+from farstep.trainers.config.trainer import TrainerConfig
+from farstep.trainers.data.adapters.base import keys_of
+from farstep.trainers.data.collection import RawRows, collected, given_rows
+from farstep.trainers.data.conversation import tools_of
+from farstep.trainers.data.loader import Cursor
+from farstep.trainers.data.order import permutation
+from farstep.trainers.data.sequences import prompt_tokens
+from farstep.trainers.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class PromptItem:
+    """
+    Args:
+        record: the whole row, as its source has it (under our names, where `columns` says so).
+        prompt: text or messages, as the row has it.
+        tokens: what the model is asked with.
+        solutions: what the row has under the configured key; None where it has none.
+        index: the row's number in the data.
+    """
+
+    record: Mapping[str, Any]
+    prompt: Any
+    tokens: tuple[int, ...]
+    solutions: Any = None
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """
+    Args:
+        scanned: rows that were looked at for this batch.
+        skipped_long: of them, those whose prompt is too long.
+        total_skipped_long: the same since the pass began.
+        cursor: what comes after it.
+    """
+
+    items: tuple[PromptItem, ...]
+    scanned: int
+    skipped_long: int
+    total_skipped_long: int
+    cursor: Cursor = field(default_factory=Cursor)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def prompts(self) -> list[Any]:
+        return [item.prompt for item in self.items]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSettings:
+    """Where prompts and solutions are in a row, and how long a prompt may be."""
+
+    batch_size: int
+    max_prompt_tokens: int | None = None
+    prompt_key: str = "prompt"
+    solutions_key: str = "solutions"
+    seed: int = 42
+    shuffle: bool = False
+
+
+class PromptLoader:
+    """Passes over rows with prompts. A cursor's `batch` counts rows here: skipped ones leave no trace in batches."""
+
+    def __init__(
+        self,
+        rows: object,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: PromptSettings,
+        config: DataConfig | None = None,
+    ) -> None:
+        if settings.batch_size < 1:
+            raise DataError(f"{settings.batch_size}, and at least 1 is needed", field="batch_size")
+        self.rows = rows if isinstance(rows, RawRows) else given_rows(rows, field="dataset")
+        self._tokenizer, self._settings = tokenizer, settings
+        self._config = config if config is not None else DataConfig()
+
+    def __len__(self) -> int:
+        """Rows of a pass."""
+        return len(self.rows)
+
+    @property
+    def data(self) -> str:
+        return f"prompts.{len(self.rows)}.{self._settings.seed}.{self._settings.shuffle}"
+
+    def batches(self, cursor: Cursor | None = None) -> Iterator[PromptBatch]:
+        """The rest of the cursor's pass; a last batch may be smaller, and one without items has skipped rows alone.
+
+        Raises:
+            DataError: at once, if the cursor is of other data; later, if a row has no prompt.
+        """
+        place = Cursor(data=self.data) if cursor is None else cursor
+        if (place.data and place.data != self.data) or place.batch > len(self.rows):
+            raise DataError(f"the cursor is of other data: {place.data}, and this is {self.data}", field="cursor")
+        return self._pass(place)
+
+    def _pass(self, place: Cursor) -> Iterator[PromptBatch]:
+        order = self._order(place.epoch)
+        total = place.skipped
+        items: list[PromptItem] = []
+        scanned = skipped = 0
+        for number in range(place.batch, len(order)):
+            item = self.item(int(order[number]))
+            scanned += 1
+            if self._too_long(item):
+                skipped += 1
+            else:
+                items.append(item)
+            is_last = number + 1 == len(order)
+            if len(items) == self._settings.batch_size or is_last:
+                total += skipped
+                after = (place.epoch + 1, 0, self.data) if is_last else (place.epoch, number + 1, self.data, total)
+                yield PromptBatch(tuple(items), scanned, skipped, total, Cursor(*after))
+                items, scanned, skipped = [], 0, 0
+
+    def item(self, index: int) -> PromptItem:
+        """
+        Raises:
+            DataError: the row has no prompt: with its number and the keys that it has.
+        """
+        raw = self.rows[index]
+        row, settings = raw.named(), self._settings
+        if settings.prompt_key not in row:
+            raise raw.blamed(DataError(f"no {settings.prompt_key!r}", hint=keys_of(row)))
+        prompt = row[settings.prompt_key]
+        try:
+            tokens = prompt_tokens(
+                prompt, self._tokenizer, self._config, field=settings.prompt_key, tools=tools_of(row)
+            )
+        except DataError as error:
+            raise raw.blamed(error) from error
+        return PromptItem(row, prompt, tuple(tokens), row.get(settings.solutions_key), index)
+
+    def _too_long(self, item: PromptItem) -> bool:
+        most = self._settings.max_prompt_tokens
+        return most is not None and len(item.tokens) > most
+
+    def _order(self, epoch: int) -> np.ndarray[Any, Any]:
+        if not self._settings.shuffle:
+            return np.arange(len(self.rows))
+        return permutation(len(self.rows), self._settings.seed, "epoch", epoch, 0)
+
+
+def load_prompt_batches(
+    dataset: object,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int,
+    max_prompt_tokens: int | None = None,
+    prompt_key: str = "prompt",
+    solutions_key: str = "solutions",
+    config: DataConfig | None = None,
+) -> Iterator[PromptBatch]:
+    """One pass over rows in their order, the last batch as small as it is.
+
+    Raises:
+        DataError: no list of rows, or a row without its prompt (with its number and keys).
+    """
+    settings = PromptSettings(batch_size, max_prompt_tokens, prompt_key, solutions_key)
+    return PromptLoader(dataset, tokenizer, settings, config).batches()
+
+
+def prompt_loader(
+    config: TrainerConfig, tokenizer: PreTrainedTokenizerBase, *, train_data: object = None
+) -> PromptLoader:
+    """What a configuration names, shuffled anew in each epoch: `batch_size` prompts a batch.
+
+    Raises:
+        DataError: there is nothing to train on, or a source is wrong.
+    """
+    data = config.data
+    seed = config.seed if data.seed is None else data.seed
+    rows = given_rows(train_data) if train_data is not None else collected(data, seed=seed)[0]
+    if rows is None:
+        raise DataError("there is nothing to train on", field="data.sources", hint="give dataset, or train_data")
+    settings = PromptSettings(
+        config.batch_size, data.max_prompt_length, data.prompt_key, data.solutions_key, seed, data.shuffle
+    )
+    return PromptLoader(rows, tokenizer, settings, data)

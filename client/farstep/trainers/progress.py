@@ -1,0 +1,92 @@
+"""How far a run is and how long it takes still: a bar in a terminal or notebook, nothing elsewhere.
+
+The estimate is by the median time of the last steps, so that one slow step does not move it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from farstep import _progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_REMEMBERED = 32
+
+
+class Pace:
+    """Seconds a step, and from that when the last one is made."""
+
+    def __init__(self, total_steps: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total_steps = total_steps
+        self._clock = clock
+        self._took: deque[float] = deque(maxlen=_REMEMBERED)
+        self._last_at = clock()
+
+    def step(self, num_steps: int = 1) -> float:
+        """Seconds since the last call, for so many steps."""
+        now = self._clock()
+        took, self._last_at = now - self._last_at, now
+        self._took.extend([took / max(1, num_steps)] * min(num_steps, _REMEMBERED))
+        return took
+
+    def pause(self) -> None:
+        """What was done since the last step was none: an evaluation, a checkpoint."""
+        self._last_at = self._clock()
+
+    def eta_s(self, step: int) -> float:
+        if not self._took:
+            return 0.0
+        return max(0, self.total_steps - step) * statistics.median(self._took)
+
+
+class ProgressBar:
+    """Shown where the SDK shows its waits, and in their place. Closing it leaves the last line."""
+
+    def __init__(self, name: str, total_steps: int) -> None:
+        self._bar: Progress | None = None
+        if not _progress.is_shown() or not _progress.claim_line():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        from rich.markup import escape
+
+        self._task: Any = self._bar.add_task(escape(name), total=total_steps or None, loss="–", speed="")
+        self._bar.start()
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._bar is None:
+            return
+        loss, speed = metrics.get("loss"), metrics.get("tokens_per_s")
+        self._bar.update(
+            self._task,
+            completed=step,
+            loss="–" if loss is None else f"{loss:.4f}",
+            speed="" if speed is None else f"{speed:,.0f} tokens/s",
+        )
+
+    def say(self, text: str) -> None:
+        """A line above the bar; nothing where there is none."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+            _progress.release_line()

@@ -1,0 +1,114 @@
+"""Where a trainer's rows come from: sequences that are there already, or rows that the data part makes tokens of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from farstep.trainers.errors import TrainerError
+from farstep.trainers.rows import LoadedRows, NoRows, Rows, given_examples
+from farstep.trainers.sequence import TrainSequence
+
+if TYPE_CHECKING:
+    from farstep.trainers.checked import Checked
+    from farstep.trainers.data.dataset import Dataset, Examples
+    from farstep.trainers.session import Session
+
+
+def load_rows(trainer: Session, train_data: Any, test_data: Any) -> tuple[Rows, Rows | None]:
+    """What is trained on, and what is evaluated on, if anything.
+
+    Raises:
+        DataError: nothing is left to train on, or a source or row is wrong.
+    """
+    from farstep.trainers.data.dataset import Dataset
+    from farstep.trainers.data.load import load
+
+    given = given_examples(train_data, trainer.rows_per_group, field="train_data") if is_sequences(train_data) else None
+    needs_tokens = given is None or (test_data is None and trainer.config.data.has_eval)
+    test_rows = eval_rows(trainer, test_data) if test_data is not None else None
+    if given is not None and not needs_tokens:
+        return _rows(trainer, given, {}), test_rows
+    loaded = load(
+        trainer.config,
+        trainer.get_tokenizer(),
+        train_data=Dataset.of([given[index] for index in range(len(given))]) if given is not None else train_data,
+        rows_per_group=trainer.rows_per_group,
+        max_length=trainer.client.get_info().max_seq_len,
+    )
+    train = _rows(trainer, given, {}) if given is not None else _loaded(trainer, loaded.train)
+    if test_rows is None and loaded.eval is not None:
+        return train, _loaded(trainer, loaded.eval, is_eval=True)
+    return train, test_rows
+
+
+def eval_rows(trainer: Session, test_data: Any) -> Rows:
+    """Test data that were given, in their order."""
+    from farstep.trainers.data.dataset import Dataset
+    from farstep.trainers.data.load import load
+
+    if isinstance(test_data, list | tuple) and not test_data:
+        return NoRows()
+    if is_sequences(test_data):
+        examples = given_examples(test_data, trainer.rows_per_group, field="test_data")
+        return _rows(trainer, examples, {}, is_eval=True)
+    dataset = test_data
+    if not isinstance(dataset, Dataset):
+        dataset = load(
+            trainer.config,
+            trainer.get_tokenizer(),
+            train_data=test_data,
+            rows_per_group=trainer.rows_per_group,
+            max_length=trainer.client.get_info().max_seq_len,
+        ).train
+    return _loaded(trainer, dataset, is_eval=True)
+
+
+def is_sequences(data: Any) -> bool:
+    """Whether rows are tokens already: sequences, or groups of them."""
+    return isinstance(data, list | tuple) and bool(data) and isinstance(data[0], TrainSequence | list | tuple)
+
+
+def check_given(rows: Any, trainer: type[Checked], config: Any, *, field: str) -> None:
+    """Raises TrainerError where rows are none, naming the row and its keys; tokenises nothing."""
+    from farstep.trainers.checks import check_rows
+    from farstep.trainers.data.dataset import Dataset
+    from farstep.trainers.data.load import check_rows as check_mappings
+    from farstep.trainers.errors import DataError
+
+    if isinstance(rows, Dataset):
+        return
+    check_rows(rows, field=field)
+    try:
+        if is_sequences(rows):
+            given_examples(rows, trainer.rows_per_group, field=field)
+        else:
+            check_mappings(rows, config, field=field)
+    except DataError as error:
+        place = error.field if error.field.startswith(field) else f"{field}, {error.field}" if error.field else field
+        raise TrainerError(error.message, hint=error.hint, field=place, stage="validate") from error
+
+
+def _loaded(trainer: Session, dataset: Dataset, *, is_eval: bool = False) -> Rows:
+    return _rows(trainer, dataset, dataset.report.to_dict(), is_eval=is_eval)
+
+
+def _rows(
+    trainer: Session, dataset: Dataset | Examples, report: Mapping[str, Any], *, is_eval: bool = False
+) -> LoadedRows:
+    from farstep.trainers.data.loader import Loader
+
+    config = trainer.config
+    seed = config.data.seed if config.data.seed is not None else config.seed
+    if is_eval:
+        return LoadedRows(Loader(dataset, config.batch_size, seed=seed, shuffle=False), report)
+    loader = Loader(
+        dataset,
+        config.batch_size,
+        seed=seed,
+        shuffle=config.data.shuffle,
+        drop_last=config.data.drop_last,
+        min_iterations=config.min_iterations,
+        overfit_first_batch=config.overfit_first_batch,
+    )
+    return LoadedRows(loader, report)
