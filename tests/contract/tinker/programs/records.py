@@ -149,4 +149,5 @@ def tokenizer(service):
         assert found.decode(found.encode(text)) == text
 
 
-main()
+if __name__ == "__main__":
+    main()
