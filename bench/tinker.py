@@ -1,7 +1,7 @@
 """How fast the gateway is: the unmodified `tinker` SDK and our own take turns on one server, at the same work.
 
-Each side has runs of its own, made alike; they must agree on every loss. Figures are medians and ratios of medians,
-below one where the `tinker` SDK is slower. The last line of output is one JSON object.
+Each side has runs of its own, made alike; they must agree on every loss. Figures are medians and ratios of medians:
+our seconds over those of `tinker`. The last line of output is one JSON object.
 
     python -m bench.tinker [--model farstep/tiny|FOLDER] [--threads N] [--quick]
 """
@@ -259,16 +259,23 @@ def start(plan: Plan, stack: ExitStack) -> Bench:
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     folder = model_folder(plan.model, scratch=scratch)
     here = stack.enter_context(LocalStack(model=str(folder), home=scratch / "home", more=["--served-name=bench"]))
-    service = tinker.ServiceClient(base_url=here.base_url, api_key=f"tml-{here.api_key}")
-    ours = stack.enter_context(farstep.ServiceClient(base_url=here.base_url, api_key=here.api_key))
-    runs = [_made(service.create_lora_training_client("bench", rank=RANK, seed=0)) for _ in range(2 * NUM_CLIENTS)]
-    taken = [ours.resume_run(run.model_id) for run in runs[NUM_CLIENTS:]]
+    theirs, ours = {"base_url": here.base_url, "api_key": f"tml-{here.api_key}"}, {"base_url": here.base_url}
+    services = [stack.enter_context(tinker.ServiceClient(**theirs)) for _ in range(NUM_CLIENTS)]
+
+    def make(service: Any) -> Any:
+        return _made(service.create_lora_training_client("bench", rank=RANK, seed=0))
+
+    runs = [make(service) for service in services]
+    taken = [
+        stack.enter_context(farstep.ServiceClient(**ours, api_key=here.api_key)).resume_run(make(service).model_id)
+        for service in services
+    ]
     return Bench(
         plan=plan,
         vocab_size=taken[0].get_info().vocab_size,
         sides=[
             Side("farstep", farstep, taken, endless={"ignore_eos": True}),
-            Side("tinker", tinker, runs[:NUM_CLIENTS], endless={"stop": []}),
+            Side("tinker", tinker, runs, endless={"stop": []}),
         ],
     )
 
