@@ -88,14 +88,15 @@ def gspo(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -
 def stable_reinforce(p: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> PerToken:
     """−w·sg(min(r, 1)^alpha)·A·p: REINFORCE with truncated importance weights.
 
-    How Tinker computes the loss of this name is not published; docs/losses.md says what is known, and why this. The
+    How Tinker computes the loss of this name is not known to us; docs/losses.md says what is known, and why this. The
     weights are those of Ionides 2008, "Truncated importance sampling", cut at 1 as in V-trace (Espeholt et al. 2018,
     arXiv:1802.01561): a token that has become likelier counts as if it were on-policy, one that has become unlikely
-    counts less. alpha 0 is plain REINFORCE. `kl_coef` is of the divergence from the sampling policy q.
+    counts less. alpha 0 is plain REINFORCE. `kl_coef` is of the divergence from the sampling policy q. How many
+    are cut is no metric: on-policy, where r is 1 but for rounding, it would say nothing.
     """
     log_ratio = (p - inputs["logprobs"]).detach()
     weight = (config["alpha"] * log_ratio.clamp_max(0.0)).exp()
-    return PerToken(-weight * inputs["advantages"] * p, log_ratio > 0)
+    return PerToken(-weight * inputs["advantages"] * p)
 
 
 def value(v: Tensor, inputs: Mapping[str, Tensor], config: Mapping[str, float]) -> PerToken:

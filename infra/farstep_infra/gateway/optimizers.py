@@ -23,6 +23,9 @@ _ADAM = {
 def check_optimizer(config: Mapping[str, Any] | None) -> None:
     """Refuses the `optimizer_config` of a new model that asks for another optimizer than AdamW.
 
+    Of "dimuon" it is known that its momentum is orthogonalised and has a preconditioner by rows and columns, and not
+    how: what we would put under that name would train something else.
+
     Raises:
         InvalidInput: naming the field.
     """

@@ -319,7 +319,7 @@ ARGUMENTS = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     target=st.sampled_from(sorted(OPERATIONS)),
     args=st.lists(ARGUMENTS, max_size=3),

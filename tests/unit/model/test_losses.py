@@ -388,7 +388,6 @@ def test_stable_reinforce_by_hand() -> None:
     logprobs, inputs = tokens(*SIX)
     result = compute_loss("stable_reinforce", {}, logprobs=logprobs, inputs=inputs)
     assert gradient(result, logprobs) == pytest.approx([-1.5, -3.0, -3.0, 1.5, 3.0, 3.0], abs=1e-5)
-    assert result.metrics["clip_fraction:mean"].item() == pytest.approx(2 / 6)
     plain = compute_loss("stable_reinforce", {"alpha": 0.0}, logprobs=logprobs, inputs=inputs)
     assert gradient(plain, logprobs) == pytest.approx([-3.0, -3.0, -3.0, 3.0, 3.0, 3.0], abs=1e-5)
 

@@ -18,6 +18,7 @@ from farstep_worker.executor import Executor
 from farstep_worker.journal.folder import locked
 from farstep_worker.journal.journal import open_journal
 from farstep_worker.journal.writer import Writer
+from farstep_worker.rank_messages import to_command
 from farstep_worker.snapshots import SnapshotLimits
 from tests.unit.worker.wire import ADAM, GatedExecutor, error_of, serving, until
 
@@ -210,6 +211,22 @@ async def test_a_client_that_asks_again_after_the_restart_is_answered(layers, tm
     async with worker(layers, tmp_path) as trainer:
         assert len((await trainer.poll("second")).finished) == 1
         assert not (await trainer.poll("first", wait_s=0)).finished
+
+
+async def test_a_loss_that_came_with_its_call_is_computed_again(layers, tmp_path, make_custom_pass):
+    """From what was written down alone, and also where no new ones are taken any more."""
+    message = pb.ForwardRequest.FromString(to_command("run", make_custom_pass()).execute.body)
+    async with worker(layers, tmp_path, custom_losses=True) as trainer:
+        await trainer.create()
+        for seq, (verb, body) in enumerate([("forward_backward", message), ("optim_step", ADAM)] * 2, start=1):
+            assert (await trainer.submit(verb, body, seq)).status_code == 202
+        assert (await trainer.outcome("run:4")).state == operations_pb2.OPERATION_STATE_SUCCEEDED
+        expected = end_of(trainer)
+    async with worker(layers, tmp_path) as trainer:
+        assert_same_end(end_of(trainer), expected)
+        refused = await trainer.submit("forward_backward", message, 5)
+        assert refused.status_code == 400
+        assert (error_of(refused).field, "--custom-losses" in error_of(refused).hint) == ("loss_fn", True)
 
 
 @pytest.mark.parametrize("num_damaged", [1, 2])

@@ -74,11 +74,12 @@ class GatedExecutor:
 
 
 @asynccontextmanager
-async def serving(executor, **settings):
+async def serving(executor, *, custom_losses=False, **settings):
     keys = KeyRing.of(KEY)
     feed = PolicyFeed(keys)
     dispatcher = Dispatcher(executor, feed=feed, num_threads=1, **settings)
-    api = TrainerApi(executor.base, dispatcher, Checkpoints(executor.store, secret=KEY), max_request_bytes=LIMIT)
+    checkpoints = Checkpoints(executor.store, secret=KEY)
+    api = TrainerApi(executor.base, dispatcher, checkpoints, max_request_bytes=LIMIT, custom_losses=custom_losses)
     app = make_server(api, keys=keys, feed=FeedServer(feed), host="127.0.0.1", feed_port=0)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     headers = {"authorization": f"Bearer {KEY}"}

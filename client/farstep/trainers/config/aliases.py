@@ -81,7 +81,7 @@ TOP: Mapping[str, Alias] = {
     "per_device_train_batch_size": "batch_size",
     "max_grad_norm": "optimizer.grad_clip",
     # ArcticTraining
-    "train_iters": "max_steps",
+    "train_iters": lambda value: {} if value == 0 else {"max_steps": value},
     "micro_batch_size": "mini_bs",
     "loss_log_interval": "log_interval",
     "train_log_iter_interval": "log_interval",

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+from farstep.trainers.config.code import load_code
 from farstep.trainers.config.trainer import TrainerConfig
 from farstep.trainers.config.yaml_text import mapping_from_yaml
 from farstep.trainers.errors import ConfigError
@@ -18,6 +19,8 @@ C = TypeVar("C", bound=TrainerConfig)
 def load_config(
     source: str | PathLike[str] | Mapping[str, Any] | object,
     config_class: type[C] = TrainerConfig,  # type: ignore[assignment]
+    *,
+    allow_code: bool = True,
     **changes: Any,
 ) -> C:
     """
@@ -25,18 +28,33 @@ def load_config(
         source: the path of a YAML file, YAML text (anything with a line break or a colon and a space), a mapping, a
             `TrainerConfig`, or a dataclass with fields of these names.
         config_class: what to make of it.
+        allow_code: whether the Python files that `code` names may be loaded.
         changes: settings that win over the source's (`max_steps=10`).
 
     Raises:
-        ConfigError: no such file, no YAML, or a wrong setting.
+        ConfigError: no such file, no YAML, a wrong setting, or code that cannot (or may not) be loaded.
     """
     if isinstance(source, config_class):
         return source.merged(changes) if changes else source
     settings = _settings(source)
     if unnamed := [key for key in settings if not isinstance(key, str)]:
         raise ConfigError(f"the key {unnamed[0]!r} is no text")
+    _load_code(source, {**settings, **changes}.get("code"), allowed=allow_code)
     config = config_class(**settings) if not changes.keys() & {"type"} else config_class(**{**settings, **changes})
     return config.merged(changes) if changes else config
+
+
+def _load_code(source: object, code: object, *, allowed: bool) -> None:
+    """Sources and trainers of the user's own must be known before the settings of theirs are checked."""
+    paths = [code] if isinstance(code, str) else list(code) if isinstance(code, list | tuple) else []
+    if paths and not allowed:
+        raise ConfigError("Python files may not be loaded here", field="code")
+    is_file = isinstance(source, PathLike) or (isinstance(source, str) and not _is_text(source))
+    load_code(paths, folder=Path(str(source)).expanduser().parent if is_file else Path())
+
+
+def _is_text(source: str) -> bool:
+    return "\n" in source or ": " in source
 
 
 def _settings(source: object) -> Mapping[str, Any]:
@@ -45,7 +63,7 @@ def _settings(source: object) -> Mapping[str, Any]:
             return {name: getattr(source, name) for name in type(source).model_fields}
         case Mapping():
             return source
-        case str() if "\n" in source or ": " in source:
+        case str() if _is_text(source):
             return mapping_from_yaml(source)
         case str() | PathLike():
             return _from_file(Path(source).expanduser())

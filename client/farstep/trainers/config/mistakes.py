@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from farstep.trainers.config.aliases import TOP
 from farstep.trainers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 _Place = tuple[str | int, ...]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the known name that looks most like this one, or else all of them."""
+def nearest(name: str, known: Iterable[str], *, aliases: Iterable[str] = ()) -> str:
+    """A hint that names the known name (or alias) that looks most like this one, or else all known ones."""
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, [*names, *aliases], n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}" if names else ""
 
 
@@ -32,6 +33,7 @@ def written_as(place: _Place) -> str:
 def from_validation(error: ValidationError, model: type[BaseModel], written: Mapping[str, str]) -> ConfigError:
     """Every mistake, the first with a hint, at the place that the user wrote (`written`: our place → theirs)."""
     mistakes = [_mistake(detail, model, written) for detail in error.errors(include_url=False)]
+    mistakes.sort(key=lambda mistake: not mistake[2])  # one that can be helped first
     path, message, hint = mistakes[0]
     others = [f"{place}: {text}" for place, text, _ in mistakes[1:]]
     if others:
@@ -46,7 +48,8 @@ def _mistake(detail: Any, model: type[BaseModel], written: Mapping[str, str]) ->
         path = f"{written[path]} (= {path})"
     match detail["type"]:
         case "extra_forbidden":
-            return path, "unknown setting", nearest(str(place[-1]), section.model_fields)
+            aliases = TOP if len(place) == 1 else ()
+            return path, "unknown setting", nearest(str(place[-1]), section.model_fields, aliases=aliases)
         case "missing":
             return path, "missing", ""
         case "value_error":

@@ -107,6 +107,12 @@ class TrainerConfig(Section):
                     field=section,
                     hint=f"of {', '.join(sorted(readers))}",
                 )
+        if self.data.max_prompt_length is not None and self.type in ("sft", "causal"):
+            raise ConfigError(
+                f"the trainer {self.type!r} has no limit of its own for prompts",
+                field="data.max_prompt_length",
+                hint="data.max_length cuts whole rows; dpo cuts prompts, and RL skips rows, over this",
+            )
         if self.data.has_eval and not self.eval_interval:
             raise ConfigError(
                 "missing: there is data to evaluate on, and nothing says how often",

@@ -7,12 +7,13 @@ tokenizer, the limits. Whatever else changes, the cache is found again.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 from farstep.trainers.config.resolved import as_data
 from farstep.trainers.config.sources import SourceConfig
 from farstep.trainers.data.adapters.base import RowAdapter
-from farstep.trainers.data.processing import Plan
+from farstep.trainers.data.processing import Plan, own_adapters
 from farstep.trainers.data.report import DataReport
 from farstep.trainers.data.sources.base import Source
 from farstep.trainers.data.table import Table
@@ -59,15 +60,16 @@ def source_key(source: SourceConfig) -> dict[str, Any]:
     return {"settings": settings, "there": kind(source).fingerprint()}
 
 
-def key_of(plan: Plan, rows: object, *, tokenizer: str, seed: int, part: str) -> str:
+def key_of(plan: Plan, rows: object, *, formats: Iterable[str | None], tokenizer: str, seed: int, part: str) -> str:
     """
     Args:
         rows: what names the raw rows, as JSON has it: their sources' keys, or their hash.
+        formats: those that sources name.
         tokenizer: its fingerprint.
         part: "train" or "eval".
     """
     settings = {name: value for name, value in as_data(plan.config).items() if name not in NOT_KEYED}
-    own = {name: _written(RowAdapter.get(name)) for name in RowAdapter.names() if name not in RowAdapter.homes}
+    own = {adapter.name: _written(adapter) for adapter in own_adapters(plan.config.format, *formats)}
     named = {
         "form": FORM,
         "part": part,
@@ -83,8 +85,6 @@ def key_of(plan: Plan, rows: object, *, tokenizer: str, seed: int, part: str) ->
 
 
 def _written(adapter: type[RowAdapter]) -> str:
-    import inspect
-
     try:
         return inspect.getsource(adapter)
     except (OSError, TypeError):

@@ -52,6 +52,8 @@ def load(
     """
     groups = rows_per_group if rows_per_group is not None else 2 if config.type in ("dpo", "ipo") else 1
     plan = plan_of(config, max_length=max_length, rows_per_group=groups)
+    if plan.config.join_texts and plan.limits.max_length is None:
+        raise DataError("to join texts into rows of one length, give that length", field="data.max_length")
     loading = _Loading(config, plan, tokenizer, progress)
     train = _given(train_data, groups) or loading.part("train", train_data)
     held_out = _given(test_data, groups) or loading.part("eval", test_data)
@@ -113,13 +115,15 @@ class _Loading:
     def _key(self, part: str, raw: RawRows | None) -> str:
         settings = self.plan.config
         rows: Any
+        formats: list[str | None] = []
         if raw is not None:
             rows = hashlib.sha256(b"".join(content_of(one.row) for one in raw)).hexdigest()
         else:
             of_eval = part == "eval" and bool(settings.eval_sources)
-            rows = [source_key(source) for source in (settings.eval_sources if of_eval else settings.sources)]
+            sources = settings.eval_sources if of_eval else settings.sources
+            rows, formats = [source_key(source) for source in sources], [source.format for source in sources]
         print_ = tokenizer_fingerprint(self.tokenizer)
-        return key_of(self.plan, rows, tokenizer=print_, seed=self._seed, part=part)
+        return key_of(self.plan, rows, formats=formats, tokenizer=print_, seed=self._seed, part=part)
 
 
 def _given(data: object, rows_per_group: int) -> Dataset | None:

@@ -6,10 +6,12 @@ Invariant: the table and the report are the same, however many processes made th
 from __future__ import annotations
 
 import multiprocessing
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from farstep.trainers.config.data import DataConfig
@@ -70,27 +72,51 @@ def processed(
 def _chunks(raw: RawRows, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> Iterator[tuple[Table, DataReport]]:
     starts = range(0, len(raw), CHUNK_ROWS)
     chunks = ([raw[i] for i in range(start, min(start + CHUNK_ROWS, len(raw)))] for start in starts)
+    own = own_adapters(plan.config.format, *(reading.format for reading in raw.readings))
     num_proc = min(plan.config.num_proc, len(starts))
+    if num_proc > 1 and (stuck := [adapter for adapter in own if not _can_be_sent(adapter)]):
+        text = f"data.num_proc is left aside: the row adapter {stuck[0].name!r} is in no module that can be imported"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        num_proc = 1
     if num_proc <= 1:
         yield from (_chunk(chunk, tokenizer, plan) for chunk in chunks)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_proc, context, _begin, (tokenizer, plan, _own_classes())) as pool:
-        waiting: deque[Future[tuple[Table, DataReport]]] = deque()
-        for chunk in chunks:
-            waiting.append(pool.submit(_chunk_there, chunk))
-            if len(waiting) > 2 * num_proc:
-                yield waiting.popleft().result()
-        while waiting:
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    sent = replace(plan, config=plan.config.model_copy(update={"sources": (), "eval_sources": ()}))
+    with ProcessPoolExecutor(num_proc, context, _begin, (tokenizer, sent, own)) as pool:
+        try:
+            yield from _in_order(pool, chunks, 2 * num_proc)
+        except BrokenProcessPool as error:
+            hint = (
+                "a script that sets num_proc must do its work under if __name__ == '__main__'; or it ran out of memory"
+            )
+            raise DataError("a process that makes tokens has died", field="data.num_proc", hint=hint) from error
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, chunks: Iterable[list[RawRow]], most_waiting: int
+) -> Iterator[tuple[Table, DataReport]]:
+    waiting: deque[Future[tuple[Table, DataReport]]] = deque()
+    for chunk in chunks:
+        waiting.append(pool.submit(_chunk_there, chunk))
+        if len(waiting) > most_waiting:
             yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 _there: dict[str, Any] = {}
 
 
-def _own_classes() -> tuple[type[RowAdapter], ...]:
-    """Adapters of the user's: loaded in the other process by being sent there."""
-    return tuple(RowAdapter.get(name) for name in RowAdapter.names() if name not in RowAdapter.homes)
+def own_adapters(*formats: str | None) -> tuple[type[RowAdapter], ...]:
+    """Adapters of the user's among those that are named: another process learns of them by being sent them."""
+    return tuple(
+        RowAdapter.get(name) for name in sorted({name for name in formats if name}) if name not in RowAdapter.homes
+    )
+
+
+def _can_be_sent(adapter: type[RowAdapter]) -> bool:
+    return adapter.__module__ != "__main__" and "<locals>" not in adapter.__qualname__
 
 
 def _begin(tokenizer: PreTrainedTokenizerBase, plan: Plan, own: tuple[type[RowAdapter], ...]) -> None:

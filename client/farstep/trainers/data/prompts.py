@@ -14,7 +14,7 @@ import numpy as np
 
 from farstep.trainers.config.data import DataConfig
 from farstep.trainers.config.trainer import TrainerConfig
-from farstep.trainers.data.adapters.base import keys_of
+from farstep.trainers.data.adapters.base import RowAdapter, keys_of
 from farstep.trainers.data.collection import RawRows, collected, given_rows
 from farstep.trainers.data.conversation import tools_of
 from farstep.trainers.data.loader import Cursor
@@ -25,6 +25,10 @@ from farstep.trainers.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+DEFAULT_PROMPT_KEY, DEFAULT_SOLUTIONS_KEY = "prompt", "solutions"
+_CONVERSATIONS = ("messages", "conversations")
+_SOLUTIONS = ("solution", "answer", "ground_truth", "output")
+
 
 @dataclass(frozen=True, slots=True)
 class PromptItem:
@@ -33,7 +37,7 @@ class PromptItem:
         record: the whole row, as its source has it (under our names, where `columns` says so).
         prompt: text or messages, as the row has it.
         tokens: what the model is asked with.
-        solutions: what the row has under the configured key; None where it has none.
+        solutions: what the row has under the configured key (or, by default, as `answer` and the like), or None.
         index: the row's number in the data.
     """
 
@@ -74,8 +78,8 @@ class PromptSettings:
 
     batch_size: int
     max_prompt_tokens: int | None = None
-    prompt_key: str = "prompt"
-    solutions_key: str = "solutions"
+    prompt_key: str = DEFAULT_PROMPT_KEY
+    solutions_key: str = DEFAULT_SOLUTIONS_KEY
     seed: int = 42
     shuffle: bool = False
 
@@ -105,10 +109,10 @@ class PromptLoader:
         return f"prompts.{len(self.rows)}.{self._settings.seed}.{self._settings.shuffle}"
 
     def batches(self, cursor: Cursor | None = None) -> Iterator[PromptBatch]:
-        """The rest of the cursor's pass; a last batch may be smaller, and one without items has skipped rows alone.
+        """The rest of the cursor's pass; the last batch may be smaller.
 
         Raises:
-            DataError: at once, if the cursor is of other data; later, if a row has no prompt.
+            DataError: at once, if the cursor is of other data; later, if a row has no prompt, or all are too long.
         """
         place = Cursor(data=self.data) if cursor is None else cursor
         if (place.data and place.data != self.data) or place.batch > len(self.rows):
@@ -116,23 +120,27 @@ class PromptLoader:
         return self._pass(place)
 
     def _pass(self, place: Cursor) -> Iterator[PromptBatch]:
+        """A batch is given when the next row that fits is found, so that none is empty and every skip is in one."""
         order = self._order(place.epoch)
         total = place.skipped
         items: list[PromptItem] = []
         scanned = skipped = 0
         for number in range(place.batch, len(order)):
             item = self.item(int(order[number]))
-            scanned += 1
             if self._too_long(item):
-                skipped += 1
-            else:
-                items.append(item)
-            is_last = number + 1 == len(order)
-            if len(items) == self._settings.batch_size or is_last:
-                total += skipped
-                after = (place.epoch + 1, 0, self.data) if is_last else (place.epoch, number + 1, self.data, total)
-                yield PromptBatch(tuple(items), scanned, skipped, total, Cursor(*after))
+                scanned, skipped, total = scanned + 1, skipped + 1, total + 1
+                continue
+            if len(items) == self._settings.batch_size:
+                after = Cursor(place.epoch, number, self.data, total)
+                yield PromptBatch(tuple(items), scanned, skipped, total, after)
                 items, scanned, skipped = [], 0, 0
+            items.append(item)
+            scanned += 1
+        if items:
+            yield PromptBatch(tuple(items), scanned, skipped, total, Cursor(place.epoch + 1, 0, self.data))
+        elif place.batch == 0:
+            most = self._settings.max_prompt_tokens
+            raise DataError(f"all {len(order)} prompts are over {most} tokens", field="data.max_prompt_length")
 
     def item(self, index: int) -> PromptItem:
         """
@@ -140,17 +148,29 @@ class PromptLoader:
             DataError: the row has no prompt: with its number and the keys that it has.
         """
         raw = self.rows[index]
-        row, settings = raw.named(), self._settings
-        if settings.prompt_key not in row:
-            raise raw.blamed(DataError(f"no {settings.prompt_key!r}", hint=keys_of(row)))
-        prompt = row[settings.prompt_key]
+        row = raw.named()
+        key = self._prompt_key(row)
+        if key is None:
+            raise raw.blamed(DataError(f"no {self._settings.prompt_key!r}", hint=keys_of(row)))
         try:
-            tokens = prompt_tokens(
-                prompt, self._tokenizer, self._config, field=settings.prompt_key, tools=tools_of(row)
-            )
+            if key in _CONVERSATIONS:
+                tokens = RowAdapter.get("messages")().to_prompt(row, self._tokenizer, self._config)
+            else:
+                tokens = prompt_tokens(row[key], self._tokenizer, self._config, field=key, tools=tools_of(row))
         except DataError as error:
             raise raw.blamed(error) from error
-        return PromptItem(row, prompt, tuple(tokens), row.get(settings.solutions_key), index)
+        return PromptItem(row, row[key], tuple(tokens), self._solutions(row), index)
+
+    def _prompt_key(self, row: Mapping[str, Any]) -> str | None:
+        """The configured key; or, where none was configured, the one that other forms of row have."""
+        key = self._settings.prompt_key
+        candidates = (key, "input", *_CONVERSATIONS) if key == DEFAULT_PROMPT_KEY else (key,)
+        return next((name for name in candidates if name in row), None)
+
+    def _solutions(self, row: Mapping[str, Any]) -> Any:
+        key = self._settings.solutions_key
+        candidates = (key, *_SOLUTIONS) if key == DEFAULT_SOLUTIONS_KEY else (key,)
+        return next((row[name] for name in candidates if name in row), None)
 
     def _too_long(self, item: PromptItem) -> bool:
         most = self._settings.max_prompt_tokens
@@ -168,8 +188,8 @@ def load_prompt_batches(
     *,
     batch_size: int,
     max_prompt_tokens: int | None = None,
-    prompt_key: str = "prompt",
-    solutions_key: str = "solutions",
+    prompt_key: str = DEFAULT_PROMPT_KEY,
+    solutions_key: str = DEFAULT_SOLUTIONS_KEY,
     config: DataConfig | None = None,
 ) -> Iterator[PromptBatch]:
     """One pass over rows in their order, the last batch as small as it is.

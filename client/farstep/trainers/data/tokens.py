@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from farstep.trainers.data.chat import Rendered
+import numpy as np
+
+from farstep.trainers.data.chat import Rendered, Span
+from farstep.trainers.data.order import Indices
 from farstep.trainers.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,10 +36,21 @@ class Masked:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    start: int
-    end: int
-    token: int
+class _Placed:
+    """Tokens and the characters that each stands for: ids, starts and ends, [T] each."""
+
+    ids: Indices
+    starts: Indices
+    ends: Indices
+
+    def crosses(self, edges: Sequence[int]) -> bool:
+        """Whether a token reaches over one of the edges."""
+        at = np.asarray(edges, np.int64)
+        return bool(np.any(np.searchsorted(at, self.ends, "left") > np.searchsorted(at, self.starts, "right")))
+
+    def inside(self, span: Span) -> Indices:
+        """Numbers of the tokens that are wholly in the span."""
+        return np.flatnonzero((self.starts >= span[0]) & (self.ends <= span[1]))
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -51,82 +65,77 @@ def masked(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> Masked:
         DataError: the tokenizer cannot say which token is where, or its tokens do not spell the text.
     """
     edges = sorted({edge for span in rendered.spans for edge in span} - {0, len(rendered.text)})
-    pieces = _pieces(tokenizer, rendered.text, 0)
-    crossed = pieces is None or any(_crosses(piece, edges) for piece in pieces)
-    if crossed:
-        pieces = _cut_pieces(tokenizer, rendered.text, edges)
-    assert pieces is not None
-    ids = [piece.token for piece in pieces]
-    weights = [0.0] * len(ids)
-    for start, end in rendered.spans:
-        inside = [i for i, piece in enumerate(pieces) if start <= piece.start and piece.end <= end]
-        for i in inside:
-            weights[i] = 1.0
-        _unmark_tail(tokenizer, ids, weights, inside)
-    return Masked(ids, weights, crossed)
+    placed = _placed(tokenizer, rendered.text, 0)
+    crossed = placed is None or placed.crosses(edges)
+    if placed is None or crossed:
+        placed = _cut(tokenizer, rendered.text, edges)
+    weights_T = np.zeros(len(placed.ids))
+    special = _special_ids(tokenizer)
+    for span in rendered.spans:
+        inside = placed.inside(span)
+        weights_T[inside] = 1.0
+        weights_T[_tail(tokenizer, placed.ids, inside, special)] = 0.0
+    return Masked(placed.ids.tolist(), weights_T.tolist(), crossed)
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, text: str, base: int) -> list[_Piece] | None:
-    """Tokens with the characters that they stand for; None for a tokenizer that cannot say.
+def _placed(tokenizer: PreTrainedTokenizerBase, text: str, base: int) -> _Placed | None:
+    """The text's tokens where they are; None for a tokenizer that cannot say.
 
     A tokenizer may leave spaces out of a token's place: what lies between two tokens belongs to the second.
     """
     if not getattr(tokenizer, "is_fast", False):
         return None
-    found: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    pieces = []
-    reached = 0
-    for token, (start, end) in zip(found["input_ids"], found["offset_mapping"], strict=True):
-        if text[reached:start].strip():
-            raise DataError(f"the tokenizer has no token for {text[reached:start]!r}, character {base + reached}")
-        pieces.append(_Piece(base + (reached if start > reached else start), base + end, token))
-        reached = max(reached, end)
-    if text[reached:].strip() or (text and not pieces):
-        raise DataError(f"the tokenizer has no token for {text[reached:][:40]!r}, character {base + reached}")
-    return pieces
-
-
-def _crosses(piece: _Piece, edges: Sequence[int]) -> bool:
-    return any(piece.start < edge < piece.end for edge in edges)
-
-
-def _cut_pieces(tokenizer: PreTrainedTokenizerBase, text: str, edges: Sequence[int]) -> list[_Piece]:
-    pieces: list[_Piece] = []
-    for start, end in pairwise([0, *edges, len(text)]):
-        part = text[start:end]
-        placed = _pieces(tokenizer, part, start)
-        pieces += placed if placed is not None else [_Piece(start, end, token) for token in token_ids(tokenizer, part)]
-    spelt, whole = (
-        _decoded(tokenizer, [piece.token for piece in pieces]),
-        _decoded(tokenizer, token_ids(tokenizer, text)),
+    found: Any = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
     )
-    if spelt != whole:
-        at = next(
-            (i for i, (a, b) in enumerate(zip(spelt, whole, strict=False)) if a != b), min(len(spelt), len(whole))
-        )
-        raise DataError(
-            f"the text cannot be cut into turns without changing its tokens: at character {at}, "
-            f"{spelt[at : at + 40]!r} is not {whole[at : at + 40]!r}"
-        )
-    return pieces
+    offsets = np.asarray(found["offset_mapping"], np.int64).reshape(-1, 2)
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    reached = np.maximum.accumulate(np.concatenate([[0], ends]))
+    for gap in [*np.flatnonzero(starts > reached[:-1]).tolist(), len(starts)]:
+        left_out = text[reached[gap] : starts[gap] if gap < len(starts) else None]
+        if left_out.strip() or (left_out and not len(starts)):
+            raise DataError(f"the tokenizer has no token for {left_out[:40]!r}, character {base + reached[gap]}")
+    ids = np.asarray(found["input_ids"], np.int64)
+    return _Placed(ids, base + np.minimum(starts, reached[:-1]), base + ends)
 
 
-def _unmark_tail(
-    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], weights: list[float], inside: Sequence[int]
-) -> None:
-    """Unmarks white space that follows the last special token of a span: nobody samples it."""
-    special = _special_ids(tokenizer)
-    last = next((i for i in reversed(inside) if ids[i] in special), None)
-    rest = [i for i in inside if last is not None and i > last]
-    if rest and not _decoded(tokenizer, [ids[i] for i in rest]).strip():
-        for i in rest:
-            weights[i] = 0.0
+def _cut(tokenizer: PreTrainedTokenizerBase, text: str, edges: Sequence[int]) -> _Placed:
+    """Tokens of the text's parts, each tokenised alone."""
+    parts = []
+    for start, end in pairwise([0, *edges, len(text)]):
+        placed = _placed(tokenizer, text[start:end], start)
+        if placed is None:
+            ids = np.asarray(token_ids(tokenizer, text[start:end]), np.int64)
+            placed = _Placed(ids, np.full(len(ids), start), np.full(len(ids), end))
+        parts.append(placed)
+    whole = _Placed(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "starts", "ends")))
+    _check_spelling(tokenizer, whole.ids.tolist(), text)
+    return whole
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _check_spelling(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> None:
+    """Whether the tokens spell what the whole text's own tokens spell."""
+    spelt, whole = _decoded(tokenizer, ids), _decoded(tokenizer, token_ids(tokenizer, text))
+    if spelt == whole:
+        return
+    at = next((i for i, (a, b) in enumerate(zip(spelt, whole, strict=False)) if a != b), min(len(spelt), len(whole)))
+    raise DataError(
+        f"the text cannot be cut into turns without changing its tokens: at character {at}, "
+        f"{spelt[at : at + 40]!r} is not {whole[at : at + 40]!r}"
+    )
+
+
+def _tail(tokenizer: PreTrainedTokenizerBase, ids: Indices, inside: Indices, special: Indices) -> Indices:
+    """Of a span's tokens those after its last special one, if they are white space: nobody samples them."""
+    specials = np.flatnonzero(np.isin(ids[inside], special))
+    rest = inside[specials[-1] + 1 :] if len(specials) else inside[:0]
+    return rest if len(rest) and not _decoded(tokenizer, ids[rest].tolist()).strip() else rest[:0]
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> Indices:
     """Ids that end turns: special ones, and those that were added to the vocabulary."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    return frozenset(tokenizer.all_special_ids) | frozenset(i for i, token in added.items() if token.special)
+    return np.asarray([*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)], np.int64)
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -47,8 +47,8 @@ def addresses_of(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-def judged_address(url: str, rules: Rules, resolve: Resolve) -> str:
-    """The address to connect to.
+def judged_addresses(url: str, rules: Rules, resolve: Resolve) -> list[str]:
+    """The addresses that may be connected to: all that the host has.
 
     Raises:
         DataError: the scheme is not allowed, or one of the host's addresses is not public.
@@ -66,7 +66,7 @@ def judged_address(url: str, rules: Rules, resolve: Resolve) -> str:
                 field=shown(url),
                 hint="allow_private: true lets it through",
             )
-    return addresses[0]
+    return addresses
 
 
 def _is_public(address: str) -> bool:
@@ -97,7 +97,7 @@ def download(
     origin = _origin(url)
     for _ in range(MAX_REDIRECTS + 1):
         headers = {"Authorization": f"Bearer {token}"} if token and _origin(url) == origin else {}
-        found = _fetch(url, to, headers, rules, judged_address(url, rules, resolve), verify)
+        found = _fetch_from_any(url, to, headers, rules, judged_addresses(url, rules, resolve), verify)
         if found.location is None:
             return found.content_type
         url = urljoin(url, found.location)
@@ -110,6 +110,22 @@ class _Found:
     location: str | None = None
 
 
+def _fetch_from_any(
+    url: str, to: Path, headers: dict[str, str], rules: Rules, addresses: list[str], verify: ssl.SSLContext | bool
+) -> _Found:
+    """From the first address that takes the connection: some of a host's may be out of reach from here."""
+    failure: httpx.HTTPError | httpx.InvalidURL | None = None
+    for address in addresses:
+        try:
+            return _fetch(url, to, headers, rules, address, verify)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            failure = error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            failure = error
+            break
+    raise DataError(f"cannot be fetched: {type(failure).__name__}: {failure}", field=shown(url)) from failure
+
+
 def _fetch(
     url: str, to: Path, headers: dict[str, str], rules: Rules, address: str, verify: ssl.SSLContext | bool
 ) -> _Found:
@@ -119,22 +135,19 @@ def _fetch(
     pinned = urlunsplit((parts.scheme, literal + port, parts.path or "/", parts.query, ""))
     extensions = {"sni_hostname": parts.hostname}
     # Proxies of the environment would look the host up again; redirects are judged by `download`.
-    try:
-        with (
-            httpx.Client(timeout=rules.timeout_s, trust_env=False, follow_redirects=False, verify=verify) as client,
-            client.stream(
-                "GET", pinned, headers={"Host": parts.netloc.rpartition("@")[2], **headers}, extensions=extensions
-            ) as response,
-        ):
-            if response.status_code in _REDIRECTS and "location" in response.headers:
-                return _Found(location=response.headers["location"])
-            if response.status_code != 200:
-                hint = "is the token right?" if response.status_code in (401, 403) else ""
-                raise DataError(f"HTTP {response.status_code} {response.reason_phrase}", field=shown(url), hint=hint)
-            _write(response, to, rules, url)
-            return _Found(content_type=response.headers.get("content-type", ""))
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise DataError(f"cannot be fetched: {type(error).__name__}: {error}", field=shown(url)) from error
+    with (
+        httpx.Client(timeout=rules.timeout_s, trust_env=False, follow_redirects=False, verify=verify) as client,
+        client.stream(
+            "GET", pinned, headers={"Host": parts.netloc.rpartition("@")[2], **headers}, extensions=extensions
+        ) as response,
+    ):
+        if response.status_code in _REDIRECTS and "location" in response.headers:
+            return _Found(location=response.headers["location"])
+        if response.status_code != 200:
+            hint = "is the token right?" if response.status_code in (401, 403) else ""
+            raise DataError(f"HTTP {response.status_code} {response.reason_phrase}", field=shown(url), hint=hint)
+        _write(response, to, rules, url)
+        return _Found(content_type=response.headers.get("content-type", ""))
 
 
 def _write(response: httpx.Response, to: Path, rules: Rules, url: str) -> None:

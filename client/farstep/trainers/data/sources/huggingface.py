@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,10 +52,10 @@ class HuggingFace(Source):
 
     def _refusal(self, datasets: Any, error: Exception) -> DataError:
         config = self.config
-        try:
-            splits = datasets.get_dataset_split_names(config.name, config.subset, revision=config.revision)
-        except Exception:  # then it was not the split
-            splits = []
+        splits: Sequence[str] = []
+        if isinstance(error, ValueError):  # what `datasets` raises for a split that is not there, among others
+            with suppress(Exception):
+                splits = datasets.get_dataset_split_names(config.name, config.subset, revision=config.revision)
         if splits and config.split not in splits:
             return self._no_split(splits)
         text = " ".join(str(error).split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farstep.trainers.config.numbers import exact_number, real, whole
@@ -59,6 +59,7 @@ def test_a_measure_is_finite(value: object) -> None:
         real(value)
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.integers(-(10**12), 10**12), st.sampled_from(["", "k", "Ki", "M", "Mi", "G", "Gi", "T", "Ti"]))
 def test_a_suffix_multiplies_exactly(number: int, suffix: str) -> None:
     factor = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -66,6 +67,7 @@ def test_a_suffix_multiplies_exactly(number: int, suffix: str) -> None:
     assert exact_number(f"{number}{suffix}") == number * factor[suffix]
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=1e-200, max_value=1e200))
 def test_what_python_writes_is_read_back_exactly(value: float) -> None:
     assert real(repr(value)) == value

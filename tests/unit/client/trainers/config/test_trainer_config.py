@@ -208,6 +208,7 @@ def test_what_has_no_meaning_here_is_left_out_with_a_warning() -> None:
 WRONG = [
     ({"optimizer": {"lrr": 1}}, r"optimizer\.lrr: unknown setting \(did you mean 'lr'\?\)"),
     ({"maxStep": 3}, r"maxStep: unknown setting \(did you mean 'max_steps'\?\)"),
+    ({"learnin_rate": 3}, r"learnin_rate: unknown setting \(did you mean 'learning_rate'\?\)"),
     ({"model": {"base": "x", "lora": {"rnk": 3}}}, r"model\.lora\.rnk: unknown setting \(known are alpha"),
     ({"rl": {"critic": {"lrate": 1}}, "type": "ppo"}, r"rl\.critic\.lrate: unknown setting"),
     ({"checkpoint": [{}, {"save_every": 1}]}, r"checkpoint\[1\]\.save_every: unknown setting \(did you mean"),
@@ -221,6 +222,7 @@ WRONG = [
     ({"scheduler": {"warmup_steps": 1, "warmup_ratio": 0.1}}, r"scheduler: warmup_steps and warmup_ratio exclude"),
     ({"rl": {"gamma": 0.5}}, r"rl: the trainer 'sft' has no such settings"),
     ({"type": "ppo", "clip_range": 2}, r"clip_range \(= rl\.clip_low\): .*less than or equal to 1"),
+    ({"maxPromptLength": 9}, r"data\.max_prompt_length: the trainer 'sft' has no limit of its own for prompts"),
     ({"train_eval_split": 0.1}, r"eval_interval: missing"),
     ({"eval_dataset": "org/y"}, r"eval_interval: missing"),
     ({"train_eval_split": [0.5, 0.1], "eval_interval": 1}, r"train_eval_split must add up to 1"),
@@ -255,7 +257,7 @@ def test_what_is_missing_is_named() -> None:
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"epochs: .*; and seed: .*; foo: unknown"):
+    with pytest.raises(ConfigError, match=r"foo: unknown setting; and epochs: .*; seed: .*known are batch_size"):
         minimal(epochs=0, seed="x", foo=1)
 
 
@@ -381,6 +383,25 @@ def test_evaluations_are_asked_for_exactly_where_there_is_something_to_evaluate_
     minimal().check_evaluation()
 
 
+def test_code_is_loaded_before_what_it_defines_is_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from farstep.trainers.config import SourceConfig\n"
+        "from farstep.trainers.data import Source\n"
+        "class OwnConfig(SourceConfig):\n    type: str = 'own_for_this_test'\n    num: int\n"
+        "class Own(Source):\n    name = 'own_for_this_test'\n    config_class = OwnConfig\n"
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text("model: x\ncode: own.py\ndataset: {type: own_for_this_test, num: 3}\n")
+    for _ in range(2):
+        assert load_config(path).data.sources[0].num == 3  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="code: Python files may not be loaded here"):
+        load_config(path, allow_code=False)
+    (tmp_path / "bad.py").write_text("1 / 0\n")
+    for name, message in (("bad.py", "cannot be loaded: ZeroDivisionError"), ("none.py", "no Python file")):
+        with pytest.raises(ConfigError, match=message):
+            load_config(path, code=[name])
+
+
 def test_it_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         minimal().epochs = 3
@@ -400,3 +421,15 @@ def test_validation_needs_no_torch_and_no_network() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "org/x\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["pydantic", "yaml"])
+def test_what_is_not_installed_is_told(name: str) -> None:
+    code = (
+        f"import sys; sys.modules[{name!r}] = None\n"
+        "import farstep\n"
+        "try:\n    import farstep.trainers.config\n"
+        "except farstep.MissingExtraError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "pip install 'farstep[trainers]'" in done.stdout, done.stderr
