@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 from google.protobuf.message import Message
+from pydantic import Field
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
@@ -59,6 +60,29 @@ class Cancelled(Body):
     type: Literal["cancel_future"] = "cancel_future"
 
 
+class SamplingSessionTarget(Body):
+    sampling_session_id: str
+    cloned_sampler_id: Annotated[int, Field(ge=0)] = 0
+    type: Literal["sampling_session"] = "sampling_session"
+
+
+class RetrieveFutures(Body):
+    target: SamplingSessionTarget
+    prev_cursor: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    timeout: Annotated[float, Field(ge=0)] | None = None
+
+
+class FutureCompletion(Body):
+    state: Literal["finished", "failed"]
+    request_id: str
+    response_payload_uncompressed_size: int | None = None
+
+
+class FutureCompletions(Body):
+    completions: list[FutureCompletion]
+    cursor: int
+
+
 _ANY = Media({paths.JSON: {"type": "object"}, paths.PROTOBUF: {"type": "string", "format": "binary"}})
 
 
@@ -83,6 +107,33 @@ async def _retrieve(request: Request) -> Response:
             response.background = BackgroundTask(result.on_told)
             return response
     raise AssertionError(result)
+
+
+@describe(
+    "Wait until any of a sampling session's promises ends",
+    takes=media(RetrieveFutures),
+    gives=media(FutureCompletions),
+    error=media(ErrorBody),
+)
+async def _retrieve_all(request: Request) -> Response:
+    asked = await read_json(request, RetrieveFutures)
+    gateway, target = gateway_of(request), asked.target
+    await gateway.sampling_sessions.get(target.sampling_session_id, caller=caller_of(request))
+    ended, cursor = await gateway.completions.after(
+        target.sampling_session_id,
+        target.cloned_sampler_id,
+        cursor=asked.prev_cursor,
+        wait_s=HOLD_S if asked.timeout is None else min(asked.timeout, HOLD_S),
+    )
+    told = [
+        FutureCompletion(
+            state="failed" if each.failed else "finished",
+            request_id=each.request_id,
+            response_payload_uncompressed_size=each.num_bytes or None,
+        )
+        for each in ended
+    ]
+    return answer(FutureCompletions(completions=told, cursor=cursor))
 
 
 @describe("Give up a promise", takes=media(Cancel), gives=media(Cancelled), error=media(ErrorBody))
@@ -126,5 +177,6 @@ async def _as_protobuf(message: Message, on_told: Callable[[], None], *, may_ann
 
 ROUTES = [
     Route(f"{PREFIX}retrieve_future", _retrieve, methods=["POST"]),
+    Route(f"{PREFIX}retrieve_futures", _retrieve_all, methods=["POST"]),
     Route(f"{PREFIX}cancel_future", _cancel, methods=["POST"]),
 ]
