@@ -81,9 +81,12 @@ class CheckpointEngine(Registered):
         self.kept: list[Saved] = []
         self._last_step: int | None = None
 
+    def has_saved(self, step: int) -> bool:
+        return step == self._last_step
+
     def is_due(self, *, before: int, step: int, epochs_done: int | None = None) -> bool:
         """Whether to save after optimizer steps `before + 1 … step`, or at the end of an epoch (`epochs_done`)."""
-        if not self.config.enabled or step == self._last_step:
+        if not self.config.enabled or self.has_saved(step):
             return False
         if epochs_done is not None:
             every = self.config.save_every_n_epochs
@@ -93,7 +96,7 @@ class CheckpointEngine(Registered):
 
     def is_due_at_end(self, *, step: int, is_early: bool) -> bool:
         """`is_early`: the run ends before its time, to be gone on with."""
-        if not self.config.enabled or step == self._last_step:
+        if not self.config.enabled or self.has_saved(step):
             return False
         return self.config.save_end_of_training or (is_early and self.name == "state")
 

@@ -4,13 +4,14 @@
     epoch:  for batch in self.train_batches: self.step(batch)
     step:   passes → optimizer step → metrics, log, evaluation, checkpoint
 
-A step's work is submitted before the one before it is waited for, unless something may depend on that.
+The work of the next steps (`lookahead`) is submitted before a step is waited for, unless something may depend on that.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from farstep.trainers.checkpoints import CheckpointEngine
 from farstep.trainers.exits import Exit
@@ -23,17 +24,22 @@ from farstep.trainers.ready import PreparedBatches
 from farstep.trainers.sequence import TrainSequence
 from farstep.trainers.step import PendingStep, Position, numbers
 
+if TYPE_CHECKING:
+    from farstep.sampling import SamplingClient
+
 
 class Loop(Gradients):
     """Of a trainer."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._in_flight: list[PendingStep] = []
         self._num_finished = 0
         self._considered = 0  # the step at which evaluation and checkpoints were last thought of
         self._after_batch = Position()
         self._cancel_reason: str | None = None
-        self.engines_due: list[CheckpointEngine] = []
+        self._sampler: tuple[int, SamplingClient] | None = None
+        self.engines_due: list[CheckpointEngine] | None = None
 
     # The loop
 
@@ -52,22 +58,19 @@ class Loop(Gradients):
     def epoch(self) -> None:
         """What is left of the present epoch."""
         is_own = "step" in self._overridden or self.hooks_of("pre", "step") or self.hooks_of("post", "step")
-        pending: PendingStep | None = None
+        pending: deque[PendingStep] = deque()
         for batch in self.train_batches:
             for number in range(self.passes):
                 is_last = number == self.passes - 1
                 if is_own:
                     self._own_step(batch, is_last=is_last)
                     continue
-                following = self._submit(batch, self.loss_fn, is_last=is_last)
-                if pending is not None:
-                    self._finish(pending)
-                pending = following
-                if not self._may_look_ahead(pending):
-                    self._finish(pending)
-                    pending = None
-        if pending is not None:
-            self._finish(pending)
+                pending.append(self._submit(batch, self.loss_fn, is_last=is_last))
+                allowed = self.lookahead if self._may_look_ahead(pending[-1]) else 0
+                while len(pending) > allowed:
+                    self._finish(pending.popleft())
+        while pending:
+            self._finish(pending.popleft())
 
     @hooked
     def step(
@@ -111,14 +114,41 @@ class Loop(Gradients):
         """
         from farstep.trainers.evaluation import evaluate
 
+        self.settle()
         return evaluate(self, test_data)
 
     @hooked
     def checkpoint(self) -> None:
-        """Saves with every engine that is due (`engines_due`), and says so."""
+        """Saves with every engine that is due (`engines_due`; called by hand: with all), and says so."""
         from farstep.trainers.saving import save
 
-        save(self, self.engines_due)
+        due, self.engines_due = self.engines_due, None
+        self.settle()
+        step = self.global_step
+        save(self, due if due is not None else [each for each in self.engines.all if not each.has_saved(step)])
+
+    def settle(self) -> None:
+        """Waits for steps that are under way and counts them: what one asks of the weights then is of `global_step`."""
+        while self._in_flight:
+            self._finish(self._in_flight[0])
+
+    def sampling_client(self) -> SamplingClient:
+        """A client of exactly the present weights; published when they have changed since the last call."""
+        self._require_init("sampling_client")
+        self.settle()
+        if self._sampler is None or self._sampler[0] != self.global_step:
+            self._close_sampler()
+            self._sampler = (self.global_step, self.client.save_weights_and_get_sampling_client(pin="exact"))
+        return self._sampler[1]
+
+    def _close_sampler(self) -> None:
+        if self._sampler is not None:
+            self._sampler[1].close()
+            self._sampler = None
+
+    def _release(self) -> None:
+        self._close_sampler()
+        super()._release()
 
     # What it goes through
 
@@ -139,7 +169,7 @@ class Loop(Gradients):
         self._require_init("train_batches")
         self.announce()
         epoch, first = self.position.epoch, self.position.batch
-        prepared = PreparedBatches(self.train_rows.batches(epoch, first), self.begin_batch, ahead=int(self.lookahead))
+        prepared = PreparedBatches(self.train_rows.batches(epoch, first), self.begin_batch, ahead=self.lookahead)
         for index, batch in enumerate(prepared, start=first):
             if self.should_stop:
                 return
@@ -198,15 +228,15 @@ class Loop(Gradients):
         submit = self._submit_open if self._is_open(loss_fn) else self._submit_named
         updates = [submit(group, loss_fn) for group in groups]
         after = self._after_batch if is_last else self.position
-        return PendingStep(updates, after, before, is_last)
+        pending = PendingStep(updates, after, before, is_last)
+        self._in_flight.append(pending)
+        return pending
 
     def _may_look_ahead(self, pending: PendingStep) -> bool:
         """Whether the next step may be submitted before this one is done: nothing comes between that depends on it."""
         step = pending.before + len(pending.updates)
-        return (
-            self.lookahead
-            and not self._is_evaluation_due(self._due_from, step)
-            and not any(engine.is_due(before=self._due_from, step=step) for engine in self.engines.all)
+        return not self._is_evaluation_due(self._due_from, step) and not any(
+            engine.is_due(before=self._due_from, step=step) for engine in self.engines.all
         )
 
     @property
@@ -214,7 +244,11 @@ class Loop(Gradients):
         return max(self._considered, self.global_step - self.global_step_this_run)
 
     def _finish(self, pending: PendingStep) -> dict[str, float]:
+        """Counts a step when it is done, and all that it brings with it; one that was counted already is left alone."""
+        if pending not in self._in_flight:
+            return dict(self.metrics)
         metrics = pending.result()
+        self._in_flight.remove(pending)
         self._count_updates(len(pending.updates))
         self.position = pending.after
         self._num_finished += 1
@@ -237,18 +271,20 @@ class Loop(Gradients):
         before, self._considered = self._due_from, self.global_step
         if self._is_evaluation_due(before, self.global_step):
             self.evaluate()
-        self.engines_due = [each for each in self.engines.all if each.is_due(before=before, step=self.global_step)]
-        if self.engines_due:
-            self.checkpoint()
+        self.save_due([each for each in self.engines.all if each.is_due(before=before, step=self.global_step)])
         self.pace.pause()
         return metrics
 
     def _after_epoch(self, epochs_done: int) -> None:
         step = self.global_step
-        self.engines_due = [
-            each for each in self.engines.all if each.is_due(before=step, step=step, epochs_done=epochs_done)
-        ]
-        if self.engines_due and self.global_step_this_run:
+        if self.global_step_this_run:
+            engines = self.engines.all
+            self.save_due([each for each in engines if each.is_due(before=step, step=step, epochs_done=epochs_done)])
+
+    def save_due(self, engines: list[CheckpointEngine]) -> None:
+        """A checkpoint with these, if any."""
+        if engines:
+            self.engines_due = engines
             self.checkpoint()
 
     def _is_evaluation_due(self, before: int, step: int) -> bool:

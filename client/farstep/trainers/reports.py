@@ -11,7 +11,6 @@ from farstep.trainers.metrics import TrainMetrics, prefixed
 from farstep.trainers.session import Session
 
 if TYPE_CHECKING:
-    from farstep.sampling import SamplingClient
     from farstep.training import TrainingClient
 
 
@@ -24,7 +23,6 @@ class Reports(Session):
         self._has_announced = False
         self._logged_step = 0
         self._evaluated: dict[str, float] = {}
-        self._sampler: tuple[int, SamplingClient] | None = None
         self._device: str | None = None
 
     # What others ask
@@ -95,13 +93,6 @@ class Reports(Session):
         if self._reward_fn is None:
             raise TrainerError("this trainer has no reward function", field="reward_fn")
         return self._reward_fn
-
-    def sampling_client(self) -> SamplingClient:
-        """A client of exactly the present weights; published when they have changed since the last call."""
-        self._require_init("sampling_client")
-        if self._sampler is None or self._sampler[0] != self.global_step:
-            self._sampler = (self.global_step, self.client.save_weights_and_get_sampling_client(pin="exact"))
-        return self._sampler[1]
 
     def ensure_init(self, call: str) -> None:
         """Does `init` where that was not done yet; refuses a trainer that is closed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from farstep.trainers.errors import TrainerError
+from farstep.trainers.errors import DataError, TrainerError
 from farstep.trainers.rows import LoadedRows, NoRows, Rows, given_examples
 from farstep.trainers.sequence import TrainSequence
 
@@ -24,6 +24,8 @@ def load_rows(trainer: Session, train_data: Any, test_data: Any) -> tuple[Rows, 
     from farstep.trainers.data.dataset import Dataset
     from farstep.trainers.data.load import load
 
+    if isinstance(train_data, list | tuple):
+        train_data = train_data[: trainer.config.data.max_rows]
     given = given_examples(train_data, trainer.rows_per_group, field="train_data") if is_sequences(train_data) else None
     needs_tokens = given is None or (test_data is None and trainer.config.data.has_eval)
     test_rows = eval_rows(trainer, test_data) if test_data is not None else None
@@ -74,7 +76,6 @@ def check_given(rows: Any, trainer: type[Checked], config: Any, *, field: str) -
     from farstep.trainers.checks import check_rows
     from farstep.trainers.data.dataset import Dataset
     from farstep.trainers.data.load import check_rows as check_mappings
-    from farstep.trainers.errors import DataError
 
     if isinstance(rows, Dataset):
         return
@@ -84,9 +85,27 @@ def check_given(rows: Any, trainer: type[Checked], config: Any, *, field: str) -
             given_examples(rows, trainer.rows_per_group, field=field)
         else:
             check_mappings(rows, config, field=field)
+            _check_forms(rows, trainer, config.data.format if config is not None else None)
     except DataError as error:
         place = error.field if error.field.startswith(field) else f"{field}, {error.field}" if error.field else field
         raise TrainerError(error.message, hint=error.hint, field=place, stage="validate") from error
+
+
+def _check_forms(rows: Any, trainer: type[Checked], name: str | None) -> None:
+    """Whether rows of these forms are something to train on: the form alone may be good for something else."""
+    from farstep.trainers.data.adapters.base import RowAdapter, adapter_for, keys_of
+
+    for index, row in enumerate(rows):
+        adapter = adapter_for(row, name)
+        if not trainer.requires_rollout and type(adapter).to_sequences is RowAdapter.to_sequences:
+            raise DataError("has nothing to learn, only something to answer", field=f"row {index}", hint=keys_of(row))
+        if adapter.rows_per_group != trainer.rows_per_group and not trainer.requires_rollout:
+            raise DataError(
+                f"is of the form {adapter.name!r}, of {adapter.rows_per_group} sequences, and this trainer takes "
+                f"{trainer.rows_per_group}",
+                field=f"row {index}",
+                hint=keys_of(row),
+            )
 
 
 def _loaded(trainer: Session, dataset: Dataset, *, is_eval: bool = False) -> Rows:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("farstep")
 
-_MANAGED = "__farstep_managed__"
-
 
 def managed(train: Callable[[Any], TrainMetrics | None]) -> Callable[..., TrainMetrics]:
     """A trainer's `train`, with a run around it; called by an override through `super()`, the loop alone."""
@@ -35,7 +33,6 @@ def managed(train: Callable[[Any], TrainMetrics | None]) -> Callable[..., TrainM
             return train(self)  # type: ignore[return-value]
         return _run(self, train)
 
-    setattr(call, _MANAGED, True)
     return call
 
 
@@ -50,6 +47,7 @@ def _run(trainer: Trainer, train: Callable[[Any], TrainMetrics | None]) -> Train
         save_at_end(trainer)
     except KeyboardInterrupt:
         trainer.cancel("interrupted from the keyboard")
+        assert trainer.should_stop  # for that reason, from here on
         _save_anyhow(trainer)
         end(trainer, TrainerState.CANCELLED, quietly=True)
         raise
@@ -70,9 +68,7 @@ def save_at_end(trainer: Trainer) -> None:
     if not trainer.global_step_this_run:
         return
     step, is_early = trainer.global_step, trainer.early_stop
-    trainer.engines_due = [each for each in trainer.engines.all if each.is_due_at_end(step=step, is_early=is_early)]
-    if trainer.engines_due:
-        trainer.checkpoint()
+    trainer.save_due([each for each in trainer.engines.all if each.is_due_at_end(step=step, is_early=is_early)])
 
 
 def end(trainer: Trainer, state: TrainerState, *, error: BaseException | None = None, quietly: bool = False) -> None:
@@ -98,6 +94,7 @@ def end(trainer: Trainer, state: TrainerState, *, error: BaseException | None = 
 def _save_anyhow(trainer: Trainer) -> None:
     """Of a run that is broken off: where it works, it is gone on with from here."""
     try:
+        trainer.settle()
         if trainer.global_step_this_run:
             step = trainer.global_step
             save(trainer, [each for each in trainer.engines.all if each.is_due_at_end(step=step, is_early=True)])

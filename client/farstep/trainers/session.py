@@ -42,8 +42,7 @@ log = logging.getLogger("farstep")
 class Session(Checked):
     """Of a trainer."""
 
-    requires_rollout: ClassVar[bool] = False
-    lookahead: ClassVar[bool] = True
+    lookahead: ClassVar[int] = 2  # steps under way beside the one that is waited for
     _class_hooks: ClassVar[list[Hook]] = []
 
     client: TrainingClient
@@ -94,9 +93,6 @@ class Session(Checked):
         if self._is_initialized:
             raise TrainerError("init was called before", stage="init", hint="it is once and for all")
         config = self.config
-        if config.model.lora.load_in_4bit:
-            raise TrainerError("no server of ours loads models in 4 bits", field="model.lora.load_in_4bit",
-                               stage="init", hint="leave it out; LoRA trains beside the unquantised base")  # fmt: skip
         kinds = [(Tracker.get(each.name), each) for each in config.trackers if each.enabled]
         for kind, _ in kinds:
             kind.require()

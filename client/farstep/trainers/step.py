@@ -58,7 +58,7 @@ class PendingUpdate:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PendingStep:
     """Everything that one pass over a batch makes.
 

@@ -181,6 +181,7 @@ class Trainer(Loop, Registered):
         if self.service is None:
             raise TrainerError("only a ServiceClient exports checkpoints", stage="checkpoint",
                                hint="give client=ServiceClient(…) instead of a TrainingClient")  # fmt: skip
+        self.settle()
         name = f"export-{self.global_step:06d}"
         saved = self.client.save_state(name, ttl_seconds=24 * 3600, overwrite=True).result()
         return self.service.export_checkpoint(saved.path, "peft", path)

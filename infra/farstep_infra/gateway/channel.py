@@ -30,6 +30,7 @@ CLIENT_ID = "tinker-gateway"  # the same over every restart: what is delivered l
 SUBMIT_S = 40.0  # below the minute that the SDK waits for an answer
 _POLL_S = 25.0
 _ACK_DELAY_S = 0.2
+_SUBMITTED_AT_ONCE = 16  # more are no faster, and httpx's pool is slow where it has many connections
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 2.0
 _HASTY_S = 0.1  # an empty answer sooner than this means that the server does not park polls at present
 _MAX_KEPT_BYTES = 256 << 20  # of outcomes that nobody fetched; older ones are asked for again
@@ -93,6 +94,7 @@ class Channel:
         self._held: list[str] = []
         self._acks: list[str] = []
         self._wanted = asyncio.Event()
+        self._room = asyncio.Semaphore(_SUBMITTED_AT_ONCE)
         self._must_check = False
         self._is_released = False
 
@@ -213,7 +215,8 @@ class Channel:
         while awaits_parts:  # what a server lost of them meanwhile is sent again
             for index, part in enumerate(submission.parts):
                 path = submission.path + (f"&part={index}&parts={num_parts}" if num_parts > 1 else "")
-                answer = await self.call("POST", path, part, project=submission.project, headers=headers)
+                async with self._room:
+                    answer = await self.call("POST", path, part, project=submission.project, headers=headers)
                 awaits_parts = pb.Accepted.FromString(answer).awaits_parts
 
     async def _ask(self, operation_id: str) -> pb.Operation | None:

@@ -56,7 +56,7 @@ class Promise(Body):
     takes=media(AskSample),
     gives=media(Promise),
     error=media(ErrorBody),
-    errors=[TooManyRequests],
+    errors=[NotFound, TooManyRequests],
 )
 async def _submit(request: Request) -> Response:
     raw = await read_body(request, limit=MAX_BODY_BYTES)

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from farstep.trainers import DPOTrainer, SFTTrainer, TrainerError
+from farstep.trainers import DPOTrainer, SFTTrainer, Tracker, TrainerError
 from tests.support.processes import KEY
 from tests.support.trainees import Recorder, pairs, rows, settings
 
@@ -39,7 +40,8 @@ KILLED = """
         if event["type"] == "log" and event["step"] == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    config = settings(output_dir, epochs=3, checkpoint=[{"type": "state", "save_every_n_steps": 3, "auto_resume": True}])
+    engine = {"type": "state", "save_every_n_steps": 3, "auto_resume": True}
+    config = settings(output_dir, epochs=3, checkpoint=[engine])
     service = ServiceClient.local(trainer_url=trainer_url, sampler_url=sampler_url)
     SFTTrainer(config, client=service, train_data=rows(14), event_sinks=[kill]).fit()
 """
@@ -52,7 +54,11 @@ def test_after_kill_9_the_losses_are_those_of_the_undisturbed_run(service, pair,
     urls = [server.url for server in pair]
     command = [sys.executable, "-c", textwrap.dedent(KILLED), *urls, config["output_dir"]]
     root = str(Path(__file__).parents[3])
-    env = {**os.environ, "FARSTEP_API_KEY": KEY, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    env = {
+        **os.environ,
+        "FARSTEP_API_KEY": KEY,
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+    }
     killed = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=110)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     folder = Path(config["output_dir"]) / "run"
@@ -100,6 +106,26 @@ def test_a_run_in_pieces_is_the_run_in_one(service, tmp_path):
     assert found == whole.values("loss")
     assert ["exit_iteration_this_run" in reason for reason in reasons] == [True, True, True, False]
     assert steps == [2, 3, 4, 6]  # each once
+
+
+class Remembering(Tracker):
+    name = "remembering"
+    began: ClassVar[list] = []
+
+    def start(self, run):
+        self.began.append(run.resume_id)
+        return "the id that it gave"
+
+    def log(self, metrics, step):
+        pass
+
+
+def test_a_trackers_run_goes_on_under_its_id(service, tmp_path):
+    Remembering.began.clear()
+    config = settings(tmp_path, checkpoint=RESUMED, exit_iteration_this_run=1, trackers=["remembering"])
+    for _ in range(2):
+        fit(service, config, rows(8))
+    assert Remembering.began == ["", "the id that it gave"]
 
 
 def test_a_run_that_is_done_makes_no_step_more_and_saves_nothing(service, tmp_path):
