@@ -169,7 +169,7 @@ class Checked:
         found: dict[str, Any] = {}
         for base in cls.__mro__:
             found = with_defaults(found, vars(base).get("config_defaults", {}))
-            if (name := vars(base).get("name")) in DEFAULTS:
+            if (name := vars(base).get("name", "")) in DEFAULTS:
                 return with_defaults(found, DEFAULTS[name]) if found or name != cls.name else {}
         return found
 
