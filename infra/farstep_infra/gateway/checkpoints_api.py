@@ -80,6 +80,7 @@ async def _delete(request: Request) -> Response:
 
 @describe("Refuse to delete a checkpoint that is not named in full", gives=media(Body), error=media(ErrorBody))
 async def _delete_any(request: Request) -> Response:
+    await _records(request).checkpoints(request.path_params["run_id"])  # there is such a run for the caller
     name = request.path_params["name"]
     raise InvalidInput(
         f"{name[:200]!r} may be of several kinds", field="checkpoint_id", hint="it looks like weights/<name>"
