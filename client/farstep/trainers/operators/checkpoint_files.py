@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from farstep.trainers.errors import TrainerError
+from farstep.trainers.files import write_whole
 
 VERSION = 1
 _NAME = re.compile(r"checkpoint_(\d{1,9})\.json")
@@ -35,20 +36,13 @@ class CheckpointFiles:
                 epoch is left as it was.
         """
         path = self.path_of(epoch)
-        beside = path.with_name(f".{path.name}~{os.getpid()}")
         try:
             text = json.dumps({"version": VERSION, "epoch": epoch, **state}, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise TrainerError(f"the state cannot be written: {error}", field=path.name, stage="checkpoint") from error
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with beside.open("w", encoding="utf-8") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(beside, path)
+            write_whole(path, text)
         except OSError as error:
-            beside.unlink(missing_ok=True)
             raise TrainerError(f"{path} cannot be written: {error.strerror}", field="checkpoint_dir",
                                stage="checkpoint") from error  # fmt: skip
         return path
