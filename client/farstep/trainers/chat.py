@@ -15,8 +15,9 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
+from farstep.rollout.loop_thread import LoopThread
 from farstep.trainers.errors import TrainerError
 from farstep.types import SamplingParams
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from farstep.sampling import SamplingClient
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Message = Mapping[str, Any]
 _MAX_THREADS = 64
@@ -147,6 +149,21 @@ async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+def waited_for(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """The front that waits: of a function `name_async` it makes `name`."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        thread = LoopThread()
+        try:
+            return thread.run(function(*args, **kwargs))
+        finally:
+            thread.stop()
+
+    call.__name__ = call.__qualname__ = function.__name__.removesuffix("_async")
+    return call
 
 
 @functools.cache
