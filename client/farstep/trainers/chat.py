@@ -73,13 +73,13 @@ class SamplerChat:
             TrainerError: the model has no chat template, or its template refuses these messages.
             FarstepError: whatever sampling raises.
         """
-        if self._tokenizer is None:
-            self._tokenizer = await asyncio.to_thread(self._client.get_tokenizer)
-        prompt = _rendered(self._tokenizer, messages, self._template_kwargs)
+        tokenizer = self._tokenizer or await asyncio.to_thread(self._client.get_tokenizer)
+        self._tokenizer = tokenizer
+        prompt = _rendered(tokenizer, messages, self._template_kwargs)
         params = self._params if seed is None else replace(self._params, seed=seed)
         result = await (await self._client.sample_async(prompt, 1, params))
         sequence = result.sequences[0]
-        text: Any = self._tokenizer.decode(sequence.tokens, skip_special_tokens=True)
+        text: Any = tokenizer.decode(sequence.tokens, skip_special_tokens=True)
         return Reply(str(text), sequence.stop_reason)
 
 
@@ -182,6 +182,8 @@ def _rendered(tokenizer: Any, messages: Sequence[Message], template_kwargs: Mapp
             conversation, add_generation_prompt=True, tokenize=False, **template_kwargs
         )
     except Exception as error:  # a template raises what it likes
-        raise TrainerError(f"the chat template refuses the messages: {error}", field="messages", stage="chat") from error
+        raise TrainerError(
+            f"the chat template refuses the messages: {error}", field="messages", stage="chat"
+        ) from error
     tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
     return tokens

@@ -55,9 +55,7 @@ def accuracy_of(cases: Sequence[Case]) -> float:
     return statistics.fmean(case.score for case in cases)
 
 
-async def run_cases(
-    agent: Callable[..., Any], rows: Sequence[Any], reward: Reward, *, max_running: int
-) -> list[Case]:
+async def run_cases(agent: Callable[..., Any], rows: Sequence[Any], reward: Reward, *, max_running: int) -> list[Case]:
     """The agent on each row, so many at a time, each scored as soon as it is there.
 
     Raises:
@@ -124,7 +122,7 @@ def as_cases(given: object) -> list[Case]:
     return [_case(each, index) for index, each in enumerate(given)]
 
 
-def _case(given: object, index: int) -> Case:
+def _case(given: Any, index: int) -> Case:
     from farstep.rollout.rewards import finite
 
     match given:

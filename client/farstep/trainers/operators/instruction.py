@@ -24,8 +24,8 @@ _CRITIC = (
     "general, not of this one question."
 )
 _WRITER = (
-    "You improve the instruction (system prompt) of an assistant. You are given the instruction and what critics say of "
-    "answers that it led to. Write the whole improved instruction between <prompt> and </prompt>, and nothing else. "
+    "You improve the instruction (system prompt) of an assistant. You are given the instruction and what critics say "
+    "of answers that it led to. Write the whole improved instruction between <prompt> and </prompt>, and nothing else. "
     "Keep what works. Keep every placeholder, a name in braces, exactly as it is written; add none."
 )
 

@@ -74,7 +74,7 @@ class OperatorOptimizer(ABC):
         """What is to be remembered from epoch to epoch, as JSON can hold it."""
         return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (most remember nothing)
         """Of `get_state`."""
 
     @property

@@ -76,9 +76,7 @@ def load_mappings(config: Any, train_data: Any, test_data: Any) -> tuple[Mapping
     if train is None:
         raise DataError("there is nothing to train on", field="data.sources")
     rows = [raw.named() for raw in train][: config.data.max_rows]
-    made = MappingRows(
-        rows, config.batch_size, seed=seed, shuffle=config.data.shuffle, drop_last=config.data.drop_last
-    )
+    made = MappingRows(rows, config.batch_size, seed=seed, shuffle=config.data.shuffle, drop_last=config.data.drop_last)
     if test_data is not None:
         return made, rows_in_order(test_data, config.batch_size)
     return made, rows_in_order([raw.named() for raw in held_out], config.batch_size) if held_out is not None else None

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
 from farstep.rollout.loop_thread import LoopThread
 from farstep.trainers.chat import Chat, as_chat, called
 from farstep.trainers.checkpoints import Engines
-from farstep.trainers.errors import TrainerError
+from farstep.trainers.errors import ConfigError, TrainerError
 from farstep.trainers.metrics import TrainMetrics
 from farstep.trainers.operators.agent import OperatorAgent, check_operators
 from farstep.trainers.operators.best import Best
@@ -33,6 +34,9 @@ from farstep.trainers.operators.rows import MappingRows, check_mappings, load_ma
 from farstep.trainers.operators.tool_descriptions import ToolOptimizer
 from farstep.trainers.step import Position
 from farstep.trainers.trainer import Trainer
+
+if TYPE_CHECKING:
+    from farstep.service import ServiceClient
 
 
 class OperatorTrainer(Trainer):
@@ -91,7 +95,7 @@ class OperatorTrainer(Trainer):
     def operators(self) -> list[Operator]:
         return list(self.agent.operators)
 
-    @property
+    @property  # type: ignore[override]
     def client(self) -> Any:
         raise AttributeError("the operator trainer trains no weights: it has no training client")
 
@@ -155,17 +159,20 @@ class OperatorTrainer(Trainer):
         if given is not None and not hasattr(given, "create_sampling_client"):
             self.chat = as_chat(given, **self._sampling())
             return
-        if given is None:
-            if self._given_optimizers and base == NO_MODEL:
+        path = self.config.model.path
+        if base == NO_MODEL and path is None:
+            if given is None and self._given_optimizers:
                 return
+            raise ConfigError("missing: whom shall the optimizer ask?", field="model",
+                              hint="a model, or client=, a SamplingClient or a function of messages")  # fmt: skip
+        if given is not None:
+            self.service = cast("ServiceClient", given)
+        else:
             from farstep.service import ServiceClient
 
             self.service, self._owns_service = ServiceClient(), True
-        else:
-            self.service = given
         assert self.service is not None
-        path = self.config.model.path
-        where = {"model_path": path} if path is not None else {} if base == NO_MODEL else {"base_model": base}
+        where: dict[str, Any] = {"model_path": path} if path is not None else {"base_model": base}
         self._owned_chat_client = self.service.create_sampling_client(**where)
         self.chat = as_chat(self._owned_chat_client, **self._sampling())
 
@@ -219,7 +226,7 @@ class OperatorTrainer(Trainer):
 
     # The loop
 
-    def train(self) -> TrainMetrics | None:
+    def train(self) -> TrainMetrics | None:  # type: ignore[override]
         """Validates what there is, trains, and leaves the operators at their best."""
         if self.config.eval_interval and self.best.accuracy is None:
             self._judge(self.evaluate().accuracy, epoch=0)
@@ -331,6 +338,11 @@ class OperatorTrainer(Trainer):
     def _load_best(self) -> None:
         if self.best.states is not None:
             load_states(self.operators, self.best.states)
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The file that was written last, or gone on from."""
+        return self.files.path_of(self._saved_epoch) if self._saved_epoch is not None else None
 
     # What it is made of
 

@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from farstep.trainers.synthesis.augmentation import add_noise, swap_in_out
     from farstep.trainers.synthesis.augment import AugmentSynthesizer
+    from farstep.trainers.synthesis.augmentation import add_noise, swap_in_out
     from farstep.trainers.synthesis.chats import ChatBatch, ChatOutcome, ChatTask, run_chats, run_chats_async
     from farstep.trainers.synthesis.config import SynthesisConfig
     from farstep.trainers.synthesis.llm import LLMSynthesizer

@@ -9,6 +9,7 @@ Invariant: one outcome for each task, in the order of the tasks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import math
@@ -124,9 +125,7 @@ run_chats = waited_for(run_chats_async)
 
 
 class _Running:
-    def __init__(
-        self, chat: Chat, parse: Callable[[str], Any] | None, max_attempts: int, retry_delay_s: float
-    ) -> None:
+    def __init__(self, chat: Chat, parse: Callable[[str], Any] | None, max_attempts: int, retry_delay_s: float) -> None:
         self._chat = chat
         self._parse = parse
         self._max_attempts = max_attempts
@@ -183,12 +182,10 @@ def _resumed(file: ChatFile, keys: Sequence[str], running: _Running) -> dict[int
             continue
         if line["error"]:
             continue
-        try:
-            value = running.parsed(line["text"])
-        except Exception:  # the parser has changed since
-            continue
-        index = places[key]
-        done[index] = ChatOutcome(index, key, line["text"], value, "", line["stop_reason"], line["attempts"])
+        index, text = places[key], line["text"]
+        with contextlib.suppress(Exception):  # the parser has changed since: it is asked again
+            value = running.parsed(text)
+            done[index] = ChatOutcome(index, key, text, value, "", line["stop_reason"], line["attempts"])
     return done
 
 

@@ -69,6 +69,4 @@ class TemplateSynthesizer(Synthesizer):
         for name, values in self._values.items():
             number, index = divmod(number, len(values))
             chosen[name] = values[index]
-        return {
-            key: filled(text, chosen) if isinstance(text, str) else text for key, text in self._template.items()
-        }
+        return {key: filled(text, chosen) if isinstance(text, str) else text for key, text in self._template.items()}

@@ -59,7 +59,7 @@ def item_of_sample(
             }
             for row in sample.rows
         ]
-    about = {
+    about: dict[str, Any] = {
         "id": f"{task_id}/{agent_id}/{step}" if agent_id else f"{task_id}/{step}",
         "task_id": task_id,
         "agent_id": agent_id,
