@@ -95,8 +95,8 @@ class OperatorTrainer(Trainer):
     def operators(self) -> list[Operator]:
         return list(self.agent.operators)
 
-    @property  # type: ignore[override]
-    def client(self) -> Any:
+    @property
+    def client(self) -> Any:  # type: ignore[override]
         raise AttributeError("the operator trainer trains no weights: it has no training client")
 
     @property
