@@ -45,13 +45,13 @@ def additions(count: int) -> list[Addition]:
 
 
 def arithmetic_chat(index: int) -> dict[str, Any]:
-    """As the cookbook's arithmetic environment asks, example first. Every third answer is worked out, others guessed."""
+    """As the cookbook's arithmetic environment asks, example first; a third is worked out, the rest guessed wrong."""
     a, b = index * 37 % 101, index * 53 % 101
     units = a % 10 + b % 10
-    worked = (
-        f"{a % 10}+{b % 10}+0={units} {a // 10}+{b // 10}+{units // 10}={a // 10 + b // 10 + units // 10} so {a + b}"
-    )
-    guessed = str(a + b + 10 * (1 if units < 10 else -1))
+    carry = units // 10
+    tens = a // 10 + b // 10 + carry
+    worked = f"{a % 10}+{b % 10}+0={units} {a // 10}+{b // 10}+{carry}={tens} so {a + b}"
+    guessed = str(a + b + (-10 if carry else 10))
     example = [{"role": "user", "content": "What is 4 + 5?"}, {"role": "assistant", "content": "9"}]
     answer = {"role": "assistant", "content": guessed if index % 3 else worked}
     return {"messages": [*example, {"role": "user", "content": f"What is {a} + {b}?"}, answer]}

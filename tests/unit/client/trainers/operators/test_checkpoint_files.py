@@ -32,7 +32,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(TrainerError, match="checkpoint_1.json cannot be written: No space left on device"):
+    with pytest.raises(TrainerError, match=r"checkpoint_1\.json cannot be written: No space left on device"):
         files.save(1, {"x": 2})
     assert files.load(1)["x"] == 1
     assert os.listdir(tmp_path) == ["checkpoint_1.json"]

@@ -224,8 +224,12 @@ def test_what_it_needs_is_checked_before_anything_is_asked(tmp_path):
         assert trainer.state is TrainerState.CREATED
     with pytest.raises(TrainerError, match="Improver has no async backward"):
         OperatorTrainer(config, optimizer=Improver(), **good)
-    for changes, field in [({"mini_bs": 2}, "mini_bs"), ({"checkpoint": {"type": "export"}}, "checkpoint"),
-                           ({"operators": {"beam": 3}}, "operators.beam"), ({"rl": {"group_size": 2}}, "rl")]:  # fmt: skip
+    for changes, field in [
+        ({"mini_bs": 2}, "mini_bs"),
+        ({"checkpoint": {"type": "export"}}, "checkpoint"),
+        ({"operators": {"beam": 3}}, "operators.beam"),
+        ({"rl": {"group_size": 2}}, "rl"),
+    ]:
         with pytest.raises(ConfigError, match=field):
             OperatorTrainer(config | changes, **good)
     with pytest.raises(TrainerError, match="model: missing"):

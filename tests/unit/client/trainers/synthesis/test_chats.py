@@ -67,10 +67,19 @@ def test_failures_are_tried_again_then_listed_and_the_others_go_on():
 def test_an_interrupted_run_asks_only_what_is_missing(tmp_path):
     path = tmp_path / "new" / "chats.jsonl"
 
+    ended = []
+
     async def interrupted(chat):
-        running = asyncio.create_task(run_chats_async(chat, tasks(30), path=path, max_running=3, retry_delay_s=0.0))
-        while len(path.read_text().splitlines() if path.exists() else []) < 12:
-            await asyncio.sleep(0)
+        enough = asyncio.Event()
+
+        def count(outcome):
+            ended.append(outcome.index)
+            if len(ended) == 12:
+                enough.set()
+
+        options = {"path": path, "max_running": 3, "retry_delay_s": 0.0, "on_outcome": count}
+        running = asyncio.create_task(run_chats_async(chat, tasks(30), **options))
+        await enough.wait()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running

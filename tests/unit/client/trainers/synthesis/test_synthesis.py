@@ -126,8 +126,8 @@ def test_augmented_items_are_new_and_of_all_kinds():
     assert sum(item["input"].startswith("answer") for item in result.items) == 10  # there are no more of these
     assert (len(result.train), len(result.test)) == (20, 5)
     assert synthesize(ITEMS, config, augmentations=["add_noise", "swap_in_out"]) == result
-    only = synthesize([{"input": "a"}], config | {"num_samples": 2}, synthesizer=AugmentSynthesizer([lambda i, s: i,
-                                                                                                  "add_noise"]))  # fmt: skip
+    maker = AugmentSynthesizer([lambda item, seed: item, "add_noise"])
+    only = synthesize([{"input": "a"}], config | {"num_samples": 2}, synthesizer=maker)
     assert [failure.reason for failure in only.failures] == ["no augmentation gives anything new"]
     with pytest.raises(DataError, match="there is no augmentation 'shout'"):
         AugmentSynthesizer(["shout"])
@@ -208,7 +208,7 @@ def test_wrong_settings_are_named():
                             ({"num_samples": -1}, "num_samples")]:  # fmt: skip
         with pytest.raises(ConfigError, match=place):
             SynthesisConfig(**settings)
-    with pytest.raises(RegistryError, match="no synthesizer 'lm'.*'llm'"):
+    with pytest.raises(RegistryError, match=r"no synthesizer 'lm'.*'llm'"):
         synthesize(ITEMS, {"strategy": "lm"})
     with pytest.raises(DataError, match="strategy 'llm'"):
         synthesize(ITEMS, {"strategy": "llm"}, chats=writer)
