@@ -7,11 +7,13 @@ saved and loaded here is real.
 
 import json
 
-from farstep.trainers import SFTTrainer
+from farstep.rollout import RolloutSession, SamplingParams
+from farstep.trainers import SFTTrainer, TrainSequence
 from farstep.trainers.chat import SamplerChat
 from farstep.trainers.evolution import Evolution, TrainerStrategy
 from farstep.trainers.operators import Change, LLMCallOperator, OperatorTrainer
 from farstep.trainers.synthesis import LLMSynthesizer, run_chats, synthesize
+from farstep.trainers.trajectory import TrajectoryDataset, items_of_rollout
 from tests.support.trainees import rows, settings
 
 WORDS = ("acorn", "cherry", "spider", "zebra")  # the model knows its skills on these
@@ -81,6 +83,24 @@ def test_many_chats_of_a_real_sampler_in_order_and_gone_on_with(service, tmp_pat
     assert [text.strip() for text in batch.texts] == wanted
     assert batch.num_resumed == 10
     assert len(path.read_text().splitlines()) == 24
+
+
+def test_rollouts_of_a_real_policy_are_kept_as_trajectories(trainer, tmp_path):
+    with RolloutSession(trainer) as session:
+        rollout = session.rollout_batch([[{"role": "user", "content": f"upper {word}"}] for word in WORDS[:2]], 2,
+                                        SamplingParams(max_new_tokens=6, seed=1))  # fmt: skip
+    items = items_of_rollout(rollout, agent_id="policy", with_tokens=True)
+    data = TrajectoryDataset(items)
+    data.to_json(tmp_path / "items.json")
+    assert list(TrajectoryDataset.from_json(tmp_path / "items.json")) == items
+    assert [(item.task_id, item.step) for item in items] == [("0", 0), ("0", 1), ("1", 0), ("1", 1)]
+    for item, sample in zip(items, rollout.samples, strict=True):
+        assert (item.input, item.output) == (sample.record.prompt, sample.record.completion)
+        row = item.metadata["rows"][0]
+        assert TrainSequence(row["tokens"], row["loss_mask"], logprobs=row["logprobs"]).to_datum("logprobs")
+        sampled = [version for version in row["policy_versions"] if version is not None]
+        assert sampled == [sample.policy_version] * sum(map(bool, row["loss_mask"]))
+        assert row["kinds"].count("final") == len(sampled)
 
 
 def test_a_model_makes_items_that_fit_a_schema(service):

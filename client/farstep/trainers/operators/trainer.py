@@ -47,6 +47,7 @@ class OperatorTrainer(Trainer):
         agent: has `operators` and is called with a row; an operator alone is made one.
         optimizer: one or several with async `backward(cases)` and `step()`; None: those of the configuration.
         eval_fn: of agent and rows, gives cases; None: the agent is run on the rows and `reward_fn` scores its outputs.
+            Where tools are optimized, the `input` of its cases has to be the row.
         others: as `Trainer`'s.
     """
 
@@ -105,6 +106,14 @@ class OperatorTrainer(Trainer):
 
     # Checks
 
+    def validate(self) -> None:
+        """As of every trainer; agent and reward function may be named by the configuration."""
+        if self._agent is None:
+            self._agent = self.config.operators.agent
+        if self._reward_fn is None:
+            self._reward_fn = self.config.operators.reward
+        super().validate()
+
     def check_agent(self, agent: Any) -> None:
         """Takes the agent: something that is called with a row and has `operators`, or one operator."""
         super().check_agent(OperatorAgent(agent) if isinstance(agent, Operator) else agent)
@@ -144,11 +153,15 @@ class OperatorTrainer(Trainer):
         self._run_id = f"operator-{secrets.token_hex(8)}"
         self.load_data()
         self._bind_optimizers()
-        if state is None:
+        left = self.folder.read()
+        if state is not None:
+            self._go_on_from(state)
+        if state is None or left is None or left["run_id"] != self.run_id:  # whatever is here is of another run
             self.folder.put_away()
             self.files.put_away()
+            self._saved_epoch = None
         else:
-            self._go_on_from(state)
+            self.files.put_away(after=state["epoch"])
         self.folder.write(run_id=self.run_id)
         self._start_reports(kinds, state["trackers"] if state is not None else {})
 

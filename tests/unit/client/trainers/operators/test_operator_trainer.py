@@ -374,3 +374,40 @@ def test_at_most_ten_weak_cases_are_criticized_the_worst_first(tmp_path):
     trainer.fit()
     asked = sorted(text.split("Question:\n")[1][:2] for text in improver.critic_asked)
     assert asked == [f"{index:02}" for index in range(10)]
+
+
+def test_gone_on_from_an_earlier_epoch_what_came_after_it_is_put_away(tmp_path):
+    trainer = make(tmp_path, bad_agent(), Improver("ONE", "TWO", "UPPER"), epochs=5)
+    trainer.fit()
+    second = {"resume_from": str(trainer.files.path_of(2))}
+    again = make(tmp_path, bad_agent(), Improver("UPPER"), epochs=3, operators=second)
+    again.fit()
+    assert again.files.epochs() == [1, 2, 3]
+    assert again.run_id == trainer.run_id
+    assert len(list((trainer.files.folder / "earlier-1").iterdir())) == 3
+    elsewhere = make(tmp_path / "else", bad_agent(), Improver("UPPER"), epochs=3, operators=second)
+    elsewhere.fit()
+    assert elsewhere.is_resume
+    assert elsewhere.files.epochs() == [3]
+
+
+AGENT = OperatorAgent(bad_agent())
+
+
+def test_a_configuration_may_name_agent_and_reward(tmp_path):
+    path = tmp_path / "tune.yaml"
+    here = "tests.unit.client.trainers.operators"
+    path.write_text(f"""
+type: operator
+name: tune
+output_dir: {tmp_path}
+dataset:
+  - {{input: "ab.", style: kind, answer: AB}}
+operators:
+  agent: {here}.test_operator_trainer:AGENT
+  reward: {here}.scripted:exact
+epochs: 2
+""")
+    trainer = Trainer.get("operator")(path, client=Improver("UPPER", "STRIP"))
+    assert trainer.fit().accuracy == 1.0
+    assert trainer.operators[0]["system_prompt"] == "You are {style}. UPPER STRIP"
