@@ -1,7 +1,7 @@
 """How fast the gateway is: the unmodified `tinker` SDK and our own take turns on one server, at the same work.
 
-Each side has runs of its own, made alike; they must agree on every loss. Figures are medians and ratios of medians,
-below one where the `tinker` SDK is slower. The last line of output is one JSON object.
+Each side has runs of its own, made alike; they must agree on every loss. Figures are medians and ratios of medians:
+our seconds over those of `tinker`. The last line of output is one JSON object.
 
     python -m bench.tinker [--model farstep/tiny|FOLDER] [--threads N] [--quick]
 """
@@ -56,8 +56,9 @@ class Plan:
 class Side:
     """One SDK with its runs. Both have clients of the same shape, so that the same code drives them."""
 
-    def __init__(self, name: str, sdk: Any, clients: Sequence[Any]) -> None:
+    def __init__(self, name: str, sdk: Any, clients: Sequence[Any], *, endless: dict[str, Any]) -> None:
         self.name = name
+        self._endless = endless  # the sampling parameters by which nothing ends before its time
         self.clients = clients
         self._sdk = sdk
         self._adam = sdk.AdamParams(**_ADAM)
@@ -66,7 +67,7 @@ class Side:
         """The same tensors on both sides: they have their bytes ready."""
         return [
             self._sdk.Datum(
-                model_input=self._sdk.ModelInput.from_ints(tokens[:-1]),
+                model_input=self._sdk.ModelInput.from_ints(np.asarray(tokens[:-1]).tolist()),
                 loss_fn_inputs={
                     "target_tokens": self._sdk.TensorData.from_numpy(np.array(tokens[1:], dtype=np.int64)),
                     "weights": self._sdk.TensorData.from_numpy(np.ones(len(tokens) - 1, dtype=np.float32)),
@@ -104,7 +105,7 @@ class Side:
 
     def sample(self, sampler: Any, prompts: Sequence[Tokens], plan: Plan) -> list[int]:
         """The lengths of what came, which nothing stops before its time."""
-        params = self._sdk.SamplingParams(max_tokens=plan.num_tokens, stop=[])
+        params = self._sdk.SamplingParams(max_tokens=plan.num_tokens, **self._endless)
         futures = [
             sampler.sample(self._sdk.ModelInput.from_ints(prompt), plan.num_samples, params) for prompt in prompts
         ]
@@ -258,14 +259,24 @@ def start(plan: Plan, stack: ExitStack) -> Bench:
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     folder = model_folder(plan.model, scratch=scratch)
     here = stack.enter_context(LocalStack(model=str(folder), home=scratch / "home", more=["--served-name=bench"]))
-    service = tinker.ServiceClient(base_url=here.base_url, api_key=f"tml-{here.api_key}")
-    ours = stack.enter_context(farstep.ServiceClient(base_url=here.base_url, api_key=here.api_key))
-    runs = [_made(service.create_lora_training_client("bench", rank=RANK, seed=0)) for _ in range(2 * NUM_CLIENTS)]
-    taken = [ours.resume_run(run.model_id) for run in runs[NUM_CLIENTS:]]
+    theirs, ours = {"base_url": here.base_url, "api_key": f"tml-{here.api_key}"}, {"base_url": here.base_url}
+    services = [stack.enter_context(tinker.ServiceClient(**theirs)) for _ in range(NUM_CLIENTS)]
+
+    def make(service: Any) -> Any:
+        return _made(service.create_lora_training_client("bench", rank=RANK, seed=0))
+
+    runs = [make(service) for service in services]
+    taken = [
+        stack.enter_context(farstep.ServiceClient(**ours, api_key=here.api_key)).resume_run(make(service).model_id)
+        for service in services
+    ]
     return Bench(
         plan=plan,
         vocab_size=taken[0].get_info().vocab_size,
-        sides=[Side("farstep", farstep, taken), Side("tinker", tinker, runs[:NUM_CLIENTS])],
+        sides=[
+            Side("farstep", farstep, taken, endless={"ignore_eos": True}),
+            Side("tinker", tinker, runs, endless={"stop": []}),
+        ],
     )
 
 

@@ -66,7 +66,10 @@ class ImportedAdapter:
 
 
 def _target(name: str) -> Literal["trainer", "sampler", "external"]:
-    return name if name in ("trainer", "external") else "sampler"
+    match name:
+        case "trainer" | "external" as target:
+            return target
+    return "sampler"
 
 
 def checkpoint_from_proto(message: control_pb2.Checkpoint) -> Checkpoint:

@@ -144,7 +144,7 @@ class _Up:
         """Lets everybody go who waits."""
         self._provisioning.release()
         if self._gateway is not None:
-            self._gateway.channels.release()
+            self._gateway.release()
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:

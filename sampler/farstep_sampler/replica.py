@@ -205,11 +205,14 @@ class Replica:
         return [task]
 
     def _account(self, target: Target, client: str) -> Account:
-        """A run that its caller may not see has no part in it: that job is the base model's."""
+        """A run that its caller may not see has no part in it: that job is the base model's. What is public is sampled
+        on the account of who asks.
+        """
         asker = target.caller.project
         source = target.source if target.is_checkpoint else self._gate.seen(target)
         run_id = CheckpointPath.parse(source).run_id if target.is_checkpoint else source
-        return Account(asker, client, self._table.project(source) or asker, run_id)
+        owner = self._table.project(source) or ""
+        return Account(asker, client, owner if owner and target.caller.may_see(owner) else asker, run_id)
 
     def _state(self, source: str) -> pb.PolicyState:
         is_checkpoint = "://" in source

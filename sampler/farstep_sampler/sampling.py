@@ -55,7 +55,7 @@ def draws_for_prompt(seed: int, first: int, count: int) -> npt.NDArray[np.float6
     generator = np.random.Philox(key=np.array([seed & _WORD, _PROMPT_STREAM], dtype=np.uint64))
     generator.advance(first // _PHILOX_WORDS)
     words = generator.random_raw(first % _PHILOX_WORDS + count)[first % _PHILOX_WORDS :]
-    return (words >> np.uint64(11)) * 2.0**-53
+    return np.asarray((words >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)

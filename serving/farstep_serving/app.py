@@ -103,6 +103,7 @@ def operation_routes(
             client_id=caller.named(message.client_id),
             ack=[known_as(caller, operation_id) for operation_id in message.ack],
             check=[known_as(caller, operation_id) for operation_id in message.check],
+            held=[known_as(caller, operation_id) for operation_id in message.held],
             wait_s=message.wait_s,
         )
         answer = await table.poll(asked)

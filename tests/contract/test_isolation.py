@@ -15,7 +15,9 @@ import pytest
 from starlette.routing import Route
 
 from farstep_infra.store.archive import Checkpoints
+from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_proto import paths
+from farstep_proto.names import CheckpointPath
 from farstep_proto.v1 import feed_pb2
 from farstep_proto.v1.feed_pb2_grpc import PolicyFeedStub
 from farstep_sampler.router.admin import replica_routes
@@ -313,6 +315,38 @@ def test_another_projects_checkpoint_cannot_be_loaded(fleet):
     assert theirs["error"]["status"] == 404
     assert same(json.dumps(theirs["error"]), MAPLE) == same(json.dumps(nobodys["error"]), NOBODY)
     assert "error" not in own
+
+
+def test_a_public_checkpoint_is_read_by_everybody_and_changed_by_its_owner_alone(fleet, pair_home):
+    store, path = CheckpointStore(pair_home / "store"), CheckpointPath.parse(MAPLE.path)
+    named = MAPLE.of_route("trainer")
+    sampled = {"json": sample(model_path=MAPLE.path)}
+    reading = [
+        *((server, "POST", paths.SAMPLE, sampled) for server in ("sampler", "router")),
+        *(("trainer", "GET", template, {}) for template in (paths.CHECKPOINT, paths.CHECKPOINT_ARCHIVE)),
+    ]
+    changing = [
+        ("trainer", "DELETE", paths.CHECKPOINT, {}),
+        ("trainer", "PUT", paths.CHECKPOINT_TTL, {"json": {"ttl_seconds": "1000"}}),
+    ]
+
+    def told(asked):
+        return [
+            fleet.ask("birch", server, method, template.format(**named), **more).status_code
+            for server, method, template, more in asked
+        ]
+
+    store.set_public(path, True)
+    try:
+        assert told(reading) == [200] * 4
+        assert told(changing) == [404] * 2
+        seq = int(fleet.ask("birch", "trainer", "GET", paths.RUN.format(run_id=BIRCH.run_id)).json()["next_seq"])
+        assert "error" not in fleet.submit("birch", BIRCH, "load_state", {"path": MAPLE.path}, seq=seq)
+        usage = fleet.ask("birch", "sampler", "GET", paths.USAGE).json()["usage"]
+        assert [row["project"] for row in usage if row.get("run_id") == MAPLE.run_id] == ["birch"], "who asks, pays"
+    finally:
+        store.set_public(path, False)
+    assert told(reading) == [404] * 4
 
 
 def test_only_operators_ask_for_others(fleet):

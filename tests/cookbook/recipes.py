@@ -34,7 +34,9 @@ class Recipes:
             timeout=_WITHIN_S,
             check=False,
         )
-        assert done.returncode == 0, (
+        # Its libraries' threads may abort the process after all is done, which was seen on a busy machine.
+        is_done = done.returncode == -signal.SIGABRT and self._is_saved(log_path)
+        assert done.returncode == 0 or is_done, (
             f"{recipe} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
         )
         return self.metrics(log_path)
@@ -64,6 +66,9 @@ class Recipes:
 
     def checkpoints(self, log_path: str) -> list[dict[str, Any]]:
         return _lines(self.folder / log_path / "checkpoints.jsonl")
+
+    def _is_saved(self, log_path: str) -> bool:
+        return any(checkpoint.get("name") == "final" for checkpoint in self.checkpoints(log_path))
 
     def _command(self, recipe: str, log_path: str, options: Mapping[str, Any]) -> list[str]:
         settings = [f"{name.replace('__', '.')}={value}" for name, value in options.items()]

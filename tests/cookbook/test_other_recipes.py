@@ -15,7 +15,7 @@ RECIPES = {
     "math_rl.train": {"model_name": CHAT, "env": "gsm8k", "groups_per_batch": 8, "eval_every": 2, **RL},
     "math_rl.train off policy": {
         "model_name": BASE, "env": "arithmetic", "groups_per_batch": 4, "max_steps_off_policy": 2, "eval_every": 0,
-        "kl_penalty_coef": 0.05, **RL,
+        **RL,
     },
     "math_rl.train in minibatches": {
         "model_name": BASE, "env": "arithmetic", "groups_per_batch": 4, "eval_every": 0, "compute_post_kl": True,
@@ -41,7 +41,9 @@ RECIPES = {
         "eval_every": 0, "max_tokens": 16, "max_steps": 2,
     },
     "preference.shorter.train": {**GAME, **RL},
-    "multiplayer_rl.guess_number.train": {**GAME, **RL},
+    "multiplayer_rl.guess_number.train": {
+        **GAME, "batch_size": 2, "group_size": 2, "max_tokens": 4, "max_steps": 1,
+    },
     "rl_numerics_check.train": {
         "model_name": CHAT, "groups_per_batch": 2, "task__num_pages_min": 1, "task__num_pages_max": 2,
         "task__page_chars": 200, "max_trajectory_tokens": 2000, **RL, "max_tokens": 64,

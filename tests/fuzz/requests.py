@@ -84,7 +84,7 @@ def operations_of(document: Mapping[str, Any]) -> list[Operation]:
 
 def _body_of(schema: Mapping[str, Any]) -> type[Message] | None:
     content = schema.get("requestBody", {}).get("content", {}).get(paths.PROTOBUF)
-    if content is None:
+    if content is None or "x-protobuf-message" not in content["schema"]:
         return None
     name = content["schema"]["x-protobuf-message"]
     return message_factory.GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(name))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from farstep.cli.local_stack import LocalStack
 from tests.sdk_matrix.environments import KNOWN, OLDER, environment, newest
-from tests.sdk_matrix.programs import SERVED_NAMES, run_all
+from tests.sdk_matrix.programs import SERVED_NAMES, run_programs
 from tests.sdk_matrix.table import put_into_page, table_of
 from tests.support.hub_folder import tinker_environment, write_tokenizer
 
@@ -35,7 +35,7 @@ def main() -> int:
                 python = environment(version, arguments.environments.absolute())
                 print(f"tinker {version}", flush=True)
                 surroundings = tinker_environment(stack.base_url, stack.api_key)
-                told.append(run_all(python=python, environment=surroundings, folder=folder))
+                told.append(run_programs(python=python, environment=surroundings, folder=folder))
                 for report in told[-1].failures():
                     print(f"{report.program}: {report.feature}\n{report.why}", flush=True)
     table = table_of(told)

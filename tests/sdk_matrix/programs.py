@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAMS = Path(__file__).parents[1] / "contract" / "tinker" / "programs"
-NAMES = ("training", "sampling", "records")
 MODEL = "Qwen/Qwen3-8B"
 SERVED_NAMES = (MODEL, "Qwen/Qwen3-8B-Base")
 _WITHIN_S = 900
@@ -36,12 +35,16 @@ class Told:
         return [report for report in self.reports if report.outcome == "fails"]
 
 
-def run_program(
-    name: str, *, python: Path | str, environment: Mapping[str, str], folder: Path, features: tuple[str, ...] = ()
+def run_programs(
+    *, python: Path | str, environment: Mapping[str, str], folder: Path, features: tuple[str, ...] = ()
 ) -> Told:
-    """Raises AssertionError where it did not come to its end."""
+    """All of them in one process, or some of their features by name.
+
+    Raises:
+        AssertionError: it did not come to its end.
+    """
     done = subprocess.run(
-        [str(python), str(PROGRAMS / f"{name}.py"), *features],
+        [str(python), str(PROGRAMS / "everything.py"), *features],
         env={**environment, "FARSTEP_TEST_MODEL": MODEL},
         cwd=folder,
         capture_output=True,
@@ -49,12 +52,7 @@ def run_program(
         timeout=_WITHIN_S,
         check=False,
     )
-    assert done.returncode == 0, f"{name}.py ended with {done.returncode}:\n{done.stderr[-6000:]}"
+    assert done.returncode == 0, f"the programs ended with {done.returncode}:\n{done.stderr[-6000:]}"
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    reports = [Report(name, **line) for line in lines if "feature" in line]
+    reports = [Report(**line) for line in lines if "feature" in line]
     return Told(lines[0]["sdk"], tuple(reports))
-
-
-def run_all(*, python: Path | str, environment: Mapping[str, str], folder: Path) -> Told:
-    told = [run_program(name, python=python, environment=environment, folder=folder) for name in NAMES]
-    return Told(told[0].sdk, tuple(report for each in told for report in each.reports))

@@ -16,6 +16,7 @@ from farstep.rollout.agents import AgentBatch, AgentItem, AgentTrajectory, norma
 from farstep.rollout.assembling import Assembly
 from farstep.rollout.calling import call_agent
 from farstep.rollout.collecting import Collector
+from farstep.rollout.direct import encoded
 from farstep.rollout.failures import BudgetExceeded, FailureKind, kind_of
 from farstep.rollout.params import SamplingParams
 from farstep.rollout.proxy.server import Proxy
@@ -100,6 +101,12 @@ class AgentRunner:
         Raises:
             RolloutError: the agent gave more or fewer trajectories than there are items, or what is none.
         """
+        too_long = [item for item in items if self._is_too_long(item)]
+        dropped = [RolloutSample(item, outcome="dropped", reason="prompt_too_long") for item in too_long]
+        items = [item for item in items if item not in too_long]
+        return dropped + (await self._sample_all(items) if items else [])
+
+    async def _sample_all(self, items: Sequence[AgentItem]) -> list[RolloutSample]:
         retried: list[FailureKind] = []
         for attempt in itertools.count():
             collectors = {item.place: self._open(item, attempt) for item in items}
@@ -162,6 +169,17 @@ class AgentRunner:
 
     def _assembled(self, item: AgentItem, turns: list[Turn], **about: Any) -> RolloutSample:
         return self._assembly.sample(item, turns, **about)
+
+    def _is_too_long(self, item: AgentItem) -> bool:
+        """Of prompts that are text, messages or tokens; what else an agent takes has no length."""
+        limit = self._params.max_prompt_len
+        if limit is None:
+            return False
+        if item.input_tokens is not None:
+            return len(item.input_tokens) > limit
+        if not isinstance(item.prompt, str | list | tuple) or not item.prompt:
+            return False
+        return len(encoded(self._tokenizer, item.prompt, item.prompt_index)) > limit
 
     def _open(self, item: AgentItem, attempt: int) -> Collector:
         prompt = self._first_prompt + item.prompt_index

@@ -22,7 +22,12 @@ from farstep.trainers.errors import RolloutError
 
 @dataclass(frozen=True, slots=True)
 class AgentItem:
-    """One sample of one prompt. `base_url` is where its turns are seen; empty without a proxy."""
+    """One sample of one prompt.
+
+    Args:
+        base_url: where its turns are seen; empty without a proxy.
+        answer: what is right, where it is not looked for in the record.
+    """
 
     record: Mapping[str, Any]
     prompt: Any
@@ -30,6 +35,7 @@ class AgentItem:
     prompt_index: int
     sample_index: int
     base_url: str = ""
+    answer: Any = None
 
     @property
     def place(self) -> tuple[int, int]:
@@ -44,6 +50,7 @@ class AgentBatch:
         records: [B], whatever is known of each prompt; what a reward looks at.
         prompts: [B], text, messages, or whatever the agent takes.
         input_tokens: [B] of token ids, where they are known.
+        answers: [B], what is right, where no record says it.
         items: those of a part of a batch; None: all of them.
     """
 
@@ -51,6 +58,7 @@ class AgentBatch:
     prompts: Sequence[Any]
     input_tokens: Sequence[Sequence[int]] | None = None
     n_samples: int = 1
+    answers: Sequence[Any] | None = None
     items: Sequence[AgentItem] | None = None
 
     def __post_init__(self) -> None:
@@ -77,7 +85,7 @@ class AgentBatch:
 
     @classmethod
     def from_prompt_batch(cls, batch: Any, *, n_samples: int = 1) -> AgentBatch:
-        """A batch of a loader's: its `items` have `record`, `prompt` and, where they were tokenized, `tokens`."""
+        """A batch of a loader's: `items` have `record`, `prompt` and, where there are any, `tokens`, `solutions`."""
         items = list(batch.items)
         tokens = [getattr(item, "input_tokens", None) or getattr(item, "tokens", None) for item in items]
         known = [each for each in tokens if each is not None]
@@ -86,6 +94,7 @@ class AgentBatch:
             [item.prompt for item in items],
             known if len(known) == len(items) else None,
             n_samples,
+            [getattr(item, "solutions", None) for item in items],
         )
 
     def __len__(self) -> int:
@@ -99,8 +108,9 @@ class AgentBatch:
             return
         for prompt_index, (record, prompt) in enumerate(zip(self.records, self.prompts, strict=True)):
             tokens = None if self.input_tokens is None else self.input_tokens[prompt_index]
+            answer = None if self.answers is None else self.answers[prompt_index]
             for sample_index in range(self.n_samples):
-                yield AgentItem(record, prompt, tokens, prompt_index, sample_index)
+                yield AgentItem(record, prompt, tokens, prompt_index, sample_index, answer=answer)
 
     @property
     def item(self) -> AgentItem:
@@ -114,8 +124,6 @@ class AgentBatch:
         return AgentBatch(
             [item.record for item in items],
             [item.prompt for item in items],
-            None,
-            1,
             items=tuple(items),
         )
 

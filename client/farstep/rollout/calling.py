@@ -11,7 +11,7 @@ from typing import Any
 
 async def call_agent(run_agent: Callable[..., Any], context: Any, batch: Any, threads: Executor) -> list[Any]:
     """What it gave: one thing, or what its generator yielded."""
-    call = run_agent if inspect.isroutine(run_agent) else run_agent.__call__
+    call = run_agent if inspect.isroutine(run_agent) else getattr(run_agent, "__call__", None)  # noqa: B004
     if inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call):
         return await _taken(run_agent(context, batch), threads)
     loop = asyncio.get_running_loop()

@@ -39,13 +39,16 @@ class Collector:
         if not self.is_closed:
             self.turns.extend(turns)
 
-    @contextmanager
-    def request(self) -> Iterator[int]:
-        """A request under way; gives its number."""
+    def take_number(self) -> int:
+        """The next request's, counted from 0."""
         number, self.num_requests = self.num_requests, self.num_requests + 1
+        return number
+
+    @contextmanager
+    def under_way(self, number: int) -> Iterator[None]:
         self.in_flight[number] = time.monotonic()
         try:
-            yield number
+            yield
         finally:
             self.in_flight.pop(number, None)
 

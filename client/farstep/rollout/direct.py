@@ -92,7 +92,8 @@ def encoded(tokenizer: Any, prompt: Any, index: int) -> list[int]:
         text = tokenizer.apply_chat_template(
             [for_template(message) for message in prompt], tokenize=False, add_generation_prompt=True
         )
-        return tokenizer.encode(text, add_special_tokens=False)
+        of_messages: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return of_messages
     raise RolloutError(
         f"is a {type(prompt).__name__}, neither text nor messages",
         field=f"prompts[{index}]",

@@ -88,7 +88,7 @@ def make_record(
         completion="\n".join(text for text in texts if text),
         rendered_completion=spans.text(row.tokens[first:]),
         final_answer="" if last.tool_calls else texts[-1],
-        answer=_answer(item.record, answer_key),
+        answer=item.answer if item.answer is not None else _answer(item.record, answer_key),
         messages=list(messages),
         trace=trace,
         tool_calls=[

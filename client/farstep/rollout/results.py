@@ -168,7 +168,7 @@ class Rollout:
 
     def shown(self, count: int = 3, *, width: int = 400) -> list[dict[str, Any]]:
         """A few samples for people to read: `prompt`, `completion`, `reward`, `place`."""
-        shown = []
+        shown: list[dict[str, Any]] = []
         for sample in self.samples:
             if sample.record is not None and len(shown) < count:
                 record = sample.record

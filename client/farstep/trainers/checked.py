@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from farstep.trainers.checks import check_agent, probe_reward, resolve_function
@@ -29,6 +28,7 @@ class Checked:
 
     name: ClassVar[str]
     config_class: ClassVar[type[TrainerConfig] | None] = None
+    config_defaults: ClassVar[Mapping[str, Any]] = {}
     needs: ClassVar[Sequence[str]] = ("dataset", "config")
     rows_per_group: ClassVar[int] = 1
     requires_rollout: ClassVar[bool] = False
@@ -146,15 +146,32 @@ class Checked:
 
     @classmethod
     def _parsed(cls, config: ConfigLike) -> TrainerConfig:
+        """As an object of this trainer's class; what it leaves open is as this trainer, or its parent, has it."""
         from farstep.trainers.config import TrainerConfig, load_config
+        from farstep.trainers.config.defaults import with_defaults
+        from farstep.trainers.config.load import settings_of
+        from farstep.trainers.config.normal import normalized
 
         config_class = cls.config_class or TrainerConfig
-        if isinstance(config, Mapping):
-            config = {"type": cls.name or "sft", **config}
-        elif isinstance(config, str | PathLike) and not isinstance(config, TrainerConfig):
-            parsed = load_config(config, config_class)
-            return cls._of_this_type(parsed)
-        return cls._of_this_type(load_config(config, config_class))
+        if isinstance(config, config_class):
+            return cls._of_this_type(config)
+        settings = {"type": cls.name or "sft", **settings_of(config)}
+        if not isinstance(config, TrainerConfig) and (defaults := cls._own_defaults()):
+            settings, _ = normalized(settings, own=frozenset(config_class.model_fields))
+            settings = with_defaults(settings, defaults)
+        return cls._of_this_type(load_config(settings, config_class))
+
+    @classmethod
+    def _own_defaults(cls) -> Mapping[str, Any]:
+        """Of `config_defaults` and of the nearest parent that has a name with defaults; none for such a one itself."""
+        from farstep.trainers.config.defaults import DEFAULTS, with_defaults
+
+        found: dict[str, Any] = {}
+        for base in cls.__mro__:
+            found = with_defaults(found, vars(base).get("config_defaults", {}))
+            if (name := vars(base).get("name", "")) in DEFAULTS:
+                return with_defaults(found, DEFAULTS[name]) if found or name != cls.name else {}
+        return found
 
     @classmethod
     def _of_this_type(cls, config: TrainerConfig) -> TrainerConfig:

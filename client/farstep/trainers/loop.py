@@ -137,8 +137,18 @@ class Loop(Gradients):
         self._require_init("sampling_client")
         self.settle()
         if self._sampler is None or self._sampler[0] != self.global_step:
+            self._close_sampler()
             self._sampler = (self.global_step, self.client.save_weights_and_get_sampling_client(pin="exact"))
         return self._sampler[1]
+
+    def _close_sampler(self) -> None:
+        if self._sampler is not None:
+            self._sampler[1].close()
+            self._sampler = None
+
+    def _release(self) -> None:
+        self._close_sampler()
+        super()._release()
 
     # What it goes through
 

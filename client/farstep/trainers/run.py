@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("farstep")
 
-_MANAGED = "__farstep_managed__"
-
 
 def managed(train: Callable[[Any], TrainMetrics | None]) -> Callable[..., TrainMetrics]:
     """A trainer's `train`, with a run around it; called by an override through `super()`, the loop alone."""
@@ -35,7 +33,6 @@ def managed(train: Callable[[Any], TrainMetrics | None]) -> Callable[..., TrainM
             return train(self)  # type: ignore[return-value]
         return _run(self, train)
 
-    setattr(call, _MANAGED, True)
     return call
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -159,12 +160,13 @@ class Runs:
 
     async def window(
         self, *, limit: int, offset: int, caller: Caller, project: str = ""
-    ) -> tuple[list[tuple[control_pb2.ProvisionedRun, float]], int]:
+    ) -> tuple[Sequence[tuple[control_pb2.ProvisionedRun, float]], int]:
         """`limit` of those that the caller may see, newest first, from the `offset`-th on, and how many there are.
 
         With each, when a client of its session last gave a sign of life.
         """
-        query = visible(select(RunRow, SessionRow.last_seen_at).join(SessionRow), caller, RunRow.project)
+        found: Any = select(RunRow, SessionRow.last_seen_at).join(SessionRow)
+        query = visible(found, caller, RunRow.project)
         count = visible(select(func.count()).select_from(RunRow), caller, RunRow.project)
         if project:
             query, count = query.where(RunRow.project == project), count.where(RunRow.project == project)

@@ -30,6 +30,7 @@ CLIENT_ID = "tinker-gateway"  # the same over every restart: what is delivered l
 SUBMIT_S = 40.0  # below the minute that the SDK waits for an answer
 _POLL_S = 25.0
 _ACK_DELAY_S = 0.2
+_SUBMITTED_AT_ONCE = 16  # more are no faster, and httpx's pool is slow where it has many connections
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 2.0
 _HASTY_S = 0.1  # an empty answer sooner than this means that the server does not park polls at present
 _MAX_KEPT_BYTES = 256 << 20  # of outcomes that nobody fetched; older ones are asked for again
@@ -66,10 +67,23 @@ class Submission:
 
 
 class Channel:
-    """Args: `client` carries the installation's key; `client_id` is who fetches the outcomes."""
+    """
+    Args:
+        client: carries the installation's key.
+        client_id: who fetches the outcomes.
+        on_outcome: hears of each that was waited for; one without a state says that the server does not know it.
+    """
 
-    def __init__(self, url: str, client: httpx.AsyncClient, *, client_id: str = CLIENT_ID) -> None:
+    def __init__(
+        self,
+        url: str,
+        client: httpx.AsyncClient,
+        *,
+        client_id: str = CLIENT_ID,
+        on_outcome: Callable[[pb.Operation], None] = lambda operation: None,
+    ) -> None:
         self.url = url
+        self._on_outcome = on_outcome
         self.trouble = ""  # why the server does not answer just now
         self._client = client
         self._client_id = client_id
@@ -80,6 +94,7 @@ class Channel:
         self._held: list[str] = []
         self._acks: list[str] = []
         self._wanted = asyncio.Event()
+        self._room = asyncio.Semaphore(_SUBMITTED_AT_ONCE)
         self._must_check = False
         self._is_released = False
 
@@ -90,31 +105,19 @@ class Channel:
             NotNow: it could not, for all that time.
             Relayed: it refuses.
         """
-        deadline = time.monotonic() + within_s
         operation_id = submission.operation_id
         is_known = operation_id in self._outcomes
         if not is_known:
             self._waited.setdefault(operation_id, asyncio.Event())
             self._wanted.set()
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                await self._submit_once(submission)
-            except NotNow as error:
-                left_s = deadline - time.monotonic()
-                if left_s <= pause_s:
-                    raise
-                await submission.wake(min(left_s, 5.0))
-                await asyncio.sleep(max(0.0, min(error.retry_after_s or pause_s, pause_s, left_s)))
-                pause_s = min(2 * pause_s, _LAST_PAUSE_S)
-            except BaseException:
-                if not is_known and operation_id not in self._accepted:
-                    self._waited.pop(operation_id, None)
-                raise
-            else:
-                if operation_id in self._waited:
-                    self._accepted.add(operation_id)
-                return
+        try:
+            await self._insist(submission, deadline=time.monotonic() + within_s)
+        except BaseException:
+            if not is_known and operation_id not in self._accepted:
+                self._waited.pop(operation_id, None)
+            raise
+        if operation_id in self._waited:
+            self._accepted.add(operation_id)
 
     async def outcome(self, operation_id: str, *, wait_s: float) -> pb.Operation | None:
         """What became of an operation, whoever submitted it; None where that is not known after `wait_s` seconds.
@@ -175,6 +178,9 @@ class Channel:
                 log.debug("polling %s: %s", self.url, error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+            except Exception:  # whatever it was, others wait for what comes after it
+                log.exception("polling %s", self.url)
+                await asyncio.sleep(_LAST_PAUSE_S)
             else:
                 self.trouble, pause_s = "", _FIRST_PAUSE_S
 
@@ -189,6 +195,19 @@ class Channel:
                     self._wanted.clear()
                     await self._wanted.wait()
 
+    async def _insist(self, submission: Submission, *, deadline: float) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._submit_once(submission)
+            except NotNow as error:
+                left_s = deadline - time.monotonic()
+                if left_s <= pause_s:
+                    raise
+                await submission.wake(min(left_s, 5.0))
+                await asyncio.sleep(min(error.retry_after_s or pause_s, pause_s))
+                pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+
     async def _submit_once(self, submission: Submission) -> None:
         headers = {**submission.headers, paths.CLIENT_ID: self._client_id}
         num_parts = len(submission.parts)
@@ -196,7 +215,8 @@ class Channel:
         while awaits_parts:  # what a server lost of them meanwhile is sent again
             for index, part in enumerate(submission.parts):
                 path = submission.path + (f"&part={index}&parts={num_parts}" if num_parts > 1 else "")
-                answer = await self.call("POST", path, part, project=submission.project, headers=headers)
+                async with self._room:
+                    answer = await self.call("POST", path, part, project=submission.project, headers=headers)
                 awaits_parts = pb.Accepted.FromString(answer).awaits_parts
 
     async def _ask(self, operation_id: str) -> pb.Operation | None:
@@ -239,7 +259,8 @@ class Channel:
                 self._keep(pb.Operation(operation_id=operation_id))
         is_empty = not response.finished and not response.unknown
         self._must_check = is_empty
-        if is_empty and time.monotonic() - started_at < min(_HASTY_S, wait_s):
+        is_to_park = wait_s > 0 or self._is_released
+        if is_empty and is_to_park and time.monotonic() - started_at < _HASTY_S:
             await asyncio.sleep(_HASTY_S)
 
     def _keep(self, operation: pb.Operation) -> None:
@@ -250,6 +271,7 @@ class Channel:
         self._accepted.discard(operation_id)
         if (event := self._waited.pop(operation_id, None)) is not None:
             event.set()
+            self._on_outcome(operation)
         while self._num_bytes > _MAX_KEPT_BYTES and len(self._outcomes) > 1:
             self._drop(next(iter(self._outcomes)))
 

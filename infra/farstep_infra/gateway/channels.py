@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from farstep_infra.gateway.channel import Channel
 from farstep_infra.gateway.server_http import call, make_client
+from farstep_proto.v1 import operations_pb2
 
 
 class Channels:
-    """Args: `api_key` is the installation's."""
+    """
+    Args:
+        api_key: the installation's.
+        on_outcome: as of a channel.
+    """
 
-    def __init__(self, api_key: str) -> None:
+    def __init__(
+        self, api_key: str, *, on_outcome: Callable[[operations_pb2.Operation], None] = lambda operation: None
+    ) -> None:
+        self._on_outcome = on_outcome
         self._client = make_client(api_key)
         self._channels: dict[str, Channel] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -34,7 +43,7 @@ class Channels:
         """The channel to the server at that address."""
         channel = self._channels.get(url)
         if channel is None:
-            channel = self._channels[url] = Channel(url, self._client)
+            channel = self._channels[url] = Channel(url, self._client, on_outcome=self._on_outcome)
             if self.released.is_set():
                 channel.release()
             self._tasks.append(asyncio.create_task(channel.run(), name=f"gateway-poll-{url}"))

@@ -48,12 +48,11 @@ class DynamicConfig(Body):
 )
 async def _config(request: Request) -> Response:
     await read_json(request, ConfigRequest)
-    return answer(
-        ClientConfig(
-            pjwt_auth_enabled=auth_of(request).asks_for_tokens,
-            custom_loss_server_side=control_of(request).custom_losses,
-        )
+    config = ClientConfig(
+        pjwt_auth_enabled=auth_of(request).asks_for_tokens,
+        custom_loss_server_side=control_of(request).custom_losses,
     )
+    return answer(config)
 
 
 @describe(

@@ -18,7 +18,7 @@ from farstep_infra.gateway.channel import Submission
 from farstep_infra.gateway.channels import Channels
 from farstep_infra.gateway.failures import Failure, category_of, failure_of, text_of
 from farstep_infra.gateway.seqs import RunSeqs
-from farstep_infra.gateway.whereabouts import RunPlace, Whereabouts
+from farstep_infra.gateway.whereabouts import ModelFailed, RunPlace, Whereabouts
 from farstep_proto import paths
 from farstep_proto.errors import ApiError, Conflict, NotFound, Unavailable
 from farstep_proto.paths import Verb
@@ -85,7 +85,7 @@ class Creations:
             raise NotFound(f"no model {run_id!r}", field="model_id")
         try:
             place = await self._whereabouts.run(run_id, caller=OPERATOR, wait_s=_WAIT_S)
-        except Conflict as error:  # its processes could not be started
+        except ModelFailed as error:  # its processes could not be started
             return Failure(error=error.message, category="server")
         await self._make(place)
         failure = await self._begin(place, row)

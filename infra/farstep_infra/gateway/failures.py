@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from farstep_infra.gateway.bodies import Body
 from farstep_proto import paths
-from farstep_proto.errors import ApiError, Internal
+from farstep_proto.errors import ApiError, Internal, NotFound, Unauthenticated
 from farstep_proto.v1 import common_pb2
 from farstep_serving.messages import respond_error
 
@@ -27,6 +27,13 @@ PREFIX = "/api/v1/"
 _OUR_PATHS = "bt://loops:"  # which this wire writes otherwise
 
 Category = Literal["user", "server", "unknown"]
+
+
+class Gone(NotFound):
+    """It was there, and is no more."""
+
+    status = 410
+    error_class = "GoneError"
 
 
 class Failure(Body):
@@ -71,6 +78,8 @@ async def respond_failure(request: Request, error: Exception) -> Response:
         log.error("unhandled error in %s %s", request.method, request.url.path, exc_info=error)
         error = Internal("the server made a mistake; its log has the details")
     told = error.to_proto()
+    if told.hint == Unauthenticated.default_hint:  # which speaks of our own clients
+        told.hint = "set TINKER_API_KEY to tml- followed by a key of this server"
     body = {"error": text_of(told), "detail": text_of(told), "category": category_of(error.status)}
     body |= {"type": error.error_class, "field": error.field}
     response = Response(json.dumps(body), status_code=error.status, media_type=paths.JSON)

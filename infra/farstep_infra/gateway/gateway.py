@@ -11,6 +11,7 @@ from starlette.requests import Request
 from farstep_infra.control.control import Control
 from farstep_infra.control.db import Database
 from farstep_infra.gateway.channels import Channels
+from farstep_infra.gateway.completions import Completions
 from farstep_infra.gateway.creations import Creations
 from farstep_infra.gateway.refusals import Refusals
 from farstep_infra.gateway.samplers import Samplers
@@ -32,11 +33,19 @@ class Gateway:
     refusals: Refusals
     sampling_sessions: SamplingSessions
     samplers: Samplers
+    completions: Completions
+
+    def release(self) -> None:
+        """Lets everybody go who waits, now and later."""
+        self.channels.release()
+        self.completions.release()
 
 
 @asynccontextmanager
 async def opened(control: Control, db: Database, *, api_key: str) -> AsyncIterator[Gateway]:
-    async with Channels(api_key) as channels:
+    completions = Completions()
+    refusals = Refusals(on_note=lambda request_id: completions.note(request_id, failed=True))
+    async with Channels(api_key, on_outcome=completions.note_outcome) as channels:
         whereabouts, seqs = Whereabouts(control), RunSeqs(db)
         creations = Creations(control, db, channels, whereabouts, seqs)
         try:
@@ -47,9 +56,10 @@ async def opened(control: Control, db: Database, *, api_key: str) -> AsyncIterat
                 whereabouts,
                 creations,
                 seqs,
-                Refusals(),
+                refusals,
                 SamplingSessions(db),
                 Samplers(control, whereabouts),
+                completions,
             )
         finally:
             await creations.close()

@@ -8,10 +8,13 @@ took are remembered here (`refusals`).
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
-from typing import Literal
+from http import HTTPStatus
+from typing import Annotated, Literal
 
 from google.protobuf.message import Message
+from pydantic import Field
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,17 +22,20 @@ from starlette.routing import Route
 
 from farstep_infra.gateway import losses, models, sampling, training
 from farstep_infra.gateway.bodies import Body, answer, media, read_json
-from farstep_infra.gateway.failures import PREFIX, ErrorBody
+from farstep_infra.gateway.failures import PREFIX, ErrorBody, Failure, Gone, failure_of
 from farstep_infra.gateway.gateway import Gateway, gateway_of
 from farstep_infra.gateway.request_ids import RequestId
 from farstep_infra.gateway.results import Done, Failed, Pending, Result
 from farstep_proto import paths
-from farstep_proto.errors import InvalidInput
+from farstep_proto.errors import ApiError, InvalidInput, NotFound, Unavailable
 from farstep_serving.bodies import INLINE_BYTES
 from farstep_serving.descriptions import Media, describe
 from farstep_serving.keys import Caller, caller_of
 
+log = logging.getLogger(__name__)
+
 HOLD_S = 30.0  # the SDK gives up waiting for an answer after 45
+PAUSE_S = 2.0  # where it would ask again at once
 METADATA_FROM_BYTES = 8 << 20  # larger results are announced, so that a client can make room for them
 
 
@@ -59,13 +65,42 @@ class Cancelled(Body):
     type: Literal["cancel_future"] = "cancel_future"
 
 
+class SamplingSessionTarget(Body):
+    sampling_session_id: str
+    cloned_sampler_id: Annotated[int, Field(ge=0)] = 0
+    type: Literal["sampling_session"] = "sampling_session"
+
+
+class RetrieveFutures(Body):
+    target: SamplingSessionTarget
+    prev_cursor: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    timeout: Annotated[float, Field(ge=0)] | None = None
+
+
+class FutureCompletion(Body):
+    state: Literal["finished", "failed"]
+    request_id: str
+    response_payload_uncompressed_size: int | None = None
+
+
+class FutureCompletions(Body):
+    completions: list[FutureCompletion]
+    cursor: int
+
+
 _ANY = Media({paths.JSON: {"type": "object"}, paths.PROTOBUF: {"type": "string", "format": "binary"}})
 
 
-@describe("Wait for what a promise comes to", takes=media(RetrieveFuture), gives=_ANY, error=media(ErrorBody))
+@describe(
+    "Wait for what a promise comes to",
+    takes=media(RetrieveFuture),
+    gives=_ANY,
+    error=media(ErrorBody),
+    errors=[NotFound, Gone],
+)
 async def _retrieve(request: Request) -> Response:
     asked = await read_json(request, RetrieveFuture)
-    result = await result_of(gateway_of(request), asked.request_id, caller=caller_of(request), wait_s=HOLD_S)
+    result = await calm_result_of(gateway_of(request), asked.request_id, caller=caller_of(request))
     match result:
         case Pending():
             body = TryAgain(
@@ -85,7 +120,37 @@ async def _retrieve(request: Request) -> Response:
     raise AssertionError(result)
 
 
-@describe("Give up a promise", takes=media(Cancel), gives=media(Cancelled), error=media(ErrorBody))
+@describe(
+    "Wait until any of a sampling session's promises ends",
+    takes=media(RetrieveFutures),
+    gives=media(FutureCompletions),
+    error=media(ErrorBody),
+    errors=[NotFound, Gone],
+)
+async def _retrieve_all(request: Request) -> Response:
+    asked = await read_json(request, RetrieveFutures)
+    gateway, target = gateway_of(request), asked.target
+    await gateway.sampling_sessions.get(target.sampling_session_id, caller=caller_of(request))
+    ended, cursor = await gateway.completions.after(
+        target.sampling_session_id,
+        target.cloned_sampler_id,
+        cursor=asked.prev_cursor,
+        wait_s=HOLD_S if asked.timeout is None else min(asked.timeout, HOLD_S),
+    )
+    told = [
+        FutureCompletion(
+            state="failed" if each.failed else "finished",
+            request_id=each.request_id,
+            response_payload_uncompressed_size=each.num_bytes or None,
+        )
+        for each in ended
+    ]
+    return answer(FutureCompletions(completions=told, cursor=cursor))
+
+
+@describe(
+    "Give up a promise", takes=media(Cancel), gives=media(Cancelled), error=media(ErrorBody), errors=[NotFound, Gone]
+)
 async def _cancel(request: Request) -> Response:
     asked = await read_json(request, Cancel)
     gateway, caller = gateway_of(request), caller_of(request)
@@ -93,6 +158,25 @@ async def _cancel(request: Request) -> Response:
     if wanted.kind != "sample":
         raise InvalidInput("only samples can be cancelled", field="request_id")
     return answer(Cancelled(cancelled=await sampling.cancel(gateway, wanted, caller=caller)))
+
+
+async def calm_result_of(gateway: Gateway, request_id: str, *, caller: Caller, pause_s: float = PAUSE_S) -> Result:
+    """As `result_of`, without what the SDK would answer by asking again at once and for ever: any 5xx.
+
+    What is away for a while is a promise that is pending, told after a pause; a mistake of ours is one that failed.
+    """
+    try:
+        return await result_of(gateway, request_id, caller=caller, wait_s=HOLD_S)
+    except ApiError as error:
+        if error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise
+        if not isinstance(error, Unavailable):
+            return Failed(failure_of(error.to_proto()))
+        await asyncio.sleep(pause_s)
+        return Pending("paused_capacity", error.message)
+    except Exception:
+        log.exception("looking for what became of %s", request_id)
+        return Failed(Failure(error="the server made a mistake; its log has the details", category="server"))
 
 
 async def result_of(gateway: Gateway, request_id: str, *, caller: Caller, wait_s: float) -> Result:
@@ -126,5 +210,6 @@ async def _as_protobuf(message: Message, on_told: Callable[[], None], *, may_ann
 
 ROUTES = [
     Route(f"{PREFIX}retrieve_future", _retrieve, methods=["POST"]),
+    Route(f"{PREFIX}retrieve_futures", _retrieve_all, methods=["POST"]),
     Route(f"{PREFIX}cancel_future", _cancel, methods=["POST"]),
 ]

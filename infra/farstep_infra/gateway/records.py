@@ -50,6 +50,12 @@ class TrainingRun(Body):
     user_metadata: dict[str, str] | None = None
 
 
+class WeightsOptimizer(Body):
+    """The one that there is."""
+
+    type: Literal["adamw"] = "adamw"
+
+
 class WeightsInfo(Body):
     base_model: str
     is_lora: bool = True
@@ -57,7 +63,7 @@ class WeightsInfo(Body):
     train_unembed: bool | None = None
     train_mlp: bool | None = None
     train_attn: bool | None = None
-    optimizer_config: dict[str, str | int]
+    optimizer_config: WeightsOptimizer
 
 
 class Cursor(Body):
@@ -133,18 +139,13 @@ def weights_info(manifest: Manifest, *, name_of: Callable[[str], str]) -> Weight
         train_unembed=lora.train_unembed if has_lora else None,
         train_mlp=lora.train_mlp if has_lora else None,
         train_attn=lora.train_attn if has_lora else None,
-        optimizer_config=_optimizer_config(manifest),
+        optimizer_config=WeightsOptimizer(),
     )
 
 
 def when(seconds: float) -> datetime:
     """Seconds since the epoch."""
     return datetime.fromtimestamp(seconds, UTC)
-
-
-def _optimizer_config(manifest: Manifest) -> dict[str, str | int]:
-    name = manifest.meta.get("optimizer")
-    return {"type": "dimuon", "version": 1} if name == "dimuon" else {"type": "adamw"}
 
 
 def _last(manifests: Sequence[Manifest], kind: Kind) -> Checkpoint | None:

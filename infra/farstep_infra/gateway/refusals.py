@@ -6,6 +6,7 @@ That alone a gateway keeps in memory; it is bounded, and what falls out is told 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from farstep_infra.gateway.failures import Failure
 
@@ -13,7 +14,10 @@ _MAX_KEPT = 10_000
 
 
 class Refusals:
-    def __init__(self, *, max_kept: int = _MAX_KEPT) -> None:
+    """Args: `on_note` hears of the request id of each."""
+
+    def __init__(self, *, on_note: Callable[[str], None] = lambda request_id: None, max_kept: int = _MAX_KEPT) -> None:
+        self._on_note = on_note
         self._max_kept = max_kept
         self._kept: OrderedDict[str, Failure] = OrderedDict()
 
@@ -22,6 +26,7 @@ class Refusals:
         self._kept.move_to_end(request_id)
         while len(self._kept) > self._max_kept:
             self._kept.popitem(last=False)
+        self._on_note(request_id)
 
     def told(self, request_id: str) -> Failure:
         """What is said of a submission that was refused, also where its reason has been forgotten."""

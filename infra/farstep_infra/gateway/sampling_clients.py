@@ -54,6 +54,7 @@ class SamplerRecord(Body):
     takes=media(CreateSamplingSession),
     gives=media(CreatedSamplingSession),
     error=media(ErrorBody),
+    errors=[NotFound],
 )
 async def _create(request: Request) -> Response:
     asked = await read_json(request, CreateSamplingSession)
@@ -83,6 +84,7 @@ async def _create(request: Request) -> Response:
     takes=media(JoinSamplingSession),
     gives=media(JoinedSamplingSession),
     error=media(ErrorBody),
+    errors=[NotFound],
 )
 async def _join(request: Request) -> Response:
     asked = await read_json(request, JoinSamplingSession)

@@ -6,15 +6,23 @@ A server keeps its address as long as its stack is there, so what was learnt sta
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 
 from farstep_infra.control.control import Control
 from farstep_infra.control.fleet import Fleet
-from farstep_proto.errors import Conflict, NotFound, TooManyRequests, Unavailable
+from farstep_proto.errors import ApiError, NotFound, TooManyRequests, Unavailable
 from farstep_proto.v1 import control_pb2
 from farstep_serving.keys import OPERATOR, Caller
 
 _MAX_KNOWN = 10_000
+
+
+class ModelFailed(ApiError):
+    """Its processes could not be started; asking again changes nothing."""
+
+    status = 422
+    error_class = "ModelFailedError"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class Whereabouts:
 
         Raises:
             NotFound: no such run that the caller may see, or it was deleted.
-            Conflict: it failed.
+            ModelFailed: it failed.
             Unavailable: it is not ready yet, or its stack is still coming up.
         """
         known = self._runs.get(run_id)
@@ -58,8 +66,9 @@ class Whereabouts:
         return place
 
     async def wake(self, run_id: str, *, wait_s: float) -> None:
-        """Has a run's servers come up where they rest, and waits for that; raises as `run`."""
-        await self._ask(run_id, OPERATOR, wait_s)
+        """Has a run's servers come up where they rest, and waits for that; raises as `run`, but for Unavailable."""
+        with suppress(Unavailable):
+            await self._ask(run_id, OPERATOR, wait_s)
 
     def forget(self, run_id: str) -> None:
         self._runs.pop(run_id, None)
@@ -79,7 +88,7 @@ def _place(run: control_pb2.ProvisionedRun) -> RunPlace:
         case "deleted":
             raise NotFound(f"model {run.run_id!r} was deleted", field="model_id", hint=run.message)
         case "failed":
-            raise Conflict(f"model {run.run_id} failed: {run.message}", field="model_id")
+            raise ModelFailed(f"model {run.run_id} failed: {run.message}", field="model_id")
     if not run.trainer_url:
         raise Unavailable(f"model {run.run_id} is not ready yet: {run.message or run.state}", retry_after_s=1.0)
     return RunPlace(run.run_id, run.session_id, run.project, run.base_model, run.trainer_url, run.sampler_url)

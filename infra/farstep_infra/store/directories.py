@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from farstep_infra.store.backing import KINDS, Found
+from farstep_infra.store.backing import Found
 from farstep_infra.store.blobs import Blobs, FileBlobs
 from farstep_infra.store.durable import clear_disk_errors, replace_file, sync_directory, write_file
 from farstep_infra.store.manifest import FILE_NAME, Manifest
-from farstep_proto.names import CheckpointPath, Kind
+from farstep_proto.names import KINDS, CheckpointPath, Kind
 
 _ASIDE = "~was"  # the old checkpoint during an overwrite
 _LOCK = "lock~"

@@ -13,11 +13,11 @@ import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from farstep_infra.store.backing import KINDS, Found
+from farstep_infra.store.backing import Found
 from farstep_infra.store.blobs import Blobs, Changed, S3Blobs
 from farstep_infra.store.manifest import FILE_NAME, Manifest
 from farstep_proto.errors import Conflict, NotFound
-from farstep_proto.names import CheckpointPath, Kind
+from farstep_proto.names import KINDS, CheckpointPath, Kind
 
 _ATTEMPTS = 20
 

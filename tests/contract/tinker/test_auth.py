@@ -179,7 +179,7 @@ def test_the_sdk_replaces_a_token_that_is_refused(up, new_key, monkeypatch):
 
 
 def test_the_sdk_says_that_a_key_is_wrong(up):
-    with pytest.raises(tinker.AuthenticationError, match="wrong key"):
+    with pytest.raises(tinker.AuthenticationError, match=r"wrong key.*TINKER_API_KEY"):
         tinker.RestClient(base_url=up.url, api_key="tml-fsk-guessed")
 
 

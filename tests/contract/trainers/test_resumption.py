@@ -7,10 +7,11 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from farstep.trainers import DPOTrainer, SFTTrainer, TrainerError
+from farstep.trainers import DPOTrainer, SFTTrainer, Tracker, TrainerError
 from tests.support.processes import KEY
 from tests.support.trainees import Recorder, pairs, rows, settings
 
@@ -89,7 +90,7 @@ def test_dpo_goes_on_with_its_reference(service, tmp_path):
         result, events = fit(service, config, pairs(4), trainer=DPOTrainer)
         found += events.values("loss")
     assert result.steps == 6
-    # the reference is asked again in other batches: padding moves fp32 sums by about 1e-7
+    # the reference is asked again in other batches: padding changes the order of fp32 sums
     assert found == pytest.approx(whole.values("loss"), rel=1e-4)
 
 
@@ -105,6 +106,26 @@ def test_a_run_in_pieces_is_the_run_in_one(service, tmp_path):
     assert found == whole.values("loss")
     assert ["exit_iteration_this_run" in reason for reason in reasons] == [True, True, True, False]
     assert steps == [2, 3, 4, 6]  # each once
+
+
+class Remembering(Tracker):
+    name = "remembering"
+    began: ClassVar[list] = []
+
+    def start(self, run):
+        self.began.append(run.resume_id)
+        return "the id that it gave"
+
+    def log(self, metrics, step):
+        pass
+
+
+def test_a_trackers_run_goes_on_under_its_id(service, tmp_path):
+    Remembering.began.clear()
+    config = settings(tmp_path, checkpoint=RESUMED, exit_iteration_this_run=1, trackers=["remembering"])
+    for _ in range(2):
+        fit(service, config, rows(8))
+    assert Remembering.began == ["", "the id that it gave"]
 
 
 def test_a_run_that_is_done_makes_no_step_more_and_saves_nothing(service, tmp_path):

@@ -146,7 +146,7 @@ def test_names_are_shown_as_they_are(capsys):
 
 def test_what_the_control_plane_is_told_is_passed_on(farstep, tmp_path):
     told = ["--idle-timeout=7.5", "--max-stacks=3", f"--journal-dir={tmp_path}/j", "--tool-call-parser=hermes"]
-    told.append("--custom-losses")
+    told += ["--custom-losses", "--tinker-jwt"]
     process = farstep("up", "--model=fake/one", "--port=0", *told)
     read_until(process, "FARSTEP_API_KEY")
     (control,) = psutil.Process(process.pid).children()

@@ -105,7 +105,8 @@ CALLS = {
     """,
     farstep.TrainingClient: """
         forward_backward forward forward_backward_custom optim_step save_state save_weights_for_sampler
-        save_weights_and_get_sampling_client fresh_sampling_client load_state load_state_with_optimizer create_sampling_client
+        save_weights_and_get_sampling_client fresh_sampling_client load_state load_state_with_optimizer
+        create_sampling_client
         list_checkpoints get_checkpoint_archive_url reset queue trace unfetched future
     """,
     farstep.SamplingClient: "sample compute_logprobs compute_logprobs_batch get_base_model",

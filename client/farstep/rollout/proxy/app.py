@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from starlette.applications import Starlette
@@ -28,6 +29,8 @@ from farstep.rollout.proxy.streams import StreamedAnswer
 from farstep.rollout.proxy.upstream import Unanswered, Upstream, read_json
 from farstep.rollout.turns import turns_of
 from farstep.sampling import OpenAiEndpoint
+
+log = logging.getLogger("farstep")
 
 MAX_BODY_BYTES = 64 << 20
 
@@ -75,6 +78,7 @@ class ProxyRoutes:
         app = Starlette(routes=routes)
         app.add_exception_handler(404, _not_found)
         app.add_exception_handler(405, _wrong_method)
+        app.add_exception_handler(Exception, _mistake)
         return app
 
     def _guarded(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
@@ -106,14 +110,15 @@ class ProxyRoutes:
             return refuse(400, str(error))
         sample = request.path_params.get("sample")
         collector = self._find(sample) if sample is not None else None
-        with collector.request() if collector is not None else nullcontext(0) as number:
+        number = collector.take_number() if collector is not None else 0
+        with collector.under_way(number) if collector is not None else nullcontext():
             if collector is not None and self._max_turns is not None and number >= self._max_turns:
                 collector.problems["budget"] += 1
                 return self._empty(body)
             params = collector.params if collector is not None else self._params
             asked = forwarded(body, params, collector, number, in_flight=self._in_flight)
             if body.get("stream"):
-                return await self._streamed(asked, body, collector)
+                return await self._streamed(asked, body, collector, number)
             return await _while_connected(request, self._whole(asked, body, collector))
 
     async def _whole(self, asked: dict[str, Any], body: dict[str, Any], collector: Collector | None) -> Response:
@@ -129,7 +134,9 @@ class ProxyRoutes:
             collector.add(turns_of(answer, body["messages"], body.get("tools")))
         return JSONResponse(answer)
 
-    async def _streamed(self, asked: dict[str, Any], body: dict[str, Any], collector: Collector | None) -> Response:
+    async def _streamed(
+        self, asked: dict[str, Any], body: dict[str, Any], collector: Collector | None, number: int
+    ) -> Response:
         opening = self._upstream.chat(asked, self._endpoint_of(collector), self._retried(collector))
         try:
             response = await opening.__aenter__()
@@ -142,16 +149,17 @@ class ProxyRoutes:
                 return self._failed(failure.status, failure.body, collector)
             finally:
                 await opening.__aexit__(None, None, None)
-        return StreamingResponse(self._passed_on(opening, response, body, collector), media_type="text/event-stream")
+        passed_on = self._passed_on(opening, response, body, collector, number)
+        return StreamingResponse(passed_on, media_type="text/event-stream")
 
     async def _passed_on(
-        self, opening: Any, response: httpx.Response, body: dict[str, Any], collector: Collector | None
+        self, opening: Any, response: httpx.Response, body: dict[str, Any], collector: Collector | None, number: int
     ) -> AsyncIterator[bytes]:
         """The stream as it comes; its turns are noted before its last word is passed on."""
         answer = StreamedAnswer()
         try:
-            with collector.request() if collector is not None else nullcontext():
-                async with aclosing(response.aiter_lines()) as lines:
+            with collector.under_way(number) if collector is not None else nullcontext():
+                async with aclosing(cast(AsyncGenerator[str, None], response.aiter_lines())) as lines:
                     async for line in lines:
                         ends = answer.read(line)
                         if ends and collector is not None and not answer.has_failed:
@@ -176,10 +184,11 @@ class ProxyRoutes:
         return JSONResponse(answer, status_code=status)
 
     def _empty(self, body: dict[str, Any]) -> Response:
-        about = {"model": self._endpoint().model, "policy_version": self._policy_version()}
+        model, version = self._endpoint().model, self._policy_version()
         if body.get("stream"):
-            return Response(empty_chunks(body, **about), media_type="text/event-stream")
-        return JSONResponse(empty_answer(body, **about))
+            chunks = empty_chunks(body, model=model, policy_version=version)
+            return Response(chunks, media_type="text/event-stream")
+        return JSONResponse(empty_answer(body, model=model, policy_version=version))
 
     def _endpoint_of(self, collector: Collector | None) -> Callable[[], OpenAiEndpoint]:
         return collector.endpoint if collector is not None else self._endpoint
@@ -241,6 +250,11 @@ async def _gone(request: Request) -> None:
 
 async def _not_found(request: Request, error: Exception) -> Response:
     return refuse(404, f"{request.url.path[:200]} is not served here: POST /v1/chat/completions and GET /v1/models are")
+
+
+async def _mistake(request: Request, error: Exception) -> Response:
+    log.error("the proxy made a mistake", exc_info=error)
+    return refuse(500, f"the proxy made a mistake: {type(error).__name__}: {error}")
 
 
 async def _wrong_method(request: Request, error: Exception) -> Response:

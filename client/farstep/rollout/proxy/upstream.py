@@ -9,7 +9,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -23,12 +22,13 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 15.0
 Retried = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
 class Unanswered(Exception):
     """No answer came; `status` and `body` are what to say instead."""
 
-    status: int
-    body: dict[str, Any]
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
+        super().__init__(body)
+        self.status = status
+        self.body = body
 
 
 class Upstream:
@@ -36,10 +36,12 @@ class Upstream:
     max_retries: how often one request is repeated.
     """
 
-    def __init__(self, *, max_retries: int) -> None:
+    def __init__(self, *, max_retries: int, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._max_retries = max_retries
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        self._http = httpx.AsyncClient(timeout=httpx.Timeout(None, connect=_CONNECT_S), limits=limits)
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(None, connect=_CONNECT_S), limits=limits, transport=transport
+        )
 
     async def aclose(self) -> None:
         await self._http.aclose()

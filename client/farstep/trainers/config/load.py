@@ -36,7 +36,7 @@ def load_config(
     """
     if isinstance(source, config_class):
         return source.merged(changes) if changes else source
-    settings = _settings(source)
+    settings = settings_of(source)
     if unnamed := [key for key in settings if not isinstance(key, str)]:
         raise ConfigError(f"the key {unnamed[0]!r} is no text")
     _load_code(source, {**settings, **changes}.get("code"), allowed=allow_code)
@@ -57,7 +57,12 @@ def _is_text(source: str) -> bool:
     return "\n" in source or ": " in source
 
 
-def _settings(source: object) -> Mapping[str, Any]:
+def settings_of(source: object) -> Mapping[str, Any]:
+    """The settings as they were written.
+
+    Raises:
+        ConfigError: there are none.
+    """
     match source:
         case TrainerConfig():
             return {name: getattr(source, name) for name in type(source).model_fields}

@@ -79,7 +79,7 @@ class LooseJson:
             return self._call(dict(inner))
         name = next((value[key] for key in _NAMES if isinstance(value.get(key), str)), None)
         if name in self._names:
-            arguments = next((value[key] for key in _ARGUMENTS if key in value), {})
+            arguments: object = next((value[key] for key in _ARGUMENTS if key in value), {})
             return call_of({"name": name, "arguments": arguments}, self._names)
         return self._inferred(value)
 

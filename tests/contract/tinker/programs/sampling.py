@@ -190,4 +190,5 @@ def mistakes(service):
     assert sampler.sample(PROMPT, 1, TOKENS).result().sequences
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -274,4 +274,5 @@ def dimuon(service):
         made(service.create_lora_training_client(MODEL, rank=4, optimizer=tinker.DimuonOptimizerConfig()))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import tinker
 
@@ -23,6 +24,7 @@ VERSION = tuple(int(part) for part in tinker.__version__.split(".")[:2])
 class Feature:
     """`since`: the first version of the SDK that has it."""
 
+    program: str
     name: str
     since: tuple[int, int]
     check: Callable[[tinker.ServiceClient], None]
@@ -36,7 +38,9 @@ def feature(name: str, *, since: str = "0.30"):
     major, minor = since.split(".")
 
     def enter(check):
-        FEATURES.append(Feature(name, (int(major), int(minor)), check))
+        module = check.__module__
+        program = Path(sys.argv[0]).stem if module == "__main__" else module
+        FEATURES.append(Feature(program, name, (int(major), int(minor)), check))
         return check
 
     return enter
@@ -103,7 +107,7 @@ def main() -> None:
     for each in FEATURES:
         if wanted and each.name not in wanted:
             continue
-        report = {"feature": each.name, "since": ".".join(map(str, each.since))}
+        report = {"program": each.program, "feature": each.name, "since": ".".join(map(str, each.since))}
         began = time.monotonic()
         if each.since > VERSION:
             report["outcome"] = "absent"

@@ -174,3 +174,25 @@ def test_two_that_resume_are_refused():
     both = [{"type": "state", "auto_resume": True}, {"type": "state", "auto_resume": True}]
     with pytest.raises(ConfigError, match="only one may have auto_resume"):
         SFTTrainer({**CONFIG, "checkpoint": both})
+
+
+def test_a_class_of_ones_own_has_its_parents_defaults(tmp_path):
+    class Shy(SFTTrainer):
+        name = "shy-of-checks"
+
+    class Bold(Shy):
+        config_defaults = {"optimizer": {"weight_decay": 0.5}, "batch_size": 3}  # noqa: RUF012
+
+    for trainer in (SFTTrainer, Shy, Bold):
+        config = trainer({**CONFIG, "epochs": 2}).config
+        assert (config.optimizer.lr, config.scheduler.name, config.epochs) == (2e-4, "linear", 2)
+    assert (config.optimizer.weight_decay, config.batch_size) == (0.5, 3)
+    assert Bold({**CONFIG, "learning_rate": 1.0}).config.optimizer.lr == 1.0
+    assert Shy(CONFIG).config.type == "shy-of-checks"
+    file = tmp_path / "config.yaml"
+    file.write_text("name: run\nmodel: farstep/tiny\n")
+    assert Trainer.get("dpo")(str(file)).config.type == "dpo"
+    assert Trainer.get("dpo")(file).config.optimizer.lr == 1e-5
+    file.write_text("type: sft\nname: run\nmodel: farstep/tiny\n")
+    with pytest.raises(ConfigError, match="'sft' is another trainer than 'dpo'"):
+        Trainer.get("dpo")(file)

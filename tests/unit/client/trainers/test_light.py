@@ -4,6 +4,8 @@ import subprocess
 import sys
 import textwrap
 
+import farstep.trainers
+
 PROGRAM = """
     import socket, sys
 
@@ -29,3 +31,29 @@ def test_making_and_validating_a_trainer_uses_no_network_and_loads_nothing_heavy
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_public_names():
+    assert farstep.trainers.__all__ == [
+        "Callbacks",
+        "CausalTrainer",
+        "CheckpointEngine",
+        "ConfigError",
+        "DPOTrainer",
+        "DataError",
+        "IPOTrainer",
+        "Registered",
+        "RegistryError",
+        "RoleError",
+        "RolloutError",
+        "SFTTrainer",
+        "Schedule",
+        "Tracker",
+        "TrainMetrics",
+        "TrainSequence",
+        "Trainer",
+        "TrainerConfig",
+        "TrainerError",
+        "TrainerState",
+        "load_config",
+    ]

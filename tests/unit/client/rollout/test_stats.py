@@ -1,0 +1,63 @@
+"""Numbers of a rollout."""
+
+import pytest
+
+from farstep.rollout.agents import AgentItem
+from farstep.rollout.merging import Row
+from farstep.rollout.results import Rollout, RolloutSample
+from farstep.rollout.stats import OverLong, RolloutEvents
+from farstep.rollout.turns import Turn
+from farstep.trainers.sequence import TrainSequence
+
+
+def sample(prompt: int, index: int, *, reward: float | None = 1.0, length: int = 4, **about: object) -> RolloutSample:
+    turn = Turn([1] * (length - 2), [2, 3], [-1.0, -2.0], [5, 6], finish_reason="length")
+    row = TrainSequence.from_prompt_completion([1] * (length - 2), [2, 3])
+    fields = {"turns": (turn,), "rows": (row,), "merged": (Row(tokens=[1] * length),), "reward": reward, **about}
+    return RolloutSample(AgentItem({}, "p", None, prompt, index), **fields)  # type: ignore[arg-type]
+
+
+def test_the_funnel_and_its_numbers() -> None:
+    failed = sample(0, 1, reward=None, rows=(), outcome="failed", reason="tool_failure", retried=("tool_failure",))
+    nothing = sample(1, 0, reward=None, rows=(), turns=(), merged=(), outcome="dropped", reason="no_turns")
+    rollout = Rollout([sample(0, 0), failed, nothing, sample(1, 1, reward=3.0)], RolloutEvents(rollout_s=2.0))
+    metrics = rollout.metrics()
+    funnel = [metrics[f"rollout/funnel/{name}"] for name in ("asked", "sampled", "parsed", "scored", "trained")]
+    assert funnel == [4, 3, 3, 2, 2]
+    assert (metrics["rollout/failed/tool_failure"], metrics["rollout/dropped/no_turns"]) == (1, 1)
+    assert metrics["rollout/retried/tool_failure"] == 1
+    assert (metrics["rollout/reward_mean"], metrics["rollout/reward_std"]) == (2.0, 1.0)
+    assert metrics["rollout/logprob_mean"] == -1.5
+    assert metrics["rollout/tokens_per_s"] == 3.0
+    assert (metrics["rollout/policy_version_min"], metrics["rollout/policy_version_max"]) == (5, 6)
+    assert metrics["rollout/cut_fraction"] == 1.0
+    assert rollout.stats.reward_histogram(bins=2) == ([1.0, 2.0, 3.0], [1, 1])
+    assert Rollout([]).stats.reward_histogram() == ([], [])
+    assert Rollout([]).metrics()["rollout/funnel/asked"] == 0
+
+
+def test_groups_without_a_difference_are_left_out_and_counted() -> None:
+    rollout = Rollout([sample(0, 0), sample(0, 1), sample(1, 0), sample(1, 1, reward=0.0), sample(2, 0)])
+    kept = rollout.with_signal()
+    assert [each.reason for each in kept.samples] == ["zero_variance", "zero_variance", "", "", "zero_variance"]
+    assert (len(kept.rows), kept.stats.dropped) == (2, {"zero_variance": 3})
+    assert (len(rollout.rows), rollout.stats.dropped) == (5, {})
+    assert rollout.groups[1].rewards == [1.0, 0.0]
+
+
+def test_over_long_rows_are_told_with_percentiles_and_the_longest() -> None:
+    lengths = {(0, index): 10 * (index + 1) for index in range(10)}
+    over = OverLong.of(lengths, limit=70)
+    assert over is not None
+    assert (over.num_dropped, dict(over.percentiles)) == (3, {50: 60, 90: 100, 99: 100, 100: 100})
+    assert over.longest == [(100, 0, 9), (90, 0, 8), (80, 0, 7), (70, 0, 6), (60, 0, 5)]
+    assert "3 samples are over 70 tokens" in str(over)
+    assert OverLong.of(lengths, limit=100) is None
+    rollout = Rollout([sample(0, 0, length=9)], RolloutEvents(over_long_limit=5))
+    assert rollout.stats.over_long is not None
+    assert rollout.stats.over_long.num_dropped == 1
+
+
+def test_samples_for_people() -> None:
+    assert Rollout([sample(0, 0)]).shown() == []
+    assert pytest.approx(1.0) == sample(0, 0).reward
