@@ -58,8 +58,8 @@ def test_the_instruction_optimizer_asks_a_real_model_and_takes_no_nonsense(servi
     with service.create_sampling_client(base_model="farstep/tiny") as client:
         operator = LLMCallOperator("skill", client, system_prompt="{tone}", user_prompt="upper {word}", max_tokens=8)
         trainer = OperatorTrainer(
-            {"name": "ask", "output_dir": str(tmp_path), "epochs": 1, "sampling": {"max_tokens": 8}},
-            client=client,
+            {"name": "ask", "model": "farstep/tiny", "output_dir": str(tmp_path), "sampling": {"max_tokens": 8}},
+            client=service,
             agent=operator,
             train_data=[{"word": "acorn", "tone": "calm"}],
             reward_fn=lambda completion: 0.0,

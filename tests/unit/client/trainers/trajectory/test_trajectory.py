@@ -157,7 +157,8 @@ def sample(prompt_index, sample_index, *, outcome="ok", record=None, reward=1.0)
     if record is None:
         return RolloutSample(item, outcome=outcome, reason="tool_failure")
     turn = Turn((1, 2), (3,), (-0.5,), (7,), TALK[1:2], TALK[2])
-    row = TrainSequence([1, 2, 3], [0.0, 0.0, 1.0], logprobs=[0.0, 0.0, -0.5], metadata={"policy_versions": [None, None, 7]})
+    metadata = {"policy_versions": [None, None, 7]}
+    row = TrainSequence([1, 2, 3], [0.0, 0.0, 1.0], logprobs=[0.0, 0.0, -0.5], metadata=metadata)
     return RolloutSample(item, turns=[turn], rows=[row], record=record, reward=reward)
 
 
@@ -175,8 +176,13 @@ def test_rollouts_become_items_failed_ones_too():
     assert first.metadata["policy_version"] == 7
     assert first.metadata["num_turns"] == 1
     assert first.metadata["rows"] == [
-        {"tokens": [1, 2, 3], "logprobs": [0.0, 0.0, -0.5], "loss_mask": [0.0, 0.0, 1.0],
-         "policy_versions": [None, None, 7], "kinds": []}
+        {
+            "tokens": [1, 2, 3],
+            "logprobs": [0.0, 0.0, -0.5],
+            "loss_mask": [0.0, 0.0, 1.0],
+            "policy_versions": [None, None, 7],
+            "kinds": [],
+        }
     ]
     assert (failed.status, failed.input, failed.score, failed.metadata["reason"]) == (
         "failed", "1+1?", None, "tool_failure")  # fmt: skip
