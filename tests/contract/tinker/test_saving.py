@@ -83,7 +83,7 @@ def test_what_is_kept_for_too_short_or_too_long_is_refused(model, seconds):
 def test_weights_are_told_by_the_name_their_model_was_asked_for_by(tinker_service, tinker_url, tinker_key):
     """Of several names of one model, here and in every client made of its checkpoints: tokenizers go by it."""
     rest = tinker.RestClient(base_url=tinker_url, api_key=tinker_key)
-    for name in SERVED_NAMES:
+    for name in ("farstep/tiny", *SERVED_NAMES):
         first = tinker_service.create_lora_training_client(name, rank=2).result()
         path, weights = first.save_state("s").result().path, first.save_weights_for_sampler("w").result().path
         assert rest.get_weights_info_by_tinker_path(path).result().base_model == name
