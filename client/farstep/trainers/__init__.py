@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from farstep.trainers.errors import ConfigError, DataError, RegistryError, RoleError, RolloutError, TrainerError
     from farstep.trainers.lifecycle import TrainerState
     from farstep.trainers.metrics import TrainMetrics
+    from farstep.trainers.operators.trainer import OperatorTrainer
     from farstep.trainers.registry import Registered
     from farstep.trainers.schedules import Schedule
     from farstep.trainers.sequence import TrainSequence
@@ -35,6 +36,7 @@ __all__ = [
     "DPOTrainer",
     "DataError",
     "IPOTrainer",
+    "OperatorTrainer",
     "Registered",
     "RegistryError",
     "RoleError",
@@ -60,6 +62,7 @@ _NAMES_OF = {
     "farstep.trainers.errors": "ConfigError DataError RegistryError RoleError RolloutError TrainerError",
     "farstep.trainers.lifecycle": "TrainerState",
     "farstep.trainers.metrics": "TrainMetrics",
+    "farstep.trainers.operators.trainer": "OperatorTrainer",
     "farstep.trainers.registry": "Registered",
     "farstep.trainers.schedules": "Schedule",
     "farstep.trainers.sequence": "TrainSequence",

@@ -60,6 +60,7 @@ class Trainer(Loop, Registered):
         "causal": "farstep.trainers.causal:CausalTrainer",
         "dpo": "farstep.trainers.dpo:DPOTrainer",
         "ipo": "farstep.trainers.dpo:IPOTrainer",
+        "operator": "farstep.trainers.operators.trainer:OperatorTrainer",
     }
     entry_point_group = "farstep.trainers"
 

@@ -42,6 +42,7 @@ def test_the_public_names():
         "DPOTrainer",
         "DataError",
         "IPOTrainer",
+        "OperatorTrainer",
         "Registered",
         "RegistryError",
         "RoleError",
