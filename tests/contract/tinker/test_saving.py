@@ -72,6 +72,14 @@ def test_a_hostile_name_fails_its_future_alone(model, name):
     assert step(model, 0)[1].metrics["step:max"] == 1
 
 
+@pytest.mark.parametrize("metadata", [{"a": "x" * 5000}, {"a": "x" * 2_000_000}, {str(i): "" for i in range(65)}])
+def test_what_is_too_much_to_remark_fails_its_future_alone(model, metadata):
+    for save in (model.save_state, model.save_weights_for_sampler):
+        with pytest.raises(tinker.RequestFailedError, match="user_metadata"):
+            save("kept", user_metadata=metadata).result()
+    assert step(model, 0)[1].metrics["step:max"] == 1
+
+
 @pytest.mark.parametrize("seconds", [0, 60, 3599, 11 * 365 * 24 * 3600])
 def test_what_is_kept_for_too_short_or_too_long_is_refused(model, seconds):
     """As a checkpoint's time to live is when it is set later."""
