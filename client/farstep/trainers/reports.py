@@ -112,6 +112,8 @@ class Reports(Session):
         """`started`, once."""
         if self._has_announced:
             return
+        from farstep.trainers.config.resolved import shown_settings
+
         self._has_announced = True
         config = self.config
         self.emit(
@@ -126,7 +128,7 @@ class Reports(Session):
             dry_run=config.dry_run,
             num_examples=len(self.train_rows),
             data=self.train_rows.report,
-            config=config.model_dump(mode="json", exclude=set(config.unserialized) | {"data"}),
+            config=shown_settings(config),
         )
 
     def report_step(self, metrics: Mapping[str, float]) -> dict[str, float]:

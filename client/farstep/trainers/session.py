@@ -7,12 +7,13 @@ by `close`, in whatever state the trainer is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from farstep.trainers.batch_file import BatchFile
 from farstep.trainers.callbacks import CallbackList
 from farstep.trainers.checked import Checked, ConfigLike
 from farstep.trainers.checkpoints import Engines
@@ -25,7 +26,7 @@ from farstep.trainers.progress import Pace, ProgressBar
 from farstep.trainers.resume import STATE_VERSION, ResumePoint, find_resume_point, taken_over
 from farstep.trainers.row_sources import load_rows
 from farstep.trainers.rows import Rows
-from farstep.trainers.run_folder import EVENTS, RunFolder
+from farstep.trainers.run_folder import BATCHES, EVENTS, RunFolder
 from farstep.trainers.schedules import Schedule, share_of
 from farstep.trainers.step import Position
 from farstep.trainers.trackers.base import TrackedRun, Tracker, Trackers
@@ -126,6 +127,9 @@ class Session(Checked):
         self.pace = Pace(self.training_horizon)
         events = EventFile(self.folder.path / EVENTS)
         self.events = EventLog([events, *self._given_sinks], run=self.client.run_id, last_seq=events.last_seq)
+        self.batches = BatchFile(
+            self.folder.path / BATCHES, text_of=self._texts, has_rewards=self.requires_rollout
+        )
         self.progress = ProgressBar(config.name, self.training_horizon)
         self.progress.update(self.global_step, {})
         self._start_trackers(kinds, point.state.get("trackers", {}) if point is not None else {})
@@ -328,6 +332,11 @@ class Session(Checked):
 
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(named)
         return tokenizer
+
+    def _texts(self, tokens: Sequence[int]) -> list[str] | None:
+        """Each token by itself; None where nothing has asked for a tokenizer."""
+        tokenizer = self._tokenizer
+        return None if tokenizer is None else [str(tokenizer.decode([token])) for token in tokens]
 
     def _require_init(self, call: str) -> None:
         if self._is_closed:
