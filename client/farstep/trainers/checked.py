@@ -52,6 +52,15 @@ class Checked:
             raise ConfigError("this trainer has no configuration", hint="give one to the constructor or check_config")
         return self._config
 
+    @property
+    def given_rows(self) -> Any:
+        """The rows to train on that were given beside the configuration; None where its sources count."""
+        return self._train_data
+
+    @property
+    def has_reward(self) -> bool:
+        return self._reward_fn is not None
+
     def check_agent(self, agent: Any) -> None:
         """Takes the agent of rollouts: a function, something with `run_agent`, or "module:function"."""
         with self._checking("agent"):

@@ -82,6 +82,16 @@ class Session(Checked):
         self.metrics: dict[str, float] = {}
         self.num_tokens = 0
 
+    def add_event_sink(self, sink: EventSink) -> None:
+        """One more that gets every event; before `init`.
+
+        Raises:
+            TrainerError: the events have begun.
+        """
+        if self._is_initialized:
+            raise TrainerError("events have begun already", field="event_sinks", stage="init")
+        self._given_sinks += (sink,)
+
     @hooked
     def init(self) -> None:
         """Connects, provisions or resumes, loads the data. Once.

@@ -39,18 +39,17 @@ def load_config(
     settings = settings_of(source)
     if unnamed := [key for key in settings if not isinstance(key, str)]:
         raise ConfigError(f"the key {unnamed[0]!r} is no text")
-    _load_code(source, {**settings, **changes}.get("code"), allowed=allow_code)
+    _load_code({**settings, **changes}.get("code"), allowed=allow_code)
     config = config_class(**settings) if not changes.keys() & {"type"} else config_class(**{**settings, **changes})
     return config.merged(changes) if changes else config
 
 
-def _load_code(source: object, code: object, *, allowed: bool) -> None:
+def _load_code(code: object, *, allowed: bool) -> None:
     """Sources and trainers of the user's own must be known before the settings of theirs are checked."""
     paths = [code] if isinstance(code, str) else list(code) if isinstance(code, list | tuple) else []
     if paths and not allowed:
         raise ConfigError("Python files may not be loaded here", field="code")
-    is_file = isinstance(source, PathLike) or (isinstance(source, str) and not _is_text(source))
-    load_code(paths, folder=Path(str(source)).expanduser().parent if is_file else Path())
+    load_code(paths, folder=Path())
 
 
 def _is_text(source: str) -> bool:
@@ -85,4 +84,14 @@ def _from_file(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no UTF-8 text") from error
-    return mapping_from_yaml(text, name=str(path))
+    settings = mapping_from_yaml(text, name=str(path))
+    return {**settings, "code": _beside(path, settings["code"])} if "code" in settings else settings
+
+
+def _beside(path: Path, code: object) -> object:
+    """Paths of Python files are relative to the file that names them."""
+    if isinstance(code, str):
+        code = [code]
+    if not isinstance(code, list):
+        return code
+    return [str((path.parent / each).resolve()) if isinstance(each, str) else each for each in code]
