@@ -188,6 +188,23 @@ class RolloutSession:
 
     rollout_token_batch = waited(rollout_token_batch_async)
 
+    async def sample_batch_async(
+        self,
+        batch: AgentBatch,
+        sampling_params: SamplingParams | None = None,
+        *,
+        reward_fn: RewardFn | None = None,
+    ) -> Rollout:
+        """As `rollout_batch`, of the prompts of a loader's batch (`AgentBatch.from_prompt_batch`), by their tokens
+        where these are known."""
+        self._threads_or_refuse()
+        if batch.input_tokens is None:
+            tokens = [encoded(self.tokenizer, prompt, index) for index, prompt in enumerate(batch.prompts)]
+            batch = replace(batch, input_tokens=tokens)
+        return await self._direct(batch, sampling_params, reward_fn)
+
+    sample_batch = waited(sample_batch_async)
+
     async def run_agents_async(
         self,
         run_agent: Callable[..., Any],

@@ -17,10 +17,23 @@ if TYPE_CHECKING:
     from farstep.trainers.checkpoints import CheckpointEngine
     from farstep.trainers.config import TrainerConfig, load_config
     from farstep.trainers.dpo import DPOTrainer, IPOTrainer
-    from farstep.trainers.errors import ConfigError, DataError, RegistryError, RoleError, RolloutError, TrainerError
+    from farstep.trainers.errors import (
+        ConfigError,
+        DataError,
+        MissingRoleCapability,
+        RegistryError,
+        RoleError,
+        RolloutError,
+        TrainerError,
+    )
     from farstep.trainers.lifecycle import TrainerState
     from farstep.trainers.metrics import TrainMetrics
     from farstep.trainers.registry import Registered
+    from farstep.trainers.rl.grpo import GRPOTrainer
+    from farstep.trainers.rl.gspo import GSPOTrainer
+    from farstep.trainers.rl.ppo import PPOTrainer
+    from farstep.trainers.rl.trainer import RLTrainer
+    from farstep.trainers.role import Role
     from farstep.trainers.schedules import Schedule
     from farstep.trainers.sequence import TrainSequence
     from farstep.trainers.sft import SFTTrainer
@@ -34,9 +47,15 @@ __all__ = [
     "ConfigError",
     "DPOTrainer",
     "DataError",
+    "GRPOTrainer",
+    "GSPOTrainer",
     "IPOTrainer",
+    "MissingRoleCapability",
+    "PPOTrainer",
+    "RLTrainer",
     "Registered",
     "RegistryError",
+    "Role",
     "RoleError",
     "RolloutError",
     "SFTTrainer",
@@ -57,10 +76,15 @@ _NAMES_OF = {
     "farstep.trainers.checkpoints": "CheckpointEngine",
     "farstep.trainers.config": "TrainerConfig load_config",
     "farstep.trainers.dpo": "DPOTrainer IPOTrainer",
-    "farstep.trainers.errors": "ConfigError DataError RegistryError RoleError RolloutError TrainerError",
+    "farstep.trainers.errors": "ConfigError DataError MissingRoleCapability RegistryError RoleError RolloutError TrainerError",
     "farstep.trainers.lifecycle": "TrainerState",
     "farstep.trainers.metrics": "TrainMetrics",
     "farstep.trainers.registry": "Registered",
+    "farstep.trainers.rl.grpo": "GRPOTrainer",
+    "farstep.trainers.rl.gspo": "GSPOTrainer",
+    "farstep.trainers.rl.ppo": "PPOTrainer",
+    "farstep.trainers.rl.trainer": "RLTrainer",
+    "farstep.trainers.role": "Role",
     "farstep.trainers.schedules": "Schedule",
     "farstep.trainers.sequence": "TrainSequence",
     "farstep.trainers.sft": "SFTTrainer",

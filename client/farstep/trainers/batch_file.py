@@ -86,7 +86,8 @@ class BatchFile:
             "text": self._text_of(tokens),
             "num_tokens": len(row),
             "reward": row.reward if self._has_rewards else None,
-            "metadata": {str(key): _short(value) for key, value in row.metadata.items()},
+            "kinds": list(row.metadata.get("kinds") or ())[:MAX_TOKENS],
+            "metadata": {str(key): _short(value) for key, value in row.metadata.items() if key != "kinds"},
             **{name: _rounded(values[:MAX_TOKENS]) for name, values in per_token.items() if values is not None},
         }
 

@@ -5,7 +5,8 @@ FarstepError
 ├── ConfigError    (ValueError)    a setting is wrong; `field` is its path
 ├── DataError      (ValueError)    a row, source or sequence is wrong; `field` says which
 ├── RegistryError  (LookupError)   no such name, or a name that is taken; `known` lists what there is
-├── RoleError      (LookupError)   a role was not ensured, or lacks an ability
+├── RoleError      (LookupError)   a role was not ensured, or cannot be what it was said to be
+│   └── MissingRoleCapability      it was, and lacks an ability
 └── RolloutError   (RuntimeError)  a rollout cannot go on
 
 Each message says what and where, each hint what to do.
@@ -47,6 +48,10 @@ class RoleError(FarstepError, LookupError):
         super().__init__(message, hint=hint, field=field)
         self.role = role
         self.ability = ability
+
+
+class MissingRoleCapability(RoleError):
+    pass
 
 
 class RolloutError(FarstepError, RuntimeError):

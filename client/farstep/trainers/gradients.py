@@ -38,8 +38,8 @@ class Gradients(Reports):
     and metrics. `loss_inputs` are the per-token fields of a row that the named loss takes.
     """
 
-    loss_fn: ClassVar[str | LossFunction] = "cross_entropy"
-    loss_inputs: ClassVar[Sequence[str]] = ()
+    loss_fn: str | LossFunction = "cross_entropy"
+    loss_inputs: Sequence[str] = ()
     _overridden: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

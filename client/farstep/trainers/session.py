@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from farstep.service import ServiceClient
+    from farstep.trainers.config import TrainerConfig
 
 log = logging.getLogger("farstep")
 
@@ -43,7 +44,7 @@ log = logging.getLogger("farstep")
 class Session(Checked):
     """Of a trainer."""
 
-    lookahead: ClassVar[int] = 2  # steps under way beside the one that is waited for
+    lookahead: int = 2  # steps under way beside the one that is waited for
     _class_hooks: ClassVar[list[Hook]] = []
 
     client: TrainingClient
@@ -130,6 +131,7 @@ class Session(Checked):
         if point is not None:
             self._load_state(point.state)
         self.folder.write(run_id=self.client.run_id)
+        self.create_roles(point)
         self.load_data()
         if point is not None:
             self._check_data(point.state)
@@ -189,6 +191,9 @@ class Session(Checked):
             seed=lora.seed if lora.seed is not None else config.seed,
             **options,
         )
+
+    def create_roles(self, resume_from: ResumePoint | None = None) -> None:
+        """The other runs that a trainer needs beside its own."""
 
     @property
     def needs_sampler(self) -> bool:
@@ -315,7 +320,7 @@ class Session(Checked):
 
     def _start_trackers(self, kinds: list[tuple[type[Tracker], Any]], ids: Mapping[str, str]) -> None:
         config = self.config
-        shown = config.model_dump(mode="json", exclude=set(config.unserialized) | {"data"})
+        shown = shown_config(config)
         wanted = {kind.name: (kind, each.model_dump()) for kind, each in kinds}
         wanted.setdefault("jsonl", (Tracker.get("jsonl"), {}))
         self.trackers = Trackers(
@@ -371,3 +376,12 @@ class Session(Checked):
                 close()
             except Exception as error:
                 log.warning("closing: %s: %s", type(error).__name__, error)
+
+
+def shown_config(config: TrainerConfig) -> dict[str, Any]:
+    """Every setting but those of data, which hold rows, as JSON has it; functions by their names."""
+    from farstep.trainers.config.resolved import as_data
+
+    shown: dict[str, Any] = as_data(config.model_copy(update={"data": None}))
+    del shown["data"]
+    return shown

@@ -30,6 +30,7 @@ from farstep.trainers.overrides import check_override
 from farstep.trainers.parts import declared_config
 from farstep.trainers.registry import Registered
 from farstep.trainers.run import end, managed
+from farstep.trainers.toolkit import Toolkit
 
 if TYPE_CHECKING:
     from farstep.service import ServiceClient
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("farstep")
 
 
-class Trainer(Loop, Registered):
+class Trainer(Toolkit, Registered):
     """The base of all trainers.
 
     Args:
@@ -60,6 +61,9 @@ class Trainer(Loop, Registered):
         "causal": "farstep.trainers.causal:CausalTrainer",
         "dpo": "farstep.trainers.dpo:DPOTrainer",
         "ipo": "farstep.trainers.dpo:IPOTrainer",
+        "grpo": "farstep.trainers.rl.grpo:GRPOTrainer",
+        "gspo": "farstep.trainers.rl.gspo:GSPOTrainer",
+        "ppo": "farstep.trainers.rl.ppo:PPOTrainer",
     }
     entry_point_group = "farstep.trainers"
 
@@ -172,16 +176,3 @@ class Trainer(Loop, Registered):
         self._is_closed = True
         if self._is_initialized:
             self._release()
-
-    # The toolkit
-
-    def save_checkpoint(self, path: str | Path) -> Path:
-        """Writes the present adapter in PEFT's format to a folder that is not there yet, and gives it."""
-        self._require_init("save_checkpoint")
-        if self.service is None:
-            raise TrainerError("only a ServiceClient exports checkpoints", stage="checkpoint",
-                               hint="give client=ServiceClient(…) instead of a TrainingClient")  # fmt: skip
-        self.settle()
-        name = f"export-{self.global_step:06d}"
-        saved = self.client.save_state(name, ttl_seconds=24 * 3600, overwrite=True).result()
-        return self.service.export_checkpoint(saved.path, "peft", path)

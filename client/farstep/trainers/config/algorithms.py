@@ -83,6 +83,9 @@ class RLConfig(Section):
     reference: Name | None = None
     normalize_advantages: Literal["std", "mean", "batch", "none"] = "std"
     drop_zero_variance: bool = False
+    loss_aggregation: Literal["token", "sequence"] = Field(
+        default="token", description="a mean over all tokens, or over rows of each one's mean"
+    )
     gamma: Fractional = 1.0
     gae_lambda: Fractional = 0.95
     max_staleness: Count = 0

@@ -26,7 +26,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "dpo": _PREFERENCE,
     "ipo": {**_PREFERENCE, "preference": {"loss": "ipo"}},
     "grpo": _REINFORCEMENT,
-    "gspo": {**_REINFORCEMENT, "rl": {"clip_low": 3e-4, "clip_high": 3e-4}},
+    "gspo": {**_REINFORCEMENT, "rl": {"clip_low": 3e-4, "clip_high": 3e-4, "loss_aggregation": "sequence"}},
     "ppo": {**_REINFORCEMENT, "optimizer": {"lr": 1e-5}},
     "operator": {"batch_size": 8},
 }

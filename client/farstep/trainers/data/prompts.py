@@ -105,6 +105,14 @@ class PromptLoader:
         return len(self.rows)
 
     @property
+    def batch_size(self) -> int:
+        return self._settings.batch_size
+
+    @property
+    def max_prompt_tokens(self) -> int | None:
+        return self._settings.max_prompt_tokens
+
+    @property
     def data(self) -> str:
         return f"prompts.{len(self.rows)}.{self._settings.seed}.{self._settings.shuffle}"
 
@@ -121,13 +129,13 @@ class PromptLoader:
 
     def _pass(self, place: Cursor) -> Iterator[PromptBatch]:
         """A batch is given when the next row that fits is found, so that none is empty and every skip is in one."""
-        order = self._order(place.epoch)
+        order = self.order(place.epoch)
         total = place.skipped
         items: list[PromptItem] = []
         scanned = skipped = 0
         for number in range(place.batch, len(order)):
             item = self.item(int(order[number]))
-            if self._too_long(item):
+            if self.is_too_long(item):
                 scanned, skipped, total = scanned + 1, skipped + 1, total + 1
                 continue
             if len(items) == self._settings.batch_size:
@@ -172,11 +180,11 @@ class PromptLoader:
         candidates = (key, *_SOLUTIONS) if key == DEFAULT_SOLUTIONS_KEY else (key,)
         return next((row[name] for name in candidates if name in row), None)
 
-    def _too_long(self, item: PromptItem) -> bool:
-        most = self._settings.max_prompt_tokens
-        return most is not None and len(item.tokens) > most
+    def is_too_long(self, item: PromptItem) -> bool:
+        return self.max_prompt_tokens is not None and len(item.tokens) > self.max_prompt_tokens
 
-    def _order(self, epoch: int) -> np.ndarray[Any, Any]:
+    def order(self, epoch: int) -> np.ndarray[Any, Any]:
+        """Numbers of rows, too long ones among them, as a pass goes through them."""
         if not self._settings.shuffle:
             return np.arange(len(self.rows))
         return permutation(len(self.rows), self._settings.seed, "epoch", epoch, 0)

@@ -106,12 +106,11 @@ def charts(run: RunRecord) -> tuple[list[Chart], list[Chart]]:
 def funnel(run: RunRecord) -> list[Stage]:
     """Of samples where there were rollouts, else of rows."""
     sums: dict[str, float] = {}
-    for event in _rollout_numbers(run):
-        for name in _FUNNEL:
-            value = event.get(f"rollout/funnel/{name}")
-            sums[name] = sums.get(name, 0.0) + (value if isinstance(value, int | float) else 0.0)
+    for event in run.rollouts:
+        for name, count in (event.get("funnel") or {}).items():
+            sums[name] = sums.get(name, 0.0) + count
     if sums.get("asked"):
-        return [Stage(name, f"{sums[name]:,.0f}", 100 * sums[name] / sums["asked"]) for name in _FUNNEL]
+        return [Stage(name, f"{sums.get(name, 0):,.0f}", 100 * sums.get(name, 0) / sums["asked"]) for name in _FUNNEL]
     report = run.started.get("data") or {}
     rows = report.get("rows")
     if not rows:
@@ -125,11 +124,11 @@ def funnel(run: RunRecord) -> list[Stage]:
 def losses_on_the_way(run: RunRecord) -> dict[str, str]:
     """Why samples or rows were left out, cut or tried again, and how often."""
     sums: dict[str, float] = {}
-    for event in _rollout_numbers(run):
-        for name, value in event.items():
-            parts = name.split("/")
-            if parts[0] == "rollout" and len(parts) == 3 and parts[1] in ("failed", "dropped", "retried", "requests"):
-                sums[f"{parts[1]}: {parts[2]}"] = sums.get(f"{parts[1]}: {parts[2]}", 0.0) + float(value or 0)
+    for event in run.rollouts:
+        for group in ("dropped", "failed"):
+            for reason, count in (event.get(group) or {}).items():
+                name = f"{group} as {str(reason).replace('_', ' ')}"
+                sums[name] = sums.get(name, 0.0) + count
     report = run.started.get("data") or {}
     for name in ("truncated", "dropped_no_targets", "dropped_too_long", "dropped_turns", "prompts_cut", "retokenized"):
         if report.get(name):
@@ -177,31 +176,31 @@ def failure(run: RunRecord) -> Failure | None:
     return Failure(kind, text, int(end.get("step") or 0), remedy, saved)
 
 
-def samples(run: RunRecord) -> list[tuple[int, list[Mapping[str, Any]]]]:
-    """Completions of the first and the last evaluation that showed some."""
-    shown = [(step, list(event["samples"])) for step, event in sorted(run.evals.items()) if event.get("samples")]
-    return [shown[index] for index in sorted({0, len(shown) - 1})] if shown else []
-
-
-def _rollout_numbers(run: RunRecord) -> Iterable[Mapping[str, Any]]:
-    """Where they are: in the events of rollouts, or else in those of steps."""
-    with_funnel = [event for event in run.rollouts if "rollout/funnel/asked" in event]
-    return with_funnel or run.logs.values()
+def samples(run: RunRecord) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Completions of the first and the last rollout, and of the first and the last evaluation, that showed some."""
+    found = []
+    for title, events in (("Rollout", run.rollouts), ("Evaluation", list(run.evals.values()))):
+        shown = [(f"{title} at step {event.get('step')}", list(event["samples"]))
+                 for event in events if event.get("samples")]  # fmt: skip
+        found += [shown[index] for index in sorted({0, len(shown) - 1})] if shown else []
+    return found
 
 
 def _token_row(step: int, index: int, row: Mapping[str, Any]) -> TokenRow:
     ids = row.get("tokens") or []
     texts = row.get("text") or [f"{token} " for token in ids]
-    columns = {name: row.get(name) or [None] * len(ids) for name in ("mask", "prompt_mask", "logprobs", "advantages")}
+    names = ("mask", "prompt_mask", "logprobs", "advantages", "kinds")
+    columns = {name: row.get(name) or [None] * len(ids) for name in names}
     has_advantages = any(value for value in columns["advantages"])
     largest = max([abs(value) for value in columns["advantages"] if value] or [1.0])
     tokens = []
-    for place, (token, text, mask, prompt, logprob, advantage) in enumerate(
+    for place, (token, text, mask, prompt, logprob, advantage, span) in enumerate(
         zip(ids, texts, *columns.values(), strict=False)
     ):
         kind = _mask_of(mask, prompt, place)
         known = logprob if kind != "prompt" and place else None
-        told = [f"token {place}: id {token}", f"weight {number(mask or 0.0)}"]
+        told = [f"token {place}: id {token}", *([str(span).replace("_", " ")] if span else [])]
+        told += [f"weight {number(mask or 0.0)}"]
         told += [f"logprob {number(known)}"] if known is not None else []
         told += [f"advantage {number(advantage)}"] if has_advantages and advantage is not None else []
         tokens.append(

@@ -1,0 +1,1 @@
+"""Reinforcement learning: rollouts become advantages, advantages become steps. One file an algorithm."""

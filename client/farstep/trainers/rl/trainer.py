@@ -1,0 +1,299 @@
+"""`RLTrainer`: prompts in, rows with advantages out; what comes after that is the loop of every trainer.
+
+    batch of prompts → rollout → experience (advantages, scores of other roles) → `passes` steps on these rows
+
+    class Best(RLTrainer):
+        name = "best"
+
+        def advantages(self, rollout):          # rows with `advantages`
+            ...
+
+Ratios are to the log-probabilities that tokens were sampled with. The weights that sample are those of the moment in
+which a rollout begins, unless `rl.max_staleness` lets rollouts run ahead of training.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from farstep.trainers.errors import ConfigError, RolloutError, TrainerError
+from farstep.trainers.gradients import Batch, LossFunction
+from farstep.trainers.horizon import num_steps
+from farstep.trainers.metrics import TrainMetrics
+from farstep.trainers.rl.policy_loss import Level, PolicyLoss
+from farstep.trainers.rl.reporting import described, experience_metrics
+from farstep.trainers.role import POLICY, Role
+from farstep.trainers.sequence import TrainSequence
+from farstep.trainers.trainer import Trainer
+
+if TYPE_CHECKING:
+    import torch
+
+    from farstep.rollout import Rollout, SamplingParams
+    from farstep.trainers.resume import ResumePoint
+    from farstep.trainers.rl.prompt_rows import PlacedPrompts
+    from farstep.trainers.step import PendingStep
+
+log = logging.getLogger("farstep")
+
+REFERENCE = "ref"
+
+
+class RLTrainer(Trainer):
+    """The base of algorithms that train on what they sample. Rows: prompts; what else a row has is the reward's.
+
+    A subclass says `advantages`, and may say another `loss_fn` (a named loss, or a function of rows and
+    log-probabilities); without one it is the clipped surrogate of the ratios of each `level`.
+
+    Metrics: `rollout/…` of what was sampled, `train/…` of the steps on it, `time/…`.
+    """
+
+    needs = ("dataset", "config", "reward")
+    requires_rollout = True
+    level: ClassVar[Level] = "token"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._threads: ThreadPoolExecutor | None = None
+        self._experienced: dict[str, float] = {}  # of the batch that is trained on next
+        self._metrics_of: dict[PendingStep, dict[str, float]] = {}
+        self._role_states: Mapping[str, str] = {}
+
+    # What it takes
+
+    def check_agent(self, agent: Any = None) -> None:
+        """As every trainer's; without one here the configuration's `rl.agent`."""
+        given = agent if agent is not None else self._config.rl.agent if self._config is not None else None
+        if given is not None:
+            super().check_agent(given)
+
+    def check_reward(self, reward_fn: Any = None, *, probe: Any = None) -> None:
+        """As every trainer's; without one here the configuration's `rl.reward`. An agent may give rewards itself.
+
+        Raises:
+            TrainerError: a parameter is named after nothing that a record has.
+        """
+        from farstep.rollout.rewards import Reward
+
+        rl = self._config.rl if self._config is not None else None
+        given = reward_fn if reward_fn is not None else rl.reward if rl is not None else None
+        if given is None and (self._agent is not None or (rl is not None and rl.agent is not None)):
+            with self._checking("reward"):
+                self._reward_fn = None
+            return
+        super().check_reward(given, probe=probe)
+        with self._checking("reward"):
+            try:
+                Reward(self.reward_fn)
+            except RolloutError as error:
+                raise TrainerError(error.message, hint=error.hint, field="reward_fn", stage="validate") from error
+
+    def validate(self) -> None:
+        if self._agent is None and self._config is not None and self._config.rl.agent is not None:
+            self.check_agent()
+        super().validate()
+
+    @property
+    def agent(self) -> Callable[..., Any] | None:
+        """What talks to the policy in rollouts; None: prompts are answered directly."""
+        return getattr(self._agent, "run_agent", self._agent)  # type: ignore[no-any-return]
+
+    # How it trains
+
+    @property
+    def policy_loss(self) -> PolicyLoss:
+        return PolicyLoss.of(self.config.rl, self.level)
+
+    def loss_config(self) -> Mapping[str, float]:
+        return self.policy_loss.settings if self._uses_policy_loss else {}
+
+    def surrogate(self, batch: Batch, logprobs: list[torch.Tensor]) -> Any:
+        """The clipped surrogate where the worker has no loss of these settings; see `PolicyLoss`."""
+        return self.policy_loss(batch, logprobs, self.normalizer(batch))
+
+    @property
+    def passes(self) -> int:
+        return self.config.rl.updates_per_rollout
+
+    def steps_of_batch(self, num_examples: int) -> int:
+        """Where accumulation cuts a batch, as many as it makes when no sample is dropped or split."""
+        config = self.config
+        return self.passes * num_steps(
+            num_examples * config.rl.group_size,
+            mini_bs=config.mini_bs,
+            rows_per_group=1,
+            accumulation=config.gradient_accumulation_steps,
+        )
+
+    # From prompts to rows
+
+    def advantages(self, rollout: Rollout) -> Batch:
+        """The rows of a rollout with their advantages, and what else the loss takes."""
+        raise NotImplementedError(f"{type(self).__name__} has no advantages")
+
+    def experience(self, rollout: Rollout) -> Batch:
+        """What is trained: rows with advantages, scores of the reference and weights as `rl` has them."""
+        rl = self.config.rl
+        if rl.drop_zero_variance:
+            rollout = rollout.with_signal()
+        rows = self.advantages(rollout)
+        if rows and self._recomputes:
+            logprobs = self.score_logprobs(POLICY, rows)
+            rows = [row.replace(logprobs=own) for row, own in zip(rows, logprobs, strict=True)]
+        if rows and self.needs_reference:
+            references = self.score_logprobs(REFERENCE, rows)
+            rows = [row.replace(ref_logprobs=ref) for row, ref in zip(rows, references, strict=True)]
+        if rl.loss_aggregation == "sequence":
+            rows = [_one_vote(row) for row in rows]
+        self._experienced = rollout.metrics() | experience_metrics(rows)
+        self.emit("rollout", step=self.global_step, **described(rollout, rows, self.get_tokenizer()))
+        for sample in rollout.shown(self.config.sample_log_count):
+            self.progress.say(f"{sample['prompt']}\n→ {sample['completion']}  [{sample['reward']}]")
+        if not rows:
+            log.warning("%s: a batch with nothing to learn is left out", self.config.name)
+        return rows
+
+    def begin_batch(self, batch: Any) -> Callable[[], Batch]:
+        """Begins the rollout of a batch of prompts; it ends when its rows are asked for."""
+        if self.should_stop:
+            return list
+        collecting = self.collect(batch)
+        return lambda: self.prepare(self.experience(collecting.result()))
+
+    def collect(self, placed: PlacedPrompts, *, n_samples: int | None = None) -> Any:
+        """Begins a rollout: its `result()` is the Rollout."""
+        from farstep.rollout import Rollout  # noqa: F401 (loads it before the clock runs)
+        from farstep.trainers.rl.collecting import Collecting
+        from farstep.trainers.rl.sampling import session_settings
+
+        params = self.rollout_params()
+        params = replace(params, seed=params.seed_for(placed.epoch, placed.index))
+        return Collecting(
+            self,
+            placed,
+            params,
+            session_settings(self.config, has_agent=self.agent is not None),
+            n_samples=self.config.rl.group_size if n_samples is None else n_samples,
+            agent=self.agent,
+            reward_fn=self._reward_fn,
+            threads=self._threads,
+        )
+
+    def rollout_params(self) -> SamplingParams:
+        """How answers are sampled: as `sampling` says."""
+        from farstep.trainers.rl.sampling import rollout_params
+
+        return rollout_params(self.config, max_seq_len=self.client.get_info().max_seq_len or None)
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.config.rl.kl_coef > 0
+
+    @property
+    def _recomputes(self) -> bool:
+        """Whether old log-probabilities are the trainer's own: also where those that were sampled with are of another
+        distribution than the model's (a temperature, top-p and the like)."""
+        from farstep.trainers.rl.sampling import is_policys_own
+
+        rl = self.config.rl
+        return rl.recompute_old_logprobs or (rl.ratio == "sampled" and not is_policys_own(self.rollout_params()))
+
+    # What the loop asks
+
+    def create_roles(self, resume_from: ResumePoint | None = None) -> None:
+        super().create_roles(resume_from)
+        rl = self.config.rl
+        self.lookahead = rl.max_staleness
+        if rl.max_staleness:
+            self._threads = ThreadPoolExecutor(rl.max_staleness, thread_name_prefix="rollout")
+        if self._uses_policy_loss:
+            loss = self.policy_loss
+            self.loss_fn = loss.name if loss.is_named else self.surrogate
+            self.loss_inputs = loss.inputs
+            if loss.is_named is False:
+                _require_torch()
+        roles = self.needed_roles()
+        self.roles.ensure(roles, resume=self._role_states)
+
+    def needed_roles(self) -> list[Role]:
+        """Those that this algorithm asks."""
+        return [Role(REFERENCE, self.config.rl.reference)] if self.needs_reference else []
+
+    def load_trainer_state(self, state: Mapping[str, Any]) -> None:
+        super().load_trainer_state(state)
+        self._role_states = state.get("roles", {})
+
+    def load_data(self) -> None:
+        """Makes `train_rows` and `eval_rows` of prompts."""
+        from farstep.trainers.rl.prompt_rows import load_prompt_rows
+
+        self.train_rows, self.eval_rows = load_prompt_rows(
+            self.config, self.get_tokenizer(), self._train_data, self._test_data
+        )
+
+    @property
+    def train_batches(self) -> Iterator[Batch]:
+        """Rollouts of what is left of the epoch; batches with nothing to learn are left out."""
+        for batch in super().train_batches:
+            if batch:
+                yield batch
+
+    def evaluate(self, test_data: Any = None) -> TrainMetrics:
+        """The mean reward of one answer to each prompt: `accuracy`, and `eval/reward_mean` among others. No loss."""
+        from farstep.trainers.rl.evaluation import evaluate
+
+        self.settle()
+        return evaluate(self, test_data)
+
+    def _submit(self, batch: Batch, loss_fn: str | LossFunction, **options: Any) -> PendingStep:
+        pending = super()._submit(batch, loss_fn, **options)
+        self._metrics_of[pending] = dict(self._experienced)
+        return pending
+
+    def _finish(self, pending: PendingStep) -> dict[str, float]:
+        self._experienced_now = self._metrics_of.pop(pending, {})
+        return super()._finish(pending)
+
+    def report_step(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        found = {**metrics, **getattr(self, "_experienced_now", {})}
+        if self.policy_loss.is_unit:
+            found.pop("clip_fraction", None)  # how the worker's loss is made to have ratios of 1
+        return super().report_step(found)
+
+    def _release(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        super()._release()
+        if self._threads is not None:
+            self._threads.shutdown(wait=True)
+
+    @property
+    def _uses_policy_loss(self) -> bool:
+        """Whether nobody has chosen another loss."""
+        return type(self).loss_fn == Trainer.loss_fn
+
+
+def _one_vote(row: TrainSequence) -> TrainSequence:
+    """A row whose weights sum to 1: a mean over rows of each one's mean."""
+    total = row.weight or 1.0
+    return row.replace(loss_mask=[weight / total for weight in row.loss_mask])
+
+
+def _require_torch() -> None:
+    from farstep.errors import MissingExtraError
+    from farstep.trainers.own_loss import import_torch
+
+    try:
+        import_torch()
+    except MissingExtraError as error:
+        raise ConfigError("the worker has no such loss, and here there is no torch", field="rl",
+                          hint="without dual_clip, and with kl_type k3, it is the worker's") from error  # fmt: skip
+
+
+def rewards_of(samples: Sequence[Any]) -> list[float]:
+    """Of samples that have one."""
+    return [sample.reward for sample in samples if sample.reward is not None]

@@ -1,0 +1,233 @@
+"""GRPO, GSPO and PPO through real servers: they learn, and what they say of ratios, critics and roles is so."""
+
+import numpy as np
+import pytest
+
+from farstep.trainers import GRPOTrainer, GSPOTrainer, PPOTrainer, RLTrainer, Trainer
+from farstep.trainers.rl.grpo import with_advantage
+from tests.support.trainees import Recorder, rows, settings
+
+PROMPTS = [{"prompt": f"{number}+{number}?"} for number in (12, 25, 38, 47, 51, 64, 76, 93)]
+
+
+def ones(completion):
+    """The share of an answer that is the digit 1: one in seven of what the model says to additions."""
+    return completion.count("1") / max(len(completion), 1)
+
+
+def rl_settings(output_dir, **changes):
+    changes = {"optimizer": {"lr": 1e-2}, "batch_size": 8, "max_steps": 8, **changes}
+    changes["rl"] = {"group_size": 8, **changes.get("rl", {})}
+    changes["sampling"] = {"max_tokens": 4, "ignore_eos": True, **changes.get("sampling", {})}
+    return settings(output_dir, **changes)
+
+
+def fit(service, config, *, trainer=GRPOTrainer, data=PROMPTS, reward=ones, **options):
+    events = Recorder()
+    made = trainer(config, client=service, train_data=data, reward_fn=reward, event_sinks=[events], **options)
+    return made.fit(), events
+
+
+@pytest.mark.parametrize(
+    ("trainer", "steps", "rl"),
+    [(GRPOTrainer, 8, {}), (GSPOTrainer, 8, {}), (PPOTrainer, 12, {"critic": {"warmup_steps": 2, "lr": 1e-2}})],
+)
+def test_rewards_rise(service, tmp_path, trainer, steps, rl):
+    """O11, R16: from 0.2 to about 0.8 on an idle machine and on a busy one: everything is seeded."""
+    _, events = fit(service, rl_settings(tmp_path, rl=rl, max_steps=steps), trainer=trainer)
+    rewards = events.values("rollout/reward_mean")
+    assert np.mean(rewards[:2]) < 0.3
+    assert np.mean(rewards[-2:]) > 0.5
+    versions = events.values("rollout/policy_version_min")
+    assert versions == sorted(set(versions)) or trainer is PPOTrainer  # each rollout is of the newest weights
+    if trainer is PPOTrainer:
+        assert versions == [1, 1, 1, *range(2, 11)]
+        errors = events.values("critic/value_error_var")
+        assert np.mean(errors[-3:]) < errors[0]
+
+
+def test_verls_names_train(service, tmp_path):
+    """O11: Orbiter's VeRLConfig, as it is."""
+    config = {
+        "algorithm": "grpo", "rollout_batch_size": 4, "ppo_epochs": 2, "kl_coeff": 0.1, "clip_range": 0.2,
+        "gamma": 1.0, "lam": 0.95, "model_name": "farstep/tiny", "max_prompt_length": 64, "max_response_length": 4,
+        "epochs": 1, "learning_rate": 1e-2, "output_dir": str(tmp_path),
+    }  # fmt: skip
+    result, events = fit(service, config)
+    assert result.steps == 4  # 8 prompts, 2 passes
+    assert "kl_ref" in events.of("log")[-1]
+    assert events.of("log")[-1]["rollout/funnel/trained"] == 32
+
+
+def state_of(client, rows):
+    output = client.forward([row.to_datum(targets="all") for row in rows]).result()
+    return np.concatenate([each["logprobs"].to_numpy() for each in output.loss_fn_outputs])
+
+
+def test_while_the_critic_warms_up_the_policy_stays_as_it_is_to_the_bit(service, tmp_path):
+    probe = rows(3)
+    seen = []
+    rl = {"critic": {"warmup_steps": 2, "lr": 1e-2}}
+    trainer = PPOTrainer(
+        rl_settings(tmp_path, max_steps=3, rl=rl, checkpoint=[]), client=service, train_data=PROMPTS, reward_fn=ones,
+        callbacks=[{"on_log": lambda event: look()}],
+    )  # fmt: skip
+
+    def look():
+        values = np.concatenate(trainer.score_values("critic", probe))
+        seen.append((state_of(trainer.client, probe), values, trainer.client.step, trainer.global_step))
+
+    with trainer:
+        trainer.validate()
+        trainer.init()
+        look()
+        assert not seen[0][1].any()  # a fresh head says 0
+        trainer.train()
+    logprobs, values, steps, counted = zip(*seen, strict=True)
+    assert (steps, counted) == ((0, 0, 0, 1), (0, 1, 2, 3))
+    np.testing.assert_array_equal(logprobs[1], logprobs[0])
+    np.testing.assert_array_equal(logprobs[2], logprobs[0])
+    assert np.abs(logprobs[3] - logprobs[0]).max() > 1e-4
+    for before, after in zip(values[:3], values[1:], strict=False):
+        assert np.abs(after - before).max() > 1e-5
+
+
+@pytest.mark.parametrize("trainer", [GRPOTrainer, GSPOTrainer])
+def test_in_the_second_pass_ratios_are_real(service, tmp_path, trainer):
+    config = rl_settings(tmp_path, max_steps=3, optimizer={"lr": 3e-2}, rl={"updates_per_rollout": 3})
+    _, events = fit(service, config, trainer=trainer)
+    name = "ratio" if trainer is GRPOTrainer else "sequence_ratio"
+    first, second, third = events.values(name)
+    assert first == pytest.approx(1, abs=1e-4)  # the sampler's numbers are the trainer's but for fp32
+    assert abs(second - 1) > 1e-3 < abs(third - 1)
+    fractions = events.values("clip_fraction")
+    assert fractions[2] > 0
+    assert events.values("rollout/policy_version_min") == [1, 1, 1]
+
+
+def test_the_formula_here_is_the_workers_loss(service, tmp_path):
+    """Dual clipping that never clips, computed on this machine, against the named loss; also in a second pass."""
+    config = rl_settings(tmp_path, max_steps=4, rl={"updates_per_rollout": 2, "kl_coef": 0.1})
+    _, named = fit(service, config)
+    config = {**config, "name": "own", "rl": {**config["rl"], "dual_clip": 1e6}}
+    _, own = fit(service, config)
+    for name in ("loss", "grad_norm", "ratio", "kl_ref", "clip_fraction"):
+        # fp32: two passes instead of one; Adam enlarges what differs
+        assert own.values(name) == pytest.approx(named.values(name), rel=2e-3, abs=1e-5), name
+    assert own.values("clip_fraction_lower") == [0] * 4
+    references = named.values("kl_ref")
+    assert references[0] == pytest.approx(0, abs=1e-7)  # the reference is what the run began with
+    assert references[-1] > 1e-4
+
+
+def test_with_ratios_of_one_it_is_reinforce(service, tmp_path):
+    """AReno's losses: the gradient of every pass is that of the first, −Σ A·∇p."""
+    config = rl_settings(tmp_path, max_steps=1, optimizer={"lr": 0.0, "grad_clip": 0})
+    _, sampled = fit(service, config)
+    _, unit = fit(service, {**config, "name": "unit", "rl": {"group_size": 8, "ratio": "unit"}})
+    assert unit.values("grad_norm") == pytest.approx(sampled.values("grad_norm"), rel=1e-4)
+    assert "clip_fraction" not in unit.of("log")[0]
+    config = {**config, "name": "far", "max_steps": 2, "optimizer": {"lr": 3e-2, "grad_clip": 0}}
+    config["rl"] = {"group_size": 8, "updates_per_rollout": 2}
+    _, clipped = fit(service, config)
+    _, unit = fit(service, {**config, "name": "far-unit", "rl": {**config["rl"], "ratio": "unit"}})
+    assert clipped.values("grad_norm")[1] != pytest.approx(unit.values("grad_norm")[1], rel=1e-2)
+
+
+def test_old_logprobs_are_the_trainers_where_sampling_is_of_another_distribution(service, tmp_path):
+    """At temperature 2 what was sampled with is no probability of the model; with the trainer's own, ratios are 1."""
+    config = rl_settings(tmp_path, max_steps=1, sampling={"temperature": 2.0})
+    _, events = fit(service, config)
+    log = events.of("log")[0]
+    assert log["ratio"] == pytest.approx(1, abs=1e-5)
+    assert log["ratio_max"] == pytest.approx(1, abs=1e-4)
+
+
+def test_groups_without_a_difference_are_zeros_or_dropped_and_counted(service, tmp_path):
+    def of_some(prompt):
+        return 1.0 if prompt in ("12+12?", "25+25?") else next(turn)
+
+    turn = iter(np.linspace(0, 1, 1000))
+    config = rl_settings(tmp_path, batch_size=8, max_steps=1)
+    _, kept = fit(service, config, reward=of_some)
+    assert kept.values("zero_advantage_fraction") == [0.25]
+    assert kept.values("num_rows") == [64]
+    config = {**config, "name": "dropped", "rl": {"group_size": 8, "drop_zero_variance": True}}
+    _, dropped = fit(service, config, reward=of_some)
+    log = dropped.of("log")[0]
+    assert (log["num_rows"], log["rollout/dropped/zero_variance"]) == (48, 16)
+    assert dropped.of("rollout")[0]["funnel"]["trained"] == 48
+    result, events = fit(service, {**config, "name": "all"}, reward=lambda completion: 1.0)
+    assert (result.steps, events.of("log")) == (0, [])  # a batch with nothing to learn is no step
+    assert events.of("rollout")[0]["dropped"] == {"zero_variance": 64}
+    assert events[-1]["type"] == "completed"
+
+
+@pytest.mark.parametrize(("trainer", "rl"), [(GRPOTrainer, {}), (PPOTrainer, {"critic": {"warmup_steps": 1}})])
+def test_a_run_in_pieces_is_the_run_in_one(service, tmp_path, trainer, rl):
+    """T13 of RL: data, draws, policy and critic go on. To the bit, as all is seeded and rollouts are of the same rows."""
+    resumed = [{"type": "state", "save_every_n_steps": 1, "auto_resume": True, "keep_last": 1}]
+    config = rl_settings(tmp_path / "whole", max_steps=4, rl=rl, checkpoint=resumed)
+    _, whole = fit(service, config, trainer=trainer)
+    config = rl_settings(tmp_path / "cut", max_steps=4, rl=rl, checkpoint=resumed, exit_iteration_this_run=2)
+    found = []
+    for _ in range(2):
+        result, events = fit(service, config, trainer=trainer)
+        found.append(events)
+    assert result.steps == 4
+    names = ["rollout/reward_mean", "rollout/logprob_mean", "grad_norm"]
+    names += ["critic/grad_norm", "critic/loss"] if trainer is PPOTrainer else []
+    for name in names:
+        assert found[0].values(name) + found[1].values(name) == whole.values(name), name
+    assert found[1].of("rollout")[-1]["rows"] == whole.of("rollout")[-1]["rows"]
+
+
+def test_rollouts_run_ahead_of_training_as_far_as_they_may(service, tmp_path):
+    config = rl_settings(tmp_path, max_steps=6, rl={"max_staleness": 1})
+    _, events = fit(service, config)
+    versions = events.values("rollout/policy_version_min")
+    # batch n is sampled while batch n − 1 is trained on, so its weights are those after batch n − 2
+    assert versions == [1, 1, 2, 3, 4, 5]
+    ratios = events.values("kl_k3")
+    assert ratios[0] < 1e-8 < 1e-6 < ratios[1]  # off-policy, and known to be
+
+
+def test_evaluation_is_by_generation(service, tmp_path):
+    test_data = [{"prompt": f"{number}+11?"} for number in (13, 24, 57)]
+    config = rl_settings(tmp_path, max_steps=2, eval_interval=1, sample_log_count=2, early_stopping={
+        "metric": "eval/reward_mean", "mode": "max", "threshold": 0.99})  # fmt: skip
+    result, events = fit(service, config, test_data=test_data)
+    assert events.values("step", "eval") == [1, 2]
+    assert events.values("eval/scored", "eval") == [3, 3]
+    assert result.accuracy == events.values("eval/reward_mean", "eval")[-1]
+    assert [each["prompt"] for each in events.of("eval")[0]["samples"]] == ["13+11?", "24+11?"]
+    with GRPOTrainer(config | {"name": "bare"}, client=service, train_data=PROMPTS, reward_fn=ones) as trainer:
+        assert trainer.evaluate([]).steps == 0
+        before = trainer.evaluate(test_data)
+        assert before.extra == trainer.evaluate(test_data).extra  # the same draws
+        assert before.accuracy == before.extra["eval/reward_mean"]
+
+
+def test_an_algorithm_of_ones_own(service, tmp_path):
+    """R21: a class with a name is an algorithm, for configurations too."""
+
+    class Ranked(RLTrainer):
+        name = "ranked"
+        loss_fn = "importance_sampling"
+        loss_inputs = ("logprobs", "advantages")
+
+        def advantages(self, rollout):
+            order = np.argsort(np.argsort([row.reward for row in rollout.rows], kind="stable"), kind="stable")
+            middle = (len(order) - 1) / 2
+            return [with_advantage(row, (place - middle) / middle)
+                    for row, place in zip(rollout.rows, order, strict=True)]  # fmt: skip
+
+    try:
+        assert "ranked" in Trainer.names()
+        trainer = Trainer.get("ranked")(rl_settings(tmp_path, type="ranked", max_steps=8), client=service,
+                                        train_data=PROMPTS, reward_fn=ones, event_sinks=[events := Recorder()])  # fmt: skip
+        assert trainer.fit().steps == 8
+        rewards = events.values("rollout/reward_mean")
+        assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.1
+    finally:
+        Trainer._classes.pop("ranked")
