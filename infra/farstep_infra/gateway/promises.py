@@ -8,7 +8,9 @@ took are remembered here (`refusals`).
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Annotated, Literal
 
 from google.protobuf.message import Message
@@ -20,17 +22,20 @@ from starlette.routing import Route
 
 from farstep_infra.gateway import losses, models, sampling, training
 from farstep_infra.gateway.bodies import Body, answer, media, read_json
-from farstep_infra.gateway.failures import PREFIX, ErrorBody
+from farstep_infra.gateway.failures import PREFIX, ErrorBody, Failure, failure_of
 from farstep_infra.gateway.gateway import Gateway, gateway_of
 from farstep_infra.gateway.request_ids import RequestId
 from farstep_infra.gateway.results import Done, Failed, Pending, Result
 from farstep_proto import paths
-from farstep_proto.errors import InvalidInput
+from farstep_proto.errors import ApiError, InvalidInput, Unavailable
 from farstep_serving.bodies import INLINE_BYTES
 from farstep_serving.descriptions import Media, describe
 from farstep_serving.keys import Caller, caller_of
 
+log = logging.getLogger(__name__)
+
 HOLD_S = 30.0  # the SDK gives up waiting for an answer after 45
+PAUSE_S = 2.0  # where it would ask again at once
 METADATA_FROM_BYTES = 8 << 20  # larger results are announced, so that a client can make room for them
 
 
@@ -89,7 +94,7 @@ _ANY = Media({paths.JSON: {"type": "object"}, paths.PROTOBUF: {"type": "string",
 @describe("Wait for what a promise comes to", takes=media(RetrieveFuture), gives=_ANY, error=media(ErrorBody))
 async def _retrieve(request: Request) -> Response:
     asked = await read_json(request, RetrieveFuture)
-    result = await result_of(gateway_of(request), asked.request_id, caller=caller_of(request), wait_s=HOLD_S)
+    result = await calm_result_of(gateway_of(request), asked.request_id, caller=caller_of(request))
     match result:
         case Pending():
             body = TryAgain(
@@ -144,6 +149,25 @@ async def _cancel(request: Request) -> Response:
     if wanted.kind != "sample":
         raise InvalidInput("only samples can be cancelled", field="request_id")
     return answer(Cancelled(cancelled=await sampling.cancel(gateway, wanted, caller=caller)))
+
+
+async def calm_result_of(gateway: Gateway, request_id: str, *, caller: Caller, pause_s: float = PAUSE_S) -> Result:
+    """As `result_of`, without what the SDK would answer by asking again at once and for ever: any 5xx.
+
+    What is away for a while is a promise that is pending, told after a pause; a mistake of ours is one that failed.
+    """
+    try:
+        return await result_of(gateway, request_id, caller=caller, wait_s=HOLD_S)
+    except ApiError as error:
+        if error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise
+        if not isinstance(error, Unavailable):
+            return Failed(failure_of(error.to_proto()))
+        await asyncio.sleep(pause_s)
+        return Pending("paused_capacity", error.message)
+    except Exception:
+        log.exception("looking for what became of %s", request_id)
+        return Failed(Failure(error="the server made a mistake; its log has the details", category="server"))
 
 
 async def result_of(gateway: Gateway, request_id: str, *, caller: Caller, wait_s: float) -> Result:

@@ -90,7 +90,7 @@ def test_dpo_goes_on_with_its_reference(service, tmp_path):
         result, events = fit(service, config, pairs(4), trainer=DPOTrainer)
         found += events.values("loss")
     assert result.steps == 6
-    # the reference is asked again in other batches: padding moves fp32 sums by about 1e-7
+    # the reference is asked again in other batches: padding changes the order of fp32 sums
     assert found == pytest.approx(whole.values("loss"), rel=1e-4)
 
 
