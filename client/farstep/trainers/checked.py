@@ -58,6 +58,11 @@ class Checked:
         return self._train_data
 
     @property
+    def given_agent(self) -> Any:
+        """Of rollouts; None where there is none."""
+        return self._agent
+
+    @property
     def has_reward(self) -> bool:
         return self._reward_fn is not None
 

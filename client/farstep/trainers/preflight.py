@@ -50,6 +50,8 @@ def preflight(trainer: Trainer, *, with_tokens: bool = True) -> Iterator[Finding
     yield _looked("trainer", lambda: _validated(trainer))
     if trainer.has_reward:
         yield _looked("reward", lambda: _rewarding(trainer))
+    if trainer.given_agent is not None:
+        yield Finding("agent", "ok", _name_of(trainer.given_agent))
     data = _looked("data", lambda: _read(trainer))
     yield data
     if with_tokens and not data.is_bad:
@@ -129,8 +131,11 @@ def _rewarding(trainer: Trainer) -> str:
     from farstep.rollout.rewards import Reward
 
     Reward(trainer.reward_fn)
-    function: Any = trainer.reward_fn
-    return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__name__)}"
+    return _name_of(trainer.reward_fn)
+
+
+def _name_of(given: Any) -> str:
+    return f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', type(given).__name__)}"
 
 
 def _read(trainer: Trainer) -> str:

@@ -29,6 +29,7 @@ class LaunchPreview:
     """
     Args:
         data: counts of the rows, as `DataReport` has them; empty where rows were tokens already.
+        group_size: answers to each prompt; 0 where nothing is sampled.
         learning_rates: (step, rate) at the steps where the schedule turns.
         estimate_s: of all steps that are left; None where nothing was measured.
         measured: what the estimate is made of.
@@ -47,6 +48,8 @@ class LaunchPreview:
     learning_rates: tuple[tuple[int, float], ...]
     num_eval_examples: int
     eval_interval: int
+    group_size: int = 0
+    is_dry_run: bool = False
     estimate_s: float | None = None
     measured: str = ""
 
@@ -69,6 +72,8 @@ class LaunchPreview:
             learning_rates=rates(trainer.schedule, config.optimizer.lr, trainer.training_horizon),
             num_eval_examples=len(held_out) if held_out is not None else 0,
             eval_interval=config.eval_interval,
+            group_size=config.rl.group_size if trainer.requires_rollout else 0,
+            is_dry_run=config.dry_run,
             estimate_s=estimate_s,
             measured=measured,
         )
@@ -85,13 +90,14 @@ class LaunchPreview:
             "steps": steps,
             "learning rate": ", ".join(f"{rate:.3g} at step {step:,}" for step, rate in self.learning_rates),
         }
+        if self.group_size:
+            told["rollouts"] = f"{self.group_size} answers to each of {self.batch_size} prompts a batch"
         if self.eval_interval:
             told["evaluation"] = f"every {self.eval_interval:,} steps on {self.num_eval_examples:,} examples"
-        told["time"] = (
-            f"about {_duration(self.estimate_s)} ({self.measured})"
-            if self.estimate_s is not None
-            else "not measured yet; a run with --dry-run measures it"
-        )
+        if self.estimate_s is not None:
+            told["time"] = f"about {_duration(self.estimate_s)} ({self.measured})"
+        elif not self.is_dry_run:
+            told["time"] = "not measured yet; a dry run measures it"
         return told
 
 
@@ -99,14 +105,15 @@ def data_line(report: Mapping[str, Any], num_examples: int) -> str:
     """Examples, tokens, and what was left out and why."""
     if not report.get("rows"):
         return f"{num_examples:,} examples"
-    told = f"{num_examples:,} examples of {report['rows']:,} rows, {report.get('tokens', 0):,} tokens"
+    told = f"{num_examples:,} examples of {report['rows']:,} rows"
+    if report.get("tokens"):
+        told += f", {report['tokens']:,} tokens"
     if report.get("targets"):
         told += f", {report['targets']:,} of them trained"
-    skipped = {name: report[name] for name in report if name.startswith("dropped") and report[name]}
-    if report.get("truncated"):
-        skipped["truncated"] = report["truncated"]
-    told += "; " + ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in skipped.items()) * bool(skipped)
-    return told.removesuffix("; ") if skipped else told.removesuffix("; ") + "; none skipped"
+    skipped = {name: number for name, number in report.items() if name.startswith(("dropped", "skipped")) and number}
+    cut = {"truncated": report["truncated"]} if report.get("truncated") else {}
+    shown = [f"{name.replace('_', ' ')} {number:,}" for name, number in (skipped | cut).items()]
+    return f"{told}; {', '.join(shown) or 'none skipped'}"
 
 
 def rates(schedule: Schedule, lr: float, total_steps: int) -> tuple[tuple[int, float], ...]:

@@ -319,8 +319,10 @@ class Session(Checked):
     # Reports
 
     def _start_trackers(self, kinds: list[tuple[type[Tracker], Any]], ids: Mapping[str, str]) -> None:
+        from farstep.trainers.config.resolved import shown_settings
+
         config = self.config
-        shown = shown_config(config)
+        shown = shown_settings(config)
         wanted = {kind.name: (kind, each.model_dump()) for kind, each in kinds}
         wanted.setdefault("jsonl", (Tracker.get("jsonl"), {}))
         self.trackers = Trackers(
@@ -376,12 +378,3 @@ class Session(Checked):
                 close()
             except Exception as error:
                 log.warning("closing: %s: %s", type(error).__name__, error)
-
-
-def shown_config(config: TrainerConfig) -> dict[str, Any]:
-    """Every setting but those of data, which hold rows, as JSON has it; functions by their names."""
-    from farstep.trainers.config.resolved import as_data
-
-    shown: dict[str, Any] = as_data(config.model_copy(update={"data": None}))
-    del shown["data"]
-    return shown
