@@ -120,7 +120,7 @@ class Reports(Session):
             "started",
             trainer=self.name,
             name=config.name,
-            run_id=self.client.run_id,
+            run_id=self.run_id,
             base_model=config.model.base,
             step=self.global_step,
             total_steps=self.training_horizon,

@@ -130,21 +130,18 @@ class Session(Checked):
         self.early_stopping = self._early_stopping()
         if point is not None:
             self._load_state(point.state)
-        self.folder.write(run_id=self.client.run_id)
+        self.folder.write(run_id=self.run_id)
         self.create_roles(point)
         self.load_data()
         if point is not None:
             self._check_data(point.state)
         self.schedule = self.create_schedule()
-        self.pace = Pace(self.training_horizon)
-        events = EventFile(self.folder.path / EVENTS)
-        self.events = EventLog([events, *self._given_sinks], run=self.client.run_id, last_seq=events.last_seq)
-        self.batches = BatchFile(
-            self.folder.path / BATCHES, text_of=self._texts, has_rewards=self.requires_rollout
-        )
-        self.progress = ProgressBar(config.name, self.training_horizon)
-        self.progress.update(self.global_step, {})
-        self._start_trackers(kinds, point.state.get("trackers", {}) if point is not None else {})
+        self._start_reports(kinds, point.state.get("trackers", {}) if point is not None else {})
+
+    @property
+    def run_id(self) -> str:
+        """Of the run on the trainer process."""
+        return self.client.run_id
 
     def _connect(self) -> None:
         given = self._given_client
@@ -317,6 +314,17 @@ class Session(Checked):
             )
 
     # Reports
+
+    def _start_reports(self, kinds: list[tuple[type[Tracker], Any]], tracked: Mapping[str, str]) -> None:
+        """`tracked`: the trackers' ids of the run that is gone on with."""
+        self.pace = Pace(self.training_horizon)
+        events = EventFile(self.folder.path / EVENTS)
+        self.events = EventLog([events, *self._given_sinks], run=self.run_id, last_seq=events.last_seq)
+        path = self.folder.path / BATCHES
+        self.batches = BatchFile(path, text_of=self._texts, has_rewards=self.requires_rollout)
+        self.progress = ProgressBar(self.config.name, self.training_horizon)
+        self.progress.update(self.global_step, {})
+        self._start_trackers(kinds, tracked)
 
     def _start_trackers(self, kinds: list[tuple[type[Tracker], Any]], ids: Mapping[str, str]) -> None:
         from farstep.trainers.config.resolved import shown_settings

@@ -64,6 +64,7 @@ class Trainer(Toolkit, Registered):
         "grpo": "farstep.trainers.rl.grpo:GRPOTrainer",
         "gspo": "farstep.trainers.rl.gspo:GSPOTrainer",
         "ppo": "farstep.trainers.rl.ppo:PPOTrainer",
+        "operator": "farstep.trainers.operators.trainer:OperatorTrainer",
     }
     entry_point_group = "farstep.trainers"
 
