@@ -69,7 +69,7 @@ class LaunchPreview:
             batch_size=config.batch_size,
             num_examples=len(trainer.train_rows),
             data=trainer.train_rows.report,
-            learning_rates=rates(trainer.schedule, config.optimizer.lr, trainer.training_horizon),
+            learning_rates=rates(getattr(trainer, "schedule", None), config.optimizer.lr, trainer.training_horizon),
             num_eval_examples=len(held_out) if held_out is not None else 0,
             eval_interval=config.eval_interval,
             group_size=config.rl.group_size if trainer.requires_rollout else 0,
@@ -88,11 +88,12 @@ class LaunchPreview:
             "folder": self.folder,
             "data": data_line(self.data, self.num_examples),
             "steps": steps,
-            "learning rate": ", ".join(f"{rate:.3g} at step {step:,}" for step, rate in self.learning_rates),
         }
+        if self.learning_rates:
+            told["learning rate"] = ", ".join(f"{rate:.3g} at step {step:,}" for step, rate in self.learning_rates)
         if self.group_size:
             told["rollouts"] = f"{self.group_size} answers to each of {self.batch_size} prompts a batch"
-        if self.eval_interval:
+        if self.eval_interval and self.num_eval_examples:
             told["evaluation"] = f"every {self.eval_interval:,} steps on {self.num_eval_examples:,} examples"
         if self.estimate_s is not None:
             told["time"] = f"about {_duration(self.estimate_s)} ({self.measured})"
@@ -116,9 +117,9 @@ def data_line(report: Mapping[str, Any], num_examples: int) -> str:
     return f"{told}; {', '.join(shown) or 'none skipped'}"
 
 
-def rates(schedule: Schedule, lr: float, total_steps: int) -> tuple[tuple[int, float], ...]:
+def rates(schedule: Schedule | None, lr: float, total_steps: int) -> tuple[tuple[int, float], ...]:
     """The learning rate of the first step (1), of the last one, and where it turns in between."""
-    if total_steps < 1:
+    if schedule is None or total_steps < 1:
         return ()
     turns = {1, schedule.warmup_steps + 1, total_steps // 2, total_steps}
     steps = sorted(step for step in turns if 1 <= step <= total_steps)[:_SHOWN_RATES]
