@@ -46,12 +46,16 @@ def preflight(trainer: Trainer, *, with_tokens: bool = True) -> Iterator[Finding
     """
     config = trainer.config
     yield Finding("configuration", "ok", f"{trainer.name}, {config.model.base}")
-    yield from _packages(trainer)
+    packages = list(_packages(trainer))
+    yield from packages
     yield _looked("trainer", lambda: _validated(trainer))
     if trainer.has_reward:
         yield _looked("reward", lambda: _rewarding(trainer))
     if trainer.given_agent is not None:
         yield Finding("agent", "ok", _name_of(trainer.given_agent))
+    if any(package.is_bad for package in packages):
+        yield Finding("data", "skipped", "what is missing comes first")
+        return
     data = _looked("data", lambda: _read(trainer))
     yield data
     if with_tokens and not data.is_bad and "_check_rows" not in vars(type(trainer)):
