@@ -47,13 +47,13 @@ def test_messages_that_are_nearly_right_to_a_control_plane(control):
 def test_what_schemathesis_makes_of_the_document(pair, which, name):
     server = pair[which]
     sent, failures = attack_by_schema(Target(name, server.url, server.process.pid, KEY, IDS), examples=3, number=3)
-    assert failures == []
+    assert failures == [], "\n".join(failures)
     assert sent > 20
 
 
 def test_what_schemathesis_makes_of_a_control_planes_document(control):
     sent, failures = attack_by_schema(control, examples=3, number=3)
-    assert failures == []
+    assert failures == [], "\n".join(failures)
     assert sent > 20
 
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from farstep_infra.gateway.bodies import Body
 from farstep_proto import paths
-from farstep_proto.errors import ApiError, Internal, Unauthenticated
+from farstep_proto.errors import ApiError, Internal, NotFound, Unauthenticated
 from farstep_proto.v1 import common_pb2
 from farstep_serving.messages import respond_error
 
@@ -27,6 +27,13 @@ PREFIX = "/api/v1/"
 _OUR_PATHS = "bt://loops:"  # which this wire writes otherwise
 
 Category = Literal["user", "server", "unknown"]
+
+
+class Gone(NotFound):
+    """It was there, and is no more."""
+
+    status = 410
+    error_class = "GoneError"
 
 
 class Failure(Body):

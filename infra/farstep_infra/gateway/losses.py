@@ -20,7 +20,7 @@ from farstep_infra.gateway.gateway import Gateway, gateway_of
 from farstep_infra.gateway.refusals import Refusals
 from farstep_infra.gateway.request_ids import RequestId
 from farstep_infra.gateway.results import Done, Failed, Promised, Result
-from farstep_proto.errors import InvalidInput
+from farstep_proto.errors import InvalidInput, NotFound
 from farstep_serving.descriptions import describe
 from farstep_serving.keys import Caller, caller_of
 
@@ -37,7 +37,13 @@ class CreatedLoss(Body):
     type: Literal["create_custom_loss"] = "create_custom_loss"
 
 
-@describe("Send in a custom loss", takes=media(CreateCustomLoss), gives=media(Promised), error=media(ErrorBody))
+@describe(
+    "Send in a custom loss",
+    takes=media(CreateCustomLoss),
+    gives=media(Promised),
+    error=media(ErrorBody),
+    errors=[NotFound],
+)
 async def _create(request: Request) -> Response:
     asked = await read_json(request, CreateCustomLoss)
     control = control_of(request)

@@ -103,7 +103,9 @@ class Info(Body):
     type: Literal["get_info"] = "get_info"
 
 
-@describe("Create a Tinker model", takes=media(CreateModel), gives=media(Promised), error=media(ErrorBody))
+@describe(
+    "Create a Tinker model", takes=media(CreateModel), gives=media(Promised), error=media(ErrorBody), errors=[NotFound]
+)
 async def _create(request: Request) -> Response:
     asked = await read_json(request, CreateModel)
 
@@ -128,7 +130,13 @@ async def _create(request: Request) -> Response:
     return answer(await _begun(request, asked.session_id, asked.model_seq_id, wanted))
 
 
-@describe("Load weights into a Tinker model", takes=media(LoadWeights), gives=media(Promised), error=media(ErrorBody))
+@describe(
+    "Load weights into a Tinker model",
+    takes=media(LoadWeights),
+    gives=media(Promised),
+    error=media(ErrorBody),
+    errors=[NotFound],
+)
 async def _load(request: Request) -> Response:
     asked = await read_json(request, LoadWeights)
     if asked.model_id is not None and asked.seq_id is not None:

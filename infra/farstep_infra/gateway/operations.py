@@ -14,7 +14,7 @@ from urllib.parse import quote
 from google.protobuf.message import Message
 
 from farstep_infra.gateway.channel import Submission
-from farstep_infra.gateway.failures import category_of, failure_of
+from farstep_infra.gateway.failures import Gone, category_of, failure_of
 from farstep_infra.gateway.gateway import Gateway
 from farstep_infra.gateway.request_ids import RequestId
 from farstep_infra.gateway.results import Failed, Pending, Promised, Result
@@ -108,13 +108,6 @@ async def outcome_of(gateway: Gateway, wanted: RequestId, *, caller: Caller, wai
     if operation.verb == Verb.SKIP:
         return Failed(gateway.refusals.told(str(wanted)), on_told)
     return Ended(operation, on_told)
-
-
-class Gone(NotFound):
-    """It was there, and nobody asked for too long."""
-
-    status = 410
-    error_class = "GoneError"
 
 
 class _Overtaken(Conflict):

@@ -22,12 +22,12 @@ from starlette.routing import Route
 
 from farstep_infra.gateway import losses, models, sampling, training
 from farstep_infra.gateway.bodies import Body, answer, media, read_json
-from farstep_infra.gateway.failures import PREFIX, ErrorBody, Failure, failure_of
+from farstep_infra.gateway.failures import PREFIX, ErrorBody, Failure, Gone, failure_of
 from farstep_infra.gateway.gateway import Gateway, gateway_of
 from farstep_infra.gateway.request_ids import RequestId
 from farstep_infra.gateway.results import Done, Failed, Pending, Result
 from farstep_proto import paths
-from farstep_proto.errors import ApiError, InvalidInput, Unavailable
+from farstep_proto.errors import ApiError, InvalidInput, NotFound, Unavailable
 from farstep_serving.bodies import INLINE_BYTES
 from farstep_serving.descriptions import Media, describe
 from farstep_serving.keys import Caller, caller_of
@@ -91,7 +91,13 @@ class FutureCompletions(Body):
 _ANY = Media({paths.JSON: {"type": "object"}, paths.PROTOBUF: {"type": "string", "format": "binary"}})
 
 
-@describe("Wait for what a promise comes to", takes=media(RetrieveFuture), gives=_ANY, error=media(ErrorBody))
+@describe(
+    "Wait for what a promise comes to",
+    takes=media(RetrieveFuture),
+    gives=_ANY,
+    error=media(ErrorBody),
+    errors=[NotFound, Gone],
+)
 async def _retrieve(request: Request) -> Response:
     asked = await read_json(request, RetrieveFuture)
     result = await calm_result_of(gateway_of(request), asked.request_id, caller=caller_of(request))
@@ -119,6 +125,7 @@ async def _retrieve(request: Request) -> Response:
     takes=media(RetrieveFutures),
     gives=media(FutureCompletions),
     error=media(ErrorBody),
+    errors=[NotFound, Gone],
 )
 async def _retrieve_all(request: Request) -> Response:
     asked = await read_json(request, RetrieveFutures)
@@ -141,7 +148,9 @@ async def _retrieve_all(request: Request) -> Response:
     return answer(FutureCompletions(completions=told, cursor=cursor))
 
 
-@describe("Give up a promise", takes=media(Cancel), gives=media(Cancelled), error=media(ErrorBody))
+@describe(
+    "Give up a promise", takes=media(Cancel), gives=media(Cancelled), error=media(ErrorBody), errors=[NotFound, Gone]
+)
 async def _cancel(request: Request) -> Response:
     asked = await read_json(request, Cancel)
     gateway, caller = gateway_of(request), caller_of(request)

@@ -20,9 +20,8 @@ from starlette.routing import Route
 from farstep_infra.control.tables import SamplingSessionRow
 from farstep_infra.gateway.bodies import Body, answer, media, refused
 from farstep_infra.gateway.channel import Submission
-from farstep_infra.gateway.failures import PREFIX, ErrorBody, Failure, category_of, failure_of, text_of
+from farstep_infra.gateway.failures import PREFIX, ErrorBody, Failure, Gone, category_of, failure_of, text_of
 from farstep_infra.gateway.gateway import Gateway, gateway_of
-from farstep_infra.gateway.operations import Gone
 from farstep_infra.gateway.request_ids import RequestId
 from farstep_infra.gateway.results import Done, Failed, Pending, Result
 from farstep_infra.gateway.sample_requests import Envelope, Sample, named_here, to_sample_request

@@ -18,7 +18,7 @@ from farstep_infra.gateway.results import Promised
 from farstep_infra.gateway.sampling_sessions import sampling_session_id_of
 from farstep_infra.gateway.sessions import metadata_of
 from farstep_infra.gateway.tinker_paths import tinker_path
-from farstep_proto.errors import InvalidInput
+from farstep_proto.errors import InvalidInput, NotFound
 from farstep_proto.names import CheckpointPath, check_name
 from farstep_proto.paths import Verb
 from farstep_proto.v1 import operations_pb2, training_pb2
@@ -74,7 +74,13 @@ class SavedExternal(Body):
     type: Literal["save_weights_external"] = "save_weights_external"
 
 
-@describe("Save a Tinker model's state", takes=media(SaveWeights), gives=media(Promised), error=media(ErrorBody))
+@describe(
+    "Save a Tinker model's state",
+    takes=media(SaveWeights),
+    gives=media(Promised),
+    error=media(ErrorBody),
+    errors=[NotFound],
+)
 async def _save(request: Request) -> Response:
     asked = await read_json(request, SaveWeights)
 
@@ -96,6 +102,7 @@ async def _save(request: Request) -> Response:
     takes=media(SaveForSampler),
     gives=media(Promised),
     error=media(ErrorBody),
+    errors=[NotFound],
 )
 async def _save_for_sampler(request: Request) -> Response:
     asked = await read_json(request, SaveForSampler)
@@ -124,6 +131,7 @@ async def _save_for_sampler(request: Request) -> Response:
     takes=media(SaveExternal),
     gives=media(Promised),
     error=media(ErrorBody),
+    errors=[NotFound],
 )
 async def _save_external(request: Request) -> Response:
     asked = await read_json(request, SaveExternal)

@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from farstep_infra.control.control import control_of
 from farstep_infra.control.idempotency import Once
 from farstep_infra.gateway.bodies import Body, answer, media, read_json
-from farstep_infra.gateway.failures import PREFIX, ErrorBody
+from farstep_infra.gateway.failures import PREFIX, ErrorBody, Gone
+from farstep_proto.errors import NotFound
 from farstep_proto.v1 import control_pb2
 from farstep_serving.descriptions import describe
 from farstep_serving.keys import caller_of
-
-_GONE = 410  # the one answer to a heartbeat that ends the SDK's loop
 
 
 class CreateSession(Body):
@@ -63,6 +62,7 @@ class Finished(Body):
     takes=media(CreateSession),
     gives=media(CreatedSession),
     error=media(ErrorBody),
+    errors=[NotFound],
 )
 async def _create(request: Request) -> Response:
     asked = await read_json(request, CreateSession)
@@ -82,19 +82,19 @@ async def _create(request: Request) -> Response:
     takes=media(Heartbeat),
     gives=media(HeartbeatAnswer),
     error=media(ErrorBody),
+    errors=[NotFound, Gone],
 )
 async def _heartbeat(request: Request) -> Response:
     asked = await read_json(request, Heartbeat)
     sessions, caller = control_of(request).sessions, caller_of(request)
     session = await sessions.get(asked.session_id, caller=caller)
     if session.HasField("closed_at"):
-        text = f"session {asked.session_id} is closed"
-        return JSONResponse({"error": text, "detail": text, "category": "user"}, status_code=_GONE)
+        raise Gone(f"session {asked.session_id} is closed", field="session_id")  # which ends the SDK's loop
     await sessions.heartbeat(asked.session_id, control_pb2.HeartbeatRequest(), caller=caller)
     return answer(HeartbeatAnswer())
 
 
-@describe("End a Tinker session", takes=media(Finish), gives=media(Finished), error=media(ErrorBody))
+@describe("End a Tinker session", takes=media(Finish), gives=media(Finished), error=media(ErrorBody), errors=[NotFound])
 async def _finish(request: Request) -> Response:
     asked = await read_json(request, Finish)
     session_id, control = request.path_params["session_id"], control_of(request)

@@ -20,7 +20,7 @@ from farstep_infra.gateway.operations import Call, Ended, encoded, outcome_of, p
 from farstep_infra.gateway.request_ids import RequestId
 from farstep_infra.gateway.results import Done, Promised, Result
 from farstep_proto import paths
-from farstep_proto.errors import InvalidInput
+from farstep_proto.errors import InvalidInput, NotFound
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.paths import Verb
 from farstep_proto.v1 import tinker_pb2, training_pb2
@@ -48,7 +48,9 @@ class OptimStepped(Body):
     type: Literal["optim_step"] = "optim_step"
 
 
-@describe("Submit a pass of a Tinker model", takes=_BINARY, gives=media(Promised), error=media(ErrorBody))
+@describe(
+    "Submit a pass of a Tinker model", takes=_BINARY, gives=media(Promised), error=media(ErrorBody), errors=[NotFound]
+)
 async def _forward_backward(request: Request) -> Response:
     raw = await read_body(request, limit=MAX_PASS_BYTES, encodings=compression.TAKEN)
     encoding = request.headers.get("content-encoding", "")
@@ -60,7 +62,11 @@ async def _forward_backward(request: Request) -> Response:
 
 
 @describe(
-    "Submit an optimizer step of a Tinker model", takes=media(OptimStep), gives=media(Promised), error=media(ErrorBody)
+    "Submit an optimizer step of a Tinker model",
+    takes=media(OptimStep),
+    gives=media(Promised),
+    error=media(ErrorBody),
+    errors=[NotFound],
 )
 async def _optim_step(request: Request) -> Response:
     asked = await read_json(request, OptimStep)

@@ -132,8 +132,14 @@ def test_checkpoints(command, trained):
     assert (refused.returncode, "ttl_seconds" in refused.stderr) == (1, True)
 
 
+def exports(command):
+    listed = told(command, "checkpoint", "list", "--limit", "0")["checkpoints"]
+    return [each["tinker_path"] for each in listed if each["checkpoint_type"] == "external"]
+
+
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # it trained the output layer: as asked
 def test_a_checkpoint_is_downloaded_as_plain_peft(command, trained, tmp_path):
+    before = exports(command)
     said = told(command, "checkpoint", "download", trained["weights"], "--output", str(tmp_path))
     folder = tmp_path / trained["weights"].removeprefix("tinker://").replace("/", "_")
     assert said["destination"] == str(folder)
@@ -147,8 +153,7 @@ def test_a_checkpoint_is_downloaded_as_plain_peft(command, trained, tmp_path):
     torch.testing.assert_close(logprobs[range(5), targets], torch.tensor(trained["logprobs"]), atol=1e-4, rtol=0)
     again = command("checkpoint", "download", trained["weights"], "--output", str(tmp_path))
     assert (again.returncode, "already exists" in again.stderr) == (1, True)
-    listed = told(command, "checkpoint", "list", "--limit", "0")["checkpoints"]
-    assert [each for each in listed if each["checkpoint_type"] == "external"] == [], "the export was for the download"
+    assert exports(command) == before, "the export was for the download"
 
 
 def test_checkpoints_are_deleted(command, tinker_url, tinker_key):

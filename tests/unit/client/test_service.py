@@ -138,7 +138,7 @@ def test_going_on_from_a_checkpoint(service: farstep.ServiceClient, trainer: Tra
     assert len(trainer.runs) == before
     with pytest.raises(farstep.NotFoundError):
         service.create_training_client_from_state(path + "x")
-    with pytest.raises(farstep.InvalidInputError, match="sampler's checkpoint"):
+    with pytest.raises(farstep.InvalidInputError, match="not a training checkpoint"):
         service.create_training_client_from_state(path.replace("/weights/", "/sampler_weights/"))
     with pytest.raises(TypeError, match="base_model"):
         service.create_training_client_from_state(path, base_model="other")  # type: ignore[call-arg]

@@ -153,7 +153,7 @@ def test_a_checkpoint_on_the_paired_sampler(client: farstep.TrainingClient, samp
         assert other.policy_version == 4
     assert sampler.loaded == [path]
     assert sampler.requests[-1][0].model_path == path
-    with pytest.raises(farstep.InvalidInputError, match="training checkpoint"):
+    with pytest.raises(farstep.InvalidInputError, match="no sampler's checkpoint"):
         client.create_sampling_client(f"bt://loops:{client.run_id}/weights/s")
     with pytest.raises(farstep.NotFoundError):
         client.create_sampling_client(f"bt://loops:{client.run_id}/sampler_weights/missing")

@@ -127,6 +127,8 @@ def lines(monkeypatch: pytest.MonkeyPatch, shown: None, trainer: Trainer) -> lis
 
     monkeypatch.setattr(_troubles.Troubles, "note", note_own)
     monkeypatch.setattr(_troubles.troubles, "_rows", {})
+    monkeypatch.setattr(_troubles.troubles, "_showing", None)
+    monkeypatch.setattr(_progress, "_line_is_taken", threading.Lock())
 
     def record(self: object, text: str, **options: object) -> None:
         said.append(text)
@@ -153,7 +155,7 @@ def test_a_wait_says_what_does_not_answer(client: farstep.TrainingClient, traine
     trainer.faults.append(Fault(":poll", status=502, times=8))
     wake()
     threading.Timer(0.5, trainer.release).start()
-    assert future.result(timeout=5).loss == 2.5
+    assert future.result(timeout=30).loss == 2.5
     assert any(line.startswith("forward · step 0 · http://") and "HTTP 502" in line for line in lines)
 
 

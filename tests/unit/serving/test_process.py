@@ -21,6 +21,7 @@ from farstep_serving.process import announce, bind, exit_with_parent, serve, url
 async def main():
     stopping = asyncio.Event()
     async def park(request):
+        print("parked", flush=True)
         await stopping.wait()
         return Response("freed")
     sock = bind("127.0.0.1", 0)
@@ -49,7 +50,7 @@ def test_a_signal_frees_parked_requests(server, how):
     answers = []
     parked = threading.Thread(target=lambda: answers.append(httpx.get(f"{url}/park", timeout=20).text))
     parked.start()
-    httpx.get(f"{url}/nowhere")  # by now the parked request is in, too
+    assert process.stdout.readline() == b"parked\n"
     os.kill(process.pid, how)
     process.wait(timeout=20)
     parked.join()
