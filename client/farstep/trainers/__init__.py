@@ -76,7 +76,9 @@ _NAMES_OF = {
     "farstep.trainers.checkpoints": "CheckpointEngine",
     "farstep.trainers.config": "TrainerConfig load_config",
     "farstep.trainers.dpo": "DPOTrainer IPOTrainer",
-    "farstep.trainers.errors": "ConfigError DataError MissingRoleCapability RegistryError RoleError RolloutError TrainerError",
+    "farstep.trainers.errors": (
+        "ConfigError DataError MissingRoleCapability RegistryError RoleError RolloutError TrainerError"
+    ),
     "farstep.trainers.lifecycle": "TrainerState",
     "farstep.trainers.metrics": "TrainMetrics",
     "farstep.trainers.registry": "Registered",

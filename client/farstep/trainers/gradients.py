@@ -22,6 +22,7 @@ from farstep.trainers.reports import Reports
 from farstep.trainers.sequence import TrainSequence
 from farstep.trainers.step import OwnLoss, PendingUpdate
 from farstep.types import AdamParams, Datum
+from farstep_proto.loss_table import LOSS_TABLE
 
 if TYPE_CHECKING:
     import torch
@@ -118,8 +119,8 @@ class Gradients(Reports):
 
     def _submit_named(self, group: list[Batch], loss_fn: Any) -> PendingUpdate:
         rows = [row for part in group for row in part]
-        settings = {**self.loss_config(), "normalizer": self.normalizer(rows)}
-        passes = [self.client.forward_backward(self._data(part), loss_fn, settings) for part in group]
+        settings = {**self._settings_of(loss_fn), "normalizer": self.normalizer(rows)}
+        passes = [self.client.forward_backward(self._data(part, loss_fn), loss_fn, settings) for part in group]
         return self._update(passes, rows, None)
 
     def _submit_open(self, group: list[Batch], loss_fn: str | LossFunction) -> PendingUpdate:
@@ -148,16 +149,28 @@ class Gradients(Reports):
         self.global_step += number
         self.global_step_this_run += number
 
-    def _data(self, rows: Batch) -> list[Datum]:
-        return [row.to_datum(*self.loss_inputs) for row in rows]
+    def _data(self, rows: Batch, loss_fn: str) -> list[Datum]:
+        names: Sequence[str] = self.loss_inputs
+        if loss_fn != self.loss_fn and loss_fn in LOSS_TABLE:
+            names = [name for name in LOSS_TABLE[loss_fn].required if name != "target_tokens"]
+        return [row.to_datum(*names) for row in rows]
+
+    def _settings_of(self, loss_fn: str) -> Mapping[str, float]:
+        """The trainer's, of its own loss; of another one those that this one has, too."""
+        settings = self.loss_config()
+        if loss_fn == self.loss_fn or loss_fn not in LOSS_TABLE:
+            return settings
+        return {name: value for name, value in settings.items() if name in LOSS_TABLE[loss_fn].defaults}
 
     def _named_loss(self, batch: Batch, loss_fn: str) -> torch.Tensor:
         tensor = import_torch().tensor
         normalizer = self.normalizer(batch)
-        parts = [self._data(part) for part in chunks(batch, self.config.mini_bs, rows_per_group=self.rows_per_group)]
+        parts = [
+            self._data(part, loss_fn) for part in chunks(batch, self.config.mini_bs, rows_per_group=self.rows_per_group)
+        ]
 
         def settings(scale: float) -> dict[str, float]:
-            return {**self.loss_config(), "normalizer": normalizer / scale}
+            return {**self._settings_of(loss_fn), "normalizer": normalizer / scale}
 
         passes = [self.client.forward(part, loss_fn, settings(1.0)) for part in parts]
         metrics = joined([dict(each.result().metrics) for each in passes])

@@ -41,7 +41,9 @@ class Role:
         if self.lr is None:
             object.__setattr__(self, "lr", optimizer_lr)
         if not self.name or self.name == POLICY:
-            raise RoleError(f"{self.name!r} is no name for a role", role=self.name, hint=f"{POLICY!r} is the run itself")
+            raise RoleError(
+                f"{self.name!r} is no name for a role", role=self.name, hint=f"{POLICY!r} is the run itself"
+            )
         if self.head not in ABILITIES:
             raise RoleError(f"there is no head {self.head!r}", role=self.name, hint=f"one of {', '.join(ABILITIES)}")
         if self.head == "reward" and self.path is None:
@@ -67,4 +69,4 @@ class Role:
 
     @property
     def abilities(self) -> Sequence[Ability]:
-        return (ABILITIES[self.head], *(("training",) if self.trainable else ()))  # type: ignore[return-value]
+        return (ABILITIES[self.head], *(("training",) if self.trainable else ()))

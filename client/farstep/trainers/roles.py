@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("farstep")
 
-Rows = Sequence[Sequence[int]] | Sequence[TrainSequence]
+Rows = Sequence[Sequence[int] | TrainSequence]
+
 
 @dataclass(frozen=True, slots=True)
 class ValueLoss:
@@ -161,13 +162,21 @@ class Roles:
 
     # What is kept of them
 
-    def save(self, step: int) -> dict[str, str]:
+    def save(self, step: int, *, ttl_seconds: int | None = None) -> dict[str, str]:
         """Training checkpoints of those that are trained, by role."""
-        names = [name for name, role in self._roles.items() if role.trainable]
-        saved = {name: self._clients[name].save_state(f"step-{step:06d}", overwrite=True) for name in names}
+        label = f"step-{step:06d}"
+        saved = {
+            name: self._clients[name].save_state(label, ttl_seconds=ttl_seconds, overwrite=True)
+            for name, role in self._roles.items()
+            if role.trainable
+        }
         paths = {name: each.result().path for name, each in saved.items()}
-        self._saved[step] = list(paths.values())
+        self.remember(step, paths)
         return paths
+
+    def remember(self, step: int, paths: Mapping[str, str]) -> None:
+        """Checkpoints that are kept with the trainer's own of that step."""
+        self._saved[step] = list(paths.values())
 
     def keep(self, steps: Iterable[int]) -> None:
         """Removes the checkpoints of all steps but these."""

@@ -12,7 +12,7 @@ Each is a call of the data part, of `farstep.rollout` or of `roles`, and holds n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -107,9 +107,7 @@ class Toolkit(Loop):
 
     def _open_session(self, call: str) -> RolloutSession:
         if not self._rollouts:
-            raise RolloutError(
-                f"{call} needs an open session", hint="with trainer.rollout_session() as session: …"
-            )
+            raise RolloutError(f"{call} needs an open session", hint="with trainer.rollout_session() as session: …")
         return self._rollouts[-1]
 
     # Roles
@@ -183,8 +181,15 @@ class Toolkit(Loop):
         )
 
     def create_roles(self, resume_from: ResumePoint | None = None) -> None:
-        """Begins without any; a subclass ensures what it needs."""
+        """Those that the trainer needs; ones that were trained go on from where the run does."""
         self.roles = Roles(self.client, self.service, create=self.create_role_client, mini_bs=self.config.mini_bs)
+        saved: Mapping[str, str] = resume_from.state.get("roles", {}) if resume_from is not None else {}
+        self.roles.remember(self.global_step, saved)
+        self.roles.ensure(self.needed_roles(), resume=saved)
+
+    def needed_roles(self) -> list[Role]:
+        """Those that this trainer asks; here none."""
+        return []
 
     def create_role_client(self, service: ServiceClient, role: Role, resume_from: str | None) -> TrainingClient:
         """A run for a role: from its path, else from where the trainer's own run began, with a fresh value head where
@@ -195,8 +200,8 @@ class Toolkit(Loop):
             return service.create_training_client_from_state_with_optimizer(resume_from, **options)
         path = role.path if role.path is not None else config.model.path
         if path is not None:
-            head = {"value_head": True} if role.head == "value" else {}
-            return service.create_training_client_from_state(path, **head, **options)
+            head = True if role.head == "value" else None  # None: as the checkpoint has it
+            return service.create_training_client_from_state(path, value_head=head, **options)
         return service.create_lora_training_client(
             config.model.base,
             lora.r,
@@ -212,11 +217,12 @@ class Toolkit(Loop):
     def trainer_state(self) -> dict[str, Any]:
         """Roles that are trained are saved with it."""
         state = super().trainer_state()
-        if not any(engine.name == "state" for engine in self.engines.all):
+        engines = [engine for engine in self.engines.all if engine.name == "state"]
+        if not engines:
             return state
         kept = {saved.step for engine in self.engines.all for saved in engine.kept}
         self.roles.keep({*kept, self.global_step})
-        return state | {"roles": self.roles.save(self.global_step)}
+        return state | {"roles": self.roles.save(self.global_step, ttl_seconds=engines[0].config.ttl_seconds)}
 
     def _release(self) -> None:
         for session in self._rollouts[:]:

@@ -15,11 +15,9 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from farstep.trainers.checked import ConfigLike
-from farstep.trainers.errors import TrainerError
 from farstep.trainers.events import EventSink
 from farstep.trainers.gradients import Batch, LossFunction
 from farstep.trainers.hooks import HOOKED, find_hooks, hooked

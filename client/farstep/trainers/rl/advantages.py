@@ -49,7 +49,7 @@ def gae(
     gamma: float = 1.0,
     lam: float = 0.95,
 ) -> tuple[list[float], list[float]]:
-    """Advantages and returns [T] by generalised advantage estimation (arXiv:1506.02438, eq. 16), of chosen tokens alone.
+    """Advantages and returns [T] of chosen tokens by generalised advantage estimation (arXiv:1506.02438, eq. 16).
 
     Tokens with a mask of 0 were given (prompts, what tools said): the episode goes from one chosen token to the next
     as if they were not there, and theirs are 0. After the last one nothing more is to come.
@@ -96,12 +96,10 @@ def whitened(
         return [row.tolist() for row in arrays]
     mean = every_N.mean()
     divisor = 1.0 if scale == "mean" else every_N.std() + EPS
-    return [
-        np.where(mask, (row - mean) / divisor, 0.0).tolist() for row, mask in zip(arrays, chosen, strict=True)
-    ]
+    return [np.where(mask, (row - mean) / divisor, 0.0).tolist() for row, mask in zip(arrays, chosen, strict=True)]
 
 
 def _chosen(mask_T: Sequence[float]) -> npt.NDArray[np.bool_]:
-    chosen = np.asarray(mask_T) != 0
+    chosen: npt.NDArray[np.bool_] = np.asarray(mask_T) != 0
     chosen[:1] = False
     return chosen

@@ -6,6 +6,7 @@ policy is. In the first `rl.critic.warmup_steps` steps it alone is trained, and 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from farstep.trainers.step import PendingUpdate
 
 if TYPE_CHECKING:
     from farstep.rollout import Rollout
+
+log = logging.getLogger("farstep")
 
 CRITIC = "critic"
 
@@ -48,6 +51,17 @@ class PPOTrainer(RLTrainer):
             row.replace(values=row_values, returns=returns, advantages=advantages)
             for row, row_values, (_, returns), advantages in zip(rows, values, estimates, white, strict=True)
         ]
+
+    def load_data(self) -> None:
+        super().load_data()
+        warmup = self.config.rl.critic.warmup_steps
+        if warmup >= self.training_horizon:
+            log.warning(
+                "%s: all %d steps are the critic's warm-up (rl.critic.warmup_steps is %d): the policy is not trained",
+                self.config.name,
+                self.training_horizon,
+                warmup,
+            )
 
     @property
     def is_warming_up(self) -> bool:

@@ -15,7 +15,7 @@ which a rollout begins, unless `rl.max_staleness` lets rollouts run ahead of tra
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -60,8 +60,8 @@ class RLTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._threads: ThreadPoolExecutor | None = None
         self._experienced: dict[str, float] = {}  # of the batch that is trained on next
+        self._reported: dict[str, float] = {}  # of the batch whose step is reported now
         self._metrics_of: dict[PendingStep, dict[str, float]] = {}
-        self._role_states: Mapping[str, str] = {}
 
     # What it takes
 
@@ -166,7 +166,6 @@ class RLTrainer(Trainer):
 
     def collect(self, placed: PlacedPrompts, *, n_samples: int | None = None) -> Any:
         """Begins a rollout: its `result()` is the Rollout."""
-        from farstep.rollout import Rollout  # noqa: F401 (loads it before the clock runs)
         from farstep.trainers.rl.collecting import Collecting
         from farstep.trainers.rl.sampling import session_settings
 
@@ -214,18 +213,12 @@ class RLTrainer(Trainer):
             loss = self.policy_loss
             self.loss_fn = loss.name if loss.is_named else self.surrogate
             self.loss_inputs = loss.inputs
-            if loss.is_named is False:
+            if not loss.is_named:
                 _require_torch()
-        roles = self.needed_roles()
-        self.roles.ensure(roles, resume=self._role_states)
 
     def needed_roles(self) -> list[Role]:
-        """Those that this algorithm asks."""
+        """Those that this algorithm asks: the reference, where there is a price on the distance to it."""
         return [Role(REFERENCE, self.config.rl.reference)] if self.needs_reference else []
-
-    def load_trainer_state(self, state: Mapping[str, Any]) -> None:
-        super().load_trainer_state(state)
-        self._role_states = state.get("roles", {})
 
     def load_data(self) -> None:
         """Makes `train_rows` and `eval_rows` of prompts."""
@@ -255,11 +248,11 @@ class RLTrainer(Trainer):
         return pending
 
     def _finish(self, pending: PendingStep) -> dict[str, float]:
-        self._experienced_now = self._metrics_of.pop(pending, {})
+        self._reported = self._metrics_of.pop(pending, {})
         return super()._finish(pending)
 
     def report_step(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        found = {**metrics, **getattr(self, "_experienced_now", {})}
+        found = {**metrics, **self._reported}
         if self.policy_loss.is_unit:
             found.pop("clip_fraction", None)  # how the worker's loss is made to have ratios of 1
         return super().report_step(found)
@@ -268,8 +261,6 @@ class RLTrainer(Trainer):
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
         super()._release()
-        if self._threads is not None:
-            self._threads.shutdown(wait=True)
 
     @property
     def _uses_policy_loss(self) -> bool:
@@ -292,8 +283,3 @@ def _require_torch() -> None:
     except MissingExtraError as error:
         raise ConfigError("the worker has no such loss, and here there is no torch", field="rl",
                           hint="without dual_clip, and with kl_type k3, it is the worker's") from error  # fmt: skip
-
-
-def rewards_of(samples: Sequence[Any]) -> list[float]:
-    """Of samples that have one."""
-    return [sample.reward for sample in samples if sample.reward is not None]
