@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from farstep.trainers.lifecycle import TrainerState
     from farstep.trainers.metrics import TrainMetrics
+    from farstep.trainers.operators.trainer import OperatorTrainer
     from farstep.trainers.registry import Registered
     from farstep.trainers.rl.grpo import GRPOTrainer
     from farstep.trainers.rl.gspo import GSPOTrainer
@@ -51,6 +52,7 @@ __all__ = [
     "GSPOTrainer",
     "IPOTrainer",
     "MissingRoleCapability",
+    "OperatorTrainer",
     "PPOTrainer",
     "RLTrainer",
     "Registered",
@@ -81,6 +83,7 @@ _NAMES_OF = {
     ),
     "farstep.trainers.lifecycle": "TrainerState",
     "farstep.trainers.metrics": "TrainMetrics",
+    "farstep.trainers.operators.trainer": "OperatorTrainer",
     "farstep.trainers.registry": "Registered",
     "farstep.trainers.rl.grpo": "GRPOTrainer",
     "farstep.trainers.rl.gspo": "GSPOTrainer",

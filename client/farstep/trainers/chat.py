@@ -73,14 +73,15 @@ class SamplerChat:
             TrainerError: the model has no chat template, or its template refuses these messages.
             FarstepError: whatever sampling raises.
         """
-        tokenizer = self._tokenizer or await asyncio.to_thread(self._client.get_tokenizer)
-        self._tokenizer = tokenizer
+        if self._tokenizer is None:
+            self._tokenizer = await asyncio.to_thread(self._client.get_tokenizer)
+        tokenizer: Any = self._tokenizer
         prompt = _rendered(tokenizer, messages, self._template_kwargs)
         params = self._params if seed is None else replace(self._params, seed=seed)
         result = await (await self._client.sample_async(prompt, 1, params))
         sequence = result.sequences[0]
-        text: Any = tokenizer.decode(sequence.tokens, skip_special_tokens=True)
-        return Reply(str(text), sequence.stop_reason)
+        text = tokenizer.decode(sequence.tokens, skip_special_tokens=True)
+        return Reply(text, sequence.stop_reason)
 
 
 class FunctionChat:

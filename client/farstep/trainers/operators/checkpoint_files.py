@@ -87,9 +87,9 @@ class CheckpointFiles:
             if epoch != also:
                 self.path_of(epoch).unlink(missing_ok=True)
 
-    def put_away(self) -> None:
-        """Moves what an earlier run left to `earlier-<n>`, so that it is not mistaken for this one's."""
-        epochs = self.epochs()
+    def put_away(self, *, after: int = -1) -> None:
+        """Moves what an earlier run left of epochs after this one to `earlier-<n>`: it is not mistaken for ours."""
+        epochs = [epoch for epoch in self.epochs() if epoch > after]
         if not epochs:
             return
         number = 1

@@ -16,7 +16,10 @@ NO_MODEL = "none"  # the agent's own affair
 
 
 class OperatorSection(Section):
-    """`optimizer` is used where the trainer is given none."""
+    """`optimizer`, `agent` and `reward` are used where the trainer is given none."""
+
+    agent: Name | None = Field(default=None, description="module:name")
+    reward: Name | None = Field(default=None, description="module:function")
 
     optimizer: tuple[Literal["instruction", "tool"], ...] = ("instruction",)
     num_weak: Positive = Field(default=10, description="cases that are criticized at a time")

@@ -12,31 +12,27 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 
 from farstep.rollout.loop_thread import LoopThread
-from farstep.trainers.chat import Chat, as_chat, called
+from farstep.trainers.chat import Chat, called
 from farstep.trainers.checkpoints import Engines
-from farstep.trainers.errors import ConfigError, TrainerError
+from farstep.trainers.errors import TrainerError
 from farstep.trainers.metrics import TrainMetrics
 from farstep.trainers.operators.agent import OperatorAgent, check_operators
+from farstep.trainers.operators.asking import configured_optimizers, connect
 from farstep.trainers.operators.best import Best
 from farstep.trainers.operators.cases import Case, accuracy_of, as_cases, run_cases
 from farstep.trainers.operators.checkpoint_files import CheckpointFiles
-from farstep.trainers.operators.config import NO_MODEL, OperatorConfig
-from farstep.trainers.operators.instruction import InstructionOptimizer
+from farstep.trainers.operators.config import OperatorConfig
 from farstep.trainers.operators.operator import Operator, load_states, states_of
-from farstep.trainers.operators.optimizer import Change, OperatorOptimizer, Surroundings, check_optimizer
+from farstep.trainers.operators.optimizer import Change, Surroundings, check_optimizer
 from farstep.trainers.operators.resuming import check_state, find_state
 from farstep.trainers.operators.rows import MappingRows, check_mappings, load_mappings, rows_in_order
-from farstep.trainers.operators.tool_descriptions import ToolOptimizer
 from farstep.trainers.step import Position
 from farstep.trainers.trainer import Trainer
-
-if TYPE_CHECKING:
-    from farstep.service import ServiceClient
 
 
 class OperatorTrainer(Trainer):
@@ -47,6 +43,7 @@ class OperatorTrainer(Trainer):
         agent: has `operators` and is called with a row; an operator alone is made one.
         optimizer: one or several with async `backward(cases)` and `step()`; None: those of the configuration.
         eval_fn: of agent and rows, gives cases; None: the agent is run on the rows and `reward_fn` scores its outputs.
+            Where tools are optimized, the `input` of its cases has to be the row.
         others: as `Trainer`'s.
     """
 
@@ -76,6 +73,7 @@ class OperatorTrainer(Trainer):
         self.best = Best()
         self._saved_epoch: int | None = None
         self._num_questions = 0
+        self.chat: Chat | None = None
         self._owned_chat_client: Any = None
 
     @property
@@ -95,8 +93,8 @@ class OperatorTrainer(Trainer):
     def operators(self) -> list[Operator]:
         return list(self.agent.operators)
 
-    @property  # type: ignore[override]
-    def client(self) -> Any:
+    @property
+    def client(self) -> Any:  # type: ignore[override]
         raise AttributeError("the operator trainer trains no weights: it has no training client")
 
     @property
@@ -104,6 +102,15 @@ class OperatorTrainer(Trainer):
         return self._run_id
 
     # Checks
+
+    def validate(self) -> None:
+        """As of every trainer; agent and reward function may be named by the configuration."""
+        if self._agent is None:
+            self._agent = self.config.operators.agent
+        if self._reward_fn is None:
+            named: Any = self.config.operators.reward
+            self._reward_fn = named
+        super().validate()
 
     def check_agent(self, agent: Any) -> None:
         """Takes the agent: something that is called with a row and has `operators`, or one operator."""
@@ -144,70 +151,32 @@ class OperatorTrainer(Trainer):
         self._run_id = f"operator-{secrets.token_hex(8)}"
         self.load_data()
         self._bind_optimizers()
-        if state is None:
+        left = self.folder.read()
+        if state is not None:
+            self._go_on_from(state)
+        if state is None or left is None or left["run_id"] != self.run_id:  # whatever is here is of another run
             self.folder.put_away()
             self.files.put_away()
+            self._saved_epoch = None
         else:
-            self._go_on_from(state)
+            self.files.put_away(after=state["epoch"])
         self.folder.write(run_id=self.run_id)
         self._start_reports(kinds, state["trackers"] if state is not None else {})
 
     def _connect(self) -> None:
-        """Whom the optimizers ask; nobody, where those that were given need nobody."""
-        given, base = self._given_client, self.config.model.base
-        self.chat: Chat | None = None
-        if given is not None and not hasattr(given, "create_sampling_client"):
-            self.chat = as_chat(given, **self._sampling())
-            return
-        path = self.config.model.path
-        if base == NO_MODEL and path is None:
-            if given is None and self._given_optimizers:
-                return
-            raise ConfigError("missing: whom shall the optimizer ask?", field="model",
-                              hint="a model, or client=, a SamplingClient or a function of messages")  # fmt: skip
-        if given is not None:
-            self.service = cast("ServiceClient", given)
-        else:
-            from farstep.service import ServiceClient
-
-            self.service, self._owns_service = ServiceClient(), True
-        assert self.service is not None
-        where: dict[str, Any] = {"model_path": path} if path is not None else {"base_model": base}
-        self._owned_chat_client = self.service.create_sampling_client(**where)
-        self.chat = as_chat(self._owned_chat_client, **self._sampling())
-
-    def _sampling(self) -> dict[str, Any]:
-        wanted = self.config.sampling
-        return {
-            "max_tokens": wanted.max_tokens,
-            "temperature": 0.0 if wanted.greedy else wanted.temperature,
-            "top_p": wanted.top_p,
-            "top_k": wanted.top_k,
-            "min_p": wanted.min_p,
-            "stop": list(wanted.stop) or None,
-        }
+        asked = connect(self.config, self._given_client, is_needed=not self._given_optimizers)
+        self.chat, self._owned_chat_client = asked.chat, asked.client
+        self.service, self._owns_service = asked.service, asked.owns_service
 
     def load_data(self) -> None:
         self.train_rows, self.eval_rows = load_mappings(self.config, self._train_data, self._test_data)
 
     def _bind_optimizers(self) -> None:
-        self.optimizers = self._given_optimizers or self._configured_optimizers()
+        self.optimizers = self._given_optimizers or configured_optimizers(self.config)
         around = Surroundings(self.operators, self.chat, self._cases_of, self._next_seed)
         for each in self.optimizers:
             if callable(bind := getattr(each, "bind", None)):
                 bind(around)
-
-    def _configured_optimizers(self) -> list[OperatorOptimizer]:
-        wanted = self.config.operators
-        about: dict[str, Any] = {"num_weak": wanted.num_weak, "weak_below": wanted.weak_below}
-        made: list[OperatorOptimizer] = []
-        for name in wanted.optimizer:
-            match name:
-                case "instruction":
-                    made.append(InstructionOptimizer(**about))
-                case "tool":
-                    made.append(ToolOptimizer(beam_width=wanted.beam_width, **about))
-        return made
 
     def _next_seed(self) -> int:
         """Of a question: a run that is repeated, or gone on with, asks with the same."""
@@ -398,14 +367,12 @@ class OperatorTrainer(Trainer):
     def _go_on_from(self, state: dict[str, Any]) -> None:
         check_state(state, trainer=self.name, num_optimizers=len(self.optimizers))
         self._check_data(state)
-        self.is_resume = True
         load_states(self.operators, state["operators"])
+        self.is_resume = True
         self.best = Best.from_dict(state["best"])
-        self.global_step = state["global_step"]
-        self.position = Position(state["epoch"], 0)
-        self._saved_epoch = state["epoch"]
+        self.global_step, self.position = state["global_step"], Position(state["epoch"], 0)
+        self._saved_epoch, self._run_id = state["epoch"], state["run_id"]
         self._num_questions = state["num_questions"]
-        self._run_id = state["run_id"]
         self.rng.bit_generator.state = state["rng"]
         if self.early_stopping is not None:
             self.early_stopping.load(state["early_stopping"])

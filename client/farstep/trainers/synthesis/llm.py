@@ -31,7 +31,7 @@ class LLMSynthesizer(Synthesizer):
         instruction: the system message.
         prompt: of the examples (and the number of the item) makes the user message; None: shows them as JSON.
         num_examples: of the given items, in each chat.
-        keys: what an item needs; None: the keys that all given items have.
+        keys: what an item needs; None: the keys that all given items have, but `score`.
         parse: makes an item of an answer, or raises ValueError; None: reads the JSON object in it.
         path: JSON Lines of what is done; an interrupted run goes on from it.
         sampling: of `SamplingParams`, where `chat` is a client.
@@ -117,7 +117,7 @@ def _shown(examples: Sequence[Item], index: int) -> str:
 def _shared_keys(given: Sequence[Item]) -> tuple[str, ...]:
     if not given:
         return ()
-    return tuple(key for key in given[0] if all(key in each for each in given))
+    return tuple(key for key in given[0] if key != "score" and all(key in each for each in given))
 
 
 def _seed_of(seed: int, index: int) -> int:

@@ -160,7 +160,7 @@ class TrajectoryDataset:
         Text that a spreadsheet would take for a formula begins with an apostrophe.
         """
         names = [each.name for each in fields(TrajectoryItem)]
-        lines = [names, *([_cell(getattr(item, name)) for name in names] for item in self._items)]
+        lines: list[list[Any]] = [names, *([_cell(getattr(item, name)) for name in names] for item in self._items)]
         return write_whole(path, lambda out: csv.writer(out).writerows(lines))
 
     def clear(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,4 +43,4 @@ def user_turns(messages: Messages) -> list[tuple[int, Messages]]:
             raise DataError("has no role", field=f"messages[{index}]")
     is_user = [message["role"] == "user" for message in messages]
     starts = [index for index, this in enumerate(is_user) if this and not (index and is_user[index - 1])]
-    return [(start, messages[start:end]) for start, end in zip(starts, [*starts[1:], len(messages)], strict=True)]
+    return [(start, messages[start:end]) for start, end in itertools.pairwise([*starts, len(messages)])]

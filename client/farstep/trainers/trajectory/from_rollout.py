@@ -23,7 +23,7 @@ def items_of_rollout(
     The task is the record's `task_id` or `id`, else the number of its prompt; samples of one task are its steps.
 
     Args:
-        with_tokens: keep each row's `tokens`, `logprobs`, `loss_mask` and `versions` in the metadata.
+        with_tokens: keep each row's `tokens`, `logprobs`, `loss_mask`, `policy_versions` and `kinds` in the metadata.
         timestamp: of all of them; None: now.
     """
     now = time.time() if timestamp is None else timestamp
@@ -55,7 +55,8 @@ def item_of_sample(
                 "tokens": list(row.tokens),
                 "logprobs": row.logprobs,
                 "loss_mask": list(row.loss_mask),
-                "versions": list(row.metadata.get("versions", ())),
+                "policy_versions": list(row.metadata.get("policy_versions", ())),
+                "kinds": list(row.metadata.get("kinds", ())),
             }
             for row in sample.rows
         ]

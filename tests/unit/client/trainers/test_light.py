@@ -45,6 +45,7 @@ def test_the_public_names():
         "GSPOTrainer",
         "IPOTrainer",
         "MissingRoleCapability",
+        "OperatorTrainer",
         "PPOTrainer",
         "RLTrainer",
         "Registered",
