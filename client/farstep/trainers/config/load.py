@@ -39,17 +39,18 @@ def load_config(
     settings = settings_of(source)
     if unnamed := [key for key in settings if not isinstance(key, str)]:
         raise ConfigError(f"the key {unnamed[0]!r} is no text")
-    _load_code({**settings, **changes}.get("code"), allowed=allow_code)
+    _load_code(source, {**settings, **changes}.get("code"), allowed=allow_code)
     config = config_class(**settings) if not changes.keys() & {"type"} else config_class(**{**settings, **changes})
     return config.merged(changes) if changes else config
 
 
-def _load_code(code: object, *, allowed: bool) -> None:
+def _load_code(source: object, code: object, *, allowed: bool) -> None:
     """Sources and trainers of the user's own must be known before the settings of theirs are checked."""
     paths = [code] if isinstance(code, str) else list(code) if isinstance(code, list | tuple) else []
     if paths and not allowed:
         raise ConfigError("Python files may not be loaded here", field="code")
-    load_code(paths, folder=Path())
+    is_file = isinstance(source, PathLike) or (isinstance(source, str) and not _is_text(source))
+    load_code(paths, folder=Path(str(source)).expanduser().parent if is_file else Path())
 
 
 def _is_text(source: str) -> bool:
