@@ -207,6 +207,12 @@ class Runs:
             await db.execute(this.values(state="deleted", message=_DELETED, stack_id=row.stack_id))
         self._provisioning.start(f"release-{run_id}", self._stacks.release(row))
 
+    async def model_name(self, run_id: str, model: str) -> str:
+        """What programs are told that the model of a run's checkpoints is called: as it was for the run, if known."""
+        async with self._db.reading() as db:
+            asked = await db.scalar(select(RunRow.base_model).where(RunRow.run_id == run_id))
+        return self._fleet.served.name_for(model, asked=asked or "")
+
     async def exists(self, run_id: str, *, caller: Caller) -> bool:
         """Whether there is such a run that the caller may see."""
         async with self._db.reading() as db:

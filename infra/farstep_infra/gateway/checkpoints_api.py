@@ -16,6 +16,7 @@ from farstep_infra.gateway.records import Checkpoint, Cursor, WeightsInfo, check
 from farstep_infra.gateway.run_records import RunRecords, path_from, path_of
 from farstep_infra.gateway.windows import LIMIT, OFFSET, window_of
 from farstep_infra.store.archive import Checkpoints
+from farstep_proto.errors import InvalidInput
 from farstep_proto.names import CheckpointPath
 from farstep_serving.descriptions import describe
 from farstep_serving.keys import caller_of
@@ -77,6 +78,15 @@ async def _delete(request: Request) -> Response:
     return answer(Body())
 
 
+@describe("Refuse to delete a checkpoint that is not named in full", gives=media(Body), error=media(ErrorBody))
+async def _delete_any(request: Request) -> Response:
+    await _records(request).checkpoints(request.path_params["run_id"])  # there is such a run for the caller
+    name = request.path_params["name"]
+    raise InvalidInput(
+        f"{name[:200]!r} may be of several kinds", field="checkpoint_id", hint="it looks like weights/<name>"
+    )
+
+
 @describe("Let every project of the installation read a checkpoint", gives=media(Body), error=media(ErrorBody))
 async def _publish(request: Request) -> Response:
     path, checkpoints = await _for_change(request)
@@ -121,7 +131,7 @@ async def _info(request: Request) -> Response:
     path = path_from((await read_json(request, TinkerPath)).tinker_path, field="tinker_path")
     records = _records(request)
     manifest = await (await records.for_change(path)).manifest(path)
-    return answer(weights_info(manifest, name_of=records.name_of))
+    return answer(weights_info(manifest, base_model=await records.name_of(manifest)))
 
 
 def _records(request: Request) -> RunRecords:
@@ -142,6 +152,7 @@ ROUTES = [
         methods=["GET"],
     ),
     Route(_ONE, _delete, methods=["DELETE"]),
+    Route(f"{PREFIX}training_runs/{{run_id}}/checkpoints/{{name}}", _delete_any, methods=["DELETE"]),
     Route(f"{_ONE}/publish", _publish, methods=["POST"]),
     Route(f"{_ONE}/publish", _unpublish, methods=["DELETE"]),
     Route(f"{_ONE}/ttl", _set_ttl, methods=["PUT"]),

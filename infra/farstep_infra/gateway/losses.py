@@ -5,9 +5,9 @@ An id is the loss itself (`custom_loss`), so that its promise, whose request id 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,7 +18,7 @@ from farstep_infra.gateway.custom_loss import loss_id_of
 from farstep_infra.gateway.failures import PREFIX, ErrorBody, failure_of
 from farstep_infra.gateway.gateway import Gateway, gateway_of
 from farstep_infra.gateway.refusals import Refusals
-from farstep_infra.gateway.request_ids import RequestId
+from farstep_infra.gateway.request_ids import MAX_NUMBER, RequestId
 from farstep_infra.gateway.results import Done, Failed, Promised, Result
 from farstep_proto.errors import InvalidInput, NotFound
 from farstep_serving.descriptions import describe
@@ -29,7 +29,7 @@ class CreateCustomLoss(Body):
     model_config = ConfigDict(extra="allow")
 
     session_id: str
-    custom_loss_seq_id: int
+    custom_loss_seq_id: Annotated[int, Field(ge=0, le=MAX_NUMBER)]
 
 
 class CreatedLoss(Body):

@@ -262,7 +262,7 @@ async def _from_checkpoint(
             f"the checkpoint is of {found.base_model!r}, not of {asked.base_model!r}", field="base_model"
         )
     message = control_pb2.ProvisionRunRequest(
-        base_model=asked.base_model or served.name_for(found.base_model),
+        base_model=asked.base_model or await control.runs.model_name(path.run_id, found.base_model),
         lora=found.lora_adapter_config,
         with_sampler=True,
         user_metadata=metadata_of(asked.user_metadata),

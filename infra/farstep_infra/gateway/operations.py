@@ -65,7 +65,7 @@ async def promise(
     try:
         await _enter(gateway, place, wanted.seq, await make())
     except ApiError as error:
-        if isinstance(error, NotNow) or category_of(error.status) != "user":
+        if isinstance(error, NotNow | _Repeated) or category_of(error.status) != "user":
             raise
         gateway.refusals.note(str(wanted), failure_of(error.to_proto()))
         if not isinstance(error, _Overtaken):
@@ -110,6 +110,10 @@ async def outcome_of(gateway: Gateway, wanted: RequestId, *, caller: Caller, wai
     return Ended(operation, on_told)
 
 
+class _Repeated(InvalidInput):
+    """Something else was submitted under that seq before, and stays what it is."""
+
+
 class _Overtaken(Conflict):
     """Another client has the seq, and later ones were submitted already: there is no place for it."""
 
@@ -122,19 +126,31 @@ async def _enter(gateway: Gateway, place: RunPlace, seq: int, call: Call) -> Non
         async with line.lock:
             if line.comes_early(seq):
                 await _look_for_others(gateway, place, line)
+    is_repeated = line.has(seq)
     line.note(seq)
+    try:
+        await _insist(gateway, place, line, seq, call, is_repeated=is_repeated)
+    except _Overtaken:
+        raise
+    except BaseException:  # also where the client has hung up
+        if not is_repeated:
+            line.take_back(seq)
+        raise
+
+
+async def _insist(gateway: Gateway, place: RunPlace, line: RunLine, seq: int, call: Call, *, is_repeated: bool) -> None:
     for _ in range(_MAX_TIMES):
         ours = line.map.ours(seq)
         try:
-            await _submit(gateway, place, ours, call)
+            return await _submit(gateway, place, ours, call)
         except Relayed as error:
             if error.status == NotFound.status:
                 gateway.whereabouts.forget(place.run_id)
             if error.status != Conflict.status:
                 raise
+            if is_repeated:
+                raise _Repeated(f"another operation has the number {seq}", field="seq_id") from error
             await _make_way(gateway, place, line, seq, taken=ours)
-        else:
-            return
     raise _Overtaken(f"another client takes the numbers of {place.run_id} as fast as they are given", field="seq_id")
 
 

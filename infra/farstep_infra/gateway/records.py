@@ -5,7 +5,7 @@ Times are UTC. What we do not know is left out, never made up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -111,16 +111,16 @@ def run_record(known: KnownRun, manifests: Sequence[Manifest]) -> TrainingRun:
     )
 
 
-def stored_run_record(manifests: Sequence[Manifest], *, name_of: Callable[[str], str]) -> TrainingRun:
+def stored_run_record(manifests: Sequence[Manifest], *, base_model: str) -> TrainingRun:
     """Of a run that is known by its checkpoints alone: by one, at least.
 
     Args:
-        name_of: what clients call a base model.
+        base_model: what clients call it.
     """
     newest = manifests[-1].to_proto()
     return TrainingRun(
         training_run_id=newest.run_id,
-        base_model=name_of(newest.base_model),
+        base_model=base_model,
         model_owner=manifests[-1].project or OPERATORS,
         lora_rank=newest.lora_adapter_config.rank or None,
         last_request_time=when(newest.created_at),
@@ -129,12 +129,13 @@ def stored_run_record(manifests: Sequence[Manifest], *, name_of: Callable[[str],
     )
 
 
-def weights_info(manifest: Manifest, *, name_of: Callable[[str], str]) -> WeightsInfo:
+def weights_info(manifest: Manifest, *, base_model: str) -> WeightsInfo:
+    """Args: `base_model` is what clients call it."""
     checkpoint = manifest.to_proto()
     has_lora = checkpoint.HasField("lora_adapter_config")
     lora = checkpoint.lora_adapter_config
     return WeightsInfo(
-        base_model=name_of(checkpoint.base_model),
+        base_model=base_model,
         lora_rank=lora.rank or None,
         train_unembed=lora.train_unembed if has_lora else None,
         train_mlp=lora.train_mlp if has_lora else None,

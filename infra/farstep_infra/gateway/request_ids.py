@@ -14,11 +14,13 @@ from typing import Literal
 from farstep_proto.errors import InvalidInput, NotFound
 
 MAX_SEQ = 2**31 - 1
+MAX_NUMBER = 2**63 - 1  # of samples and losses: the SDK's numbers of a copied client's samples begin at 10**18
+MAX_SAMPLING_SESSIONS = 10**10  # of a session
 Kind = Literal["train", "sample", "loss"]
 
 _ID = re.compile(
     r"(?P<owner>[A-Za-z0-9_.-]{1,128}:(?P<kind>train|sample):[0-9]{1,10}|[A-Za-z0-9_.-]{1,128}:(?P<loss>loss))"
-    r":(?P<seq>[0-9]{1,18})(?:\+(?P<sampling>snapshot|inflight):(?P<number>[0-9]{1,18})|\+(?P<text>graph-[A-Za-z0-9_=-]+))?"
+    r":(?P<seq>[0-9]{1,19})(?:\+(?P<sampling>snapshot|inflight):(?P<number>[0-9]{1,10})|\+(?P<text>graph-[A-Za-z0-9_=-]+))?"
 )
 
 
@@ -52,7 +54,7 @@ class RequestId:
         NotFound: there never was such a request.
         """
         match = _ID.fullmatch(text)
-        if match is None:
+        if match is None or int(match["seq"]) > MAX_NUMBER:
             raise NotFound(f"no request {text[:300]!r}", field="request_id")
         kind: Kind = "loss" if match["loss"] else "train" if match["kind"] == "train" else "sample"
         return cls(

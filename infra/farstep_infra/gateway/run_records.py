@@ -51,7 +51,7 @@ class RunRecords:
                 manifests = await self._public(run_id)
             if not manifests:
                 raise no_run(run_id) from None
-            return stored_run_record(manifests, name_of=self.name_of)
+            return stored_run_record(manifests, base_model=await self.name_of(manifests[-1]))
         session = await self._control.sessions.get(run.session_id, caller=self._caller)
         return run_record(KnownRun(run, session.last_seen_at), await self._owned(run_id, is_known=True))
 
@@ -82,9 +82,9 @@ class RunRecords:
         is_known = await self._control.runs.exists(path.run_id, caller=self._caller)
         return self._seen(is_known=is_known)
 
-    def name_of(self, base_model: str) -> str:
-        """What clients call the model that manifests name."""
-        return self._control.fleet.served.name_for(base_model)
+    async def name_of(self, manifest: Manifest) -> str:
+        """What clients call the model that a manifest names."""
+        return await self._control.runs.model_name(manifest.path.run_id, manifest.to_proto().base_model)
 
     async def _owned(self, run_id: str, *, is_known: bool) -> list[Manifest]:
         if not is_run_id(run_id):

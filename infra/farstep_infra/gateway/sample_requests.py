@@ -22,6 +22,8 @@ _NAMES = {
     "params": "sampling_params",
     "topk_logprobs": "topk_sample_logprobs",
     "include_prompt_logprobs": "prompt_logprobs",
+    "params.stop_strings": "sampling_params.stop",
+    "params.stop_tokens": "sampling_params.stop",
     "target_prompt_logprobs.token_ids": "target_prompt_logprobs.data",
     "target_prompt_logprobs.crow_indices": "target_prompt_logprobs.sparse_crow_indices",
     "target_prompt_logprobs.col_indices": "target_prompt_logprobs.sparse_col_indices",
@@ -86,7 +88,10 @@ def named_here(field: str | None) -> str | None:
     if field is None:
         return None
     head, dot, rest = field.partition(".")
-    return _NAMES.get(field) or _NAMES.get(head, head) + dot + rest
+    whole, bracket, index = field.partition("[")
+    if whole in _NAMES:
+        return _NAMES[whole] + bracket + index
+    return _NAMES.get(head, head) + dot + rest
 
 
 def to_sample_request(body: Mapping[str, Any]) -> pb.SampleRequest:

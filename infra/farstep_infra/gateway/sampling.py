@@ -68,10 +68,9 @@ async def _submit(request: Request) -> Response:
             await _hand_over(gateway, row, wanted, asked)
         case InvalidInput():
             gateway.refusals.note(str(wanted), Failure(error=_told(asked), category="user"))
-    num_samples = max(0, envelope.num_samples)
-    return answer(
-        Promise(request_id=str(wanted), sample_sequence_ids=[f"{wanted}:{index}" for index in range(num_samples)])
-    )
+    is_refused = gateway.refusals.find(str(wanted)) is not None  # there is no telling how many it claimed to want
+    sequences = range(0 if is_refused else envelope.num_samples)
+    return answer(Promise(request_id=str(wanted), sample_sequence_ids=[f"{wanted}:{index}" for index in sequences]))
 
 
 async def result_of(gateway: Gateway, wanted: RequestId, *, caller: Caller, wait_s: float) -> Result:

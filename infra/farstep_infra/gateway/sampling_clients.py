@@ -15,6 +15,7 @@ from starlette.routing import Route
 from farstep_infra.gateway.bodies import Body, answer, media, read_json
 from farstep_infra.gateway.failures import PREFIX, ErrorBody
 from farstep_infra.gateway.gateway import Gateway, gateway_of
+from farstep_infra.gateway.request_ids import MAX_SAMPLING_SESSIONS
 from farstep_infra.gateway.tinker_paths import tinker_path
 from farstep_proto.errors import InvalidInput, NotFound
 from farstep_proto.names import CheckpointPath
@@ -24,7 +25,7 @@ from farstep_serving.keys import Caller, caller_of
 
 class CreateSamplingSession(Body):
     session_id: str
-    sampling_session_seq_id: Annotated[int, Field(ge=0, lt=10**10)]
+    sampling_session_seq_id: Annotated[int, Field(ge=0, lt=MAX_SAMPLING_SESSIONS)]
     base_model: str | None = None
     model_path: str | None = None
 
@@ -137,7 +138,7 @@ async def _base_model(gateway: Gateway, path: CheckpointPath, wanted: str, *, ca
     if wanted and served.resolve(wanted) != served.resolve(checkpoint.base_model):
         raise InvalidInput(f"the checkpoint is of {checkpoint.base_model!r}, not of {wanted!r}", field="base_model")
     served.check(checkpoint.base_model)
-    return wanted or served.name_for(checkpoint.base_model)
+    return wanted or await control.runs.model_name(path.run_id, checkpoint.base_model)
 
 
 ROUTES = [

@@ -9,11 +9,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from farstep_infra.gateway.bodies import Body, answer, media, read_json
+from farstep_infra.gateway.checkpoints_api import MAX_TTL_S, MIN_TTL_S
 from farstep_infra.gateway.failures import PREFIX, ErrorBody
 from farstep_infra.gateway.gateway import Gateway, gateway_of
 from farstep_infra.gateway.models import LoadedWeights
 from farstep_infra.gateway.operations import Call, promise
-from farstep_infra.gateway.request_ids import RequestId
+from farstep_infra.gateway.request_ids import MAX_SAMPLING_SESSIONS, RequestId
 from farstep_infra.gateway.results import Promised
 from farstep_infra.gateway.sampling_sessions import sampling_session_id_of
 from farstep_infra.gateway.sessions import metadata_of
@@ -24,8 +25,6 @@ from farstep_proto.paths import Verb
 from farstep_proto.v1 import operations_pb2, training_pb2
 from farstep_serving.descriptions import describe
 from farstep_serving.keys import OPERATOR, caller_of
-
-MAX_TTL_SECONDS = 100 * 365 * 24 * 3600
 
 
 class SaveWeights(Body):
@@ -112,6 +111,8 @@ async def _save_for_sampler(request: Request) -> Response:
             raise InvalidInput(f"{asked.kind!r} is neither 'snapshot' nor 'inflight'", field="kind")
         if (asked.path is None) == (asked.sampling_session_seq_id is None):
             raise InvalidInput("give path or sampling_session_seq_id, one of them", field="path")
+        if asked.path is None and wanted.sampling == "":
+            raise InvalidInput(f"{number} is no number of a sampling session", field="sampling_session_seq_id")
         message = training_pb2.PublishRequest(
             name="" if asked.path is None else _name(asked.path),
             ttl_seconds=_ttl(asked.ttl_seconds),
@@ -120,8 +121,8 @@ async def _save_for_sampler(request: Request) -> Response:
         return Call.of(Verb.PUBLISH, message)
 
     wanted = RequestId.of_model(asked.model_id, asked.seq_id)
-    if asked.path is None and asked.kind in ("snapshot", "inflight") and (asked.sampling_session_seq_id or 0) >= 0:
-        number = asked.sampling_session_seq_id or 0
+    number = asked.sampling_session_seq_id or 0
+    if asked.path is None and asked.kind in ("snapshot", "inflight") and 0 <= number < MAX_SAMPLING_SESSIONS:
         wanted = RequestId("train", asked.model_id, asked.seq_id, asked.kind, number)
     return answer(await promise(gateway_of(request), wanted, publish, caller=caller_of(request)))
 
@@ -192,8 +193,8 @@ def _name(path: str | None) -> str:
 
 
 def _ttl(ttl_seconds: int | None) -> int | None:
-    if ttl_seconds is not None and not 0 < ttl_seconds <= MAX_TTL_SECONDS:
-        raise InvalidInput(f"{ttl_seconds} is not between 1 and {MAX_TTL_SECONDS}", field="ttl_seconds")
+    if ttl_seconds is not None and not MIN_TTL_S <= ttl_seconds <= MAX_TTL_S:
+        raise InvalidInput(f"{ttl_seconds} is not between {MIN_TTL_S} and {MAX_TTL_S}", field="ttl_seconds")
     return ttl_seconds
 
 

@@ -53,6 +53,14 @@ class RunLine:
         """Whether a seq is the first to leave others out, which are to follow it."""
         return self.last is not None and seq > self.last + 1 and not self.missing
 
+    def has(self, seq: int) -> bool:
+        """Whether it was submitted, as far as this process knows."""
+        return self.last is not None and seq <= self.last and seq not in self.missing
+
+    def take_back(self, seq: int) -> None:
+        """After `note`: nobody has taken it."""
+        self.missing.add(seq)
+
     def note(self, seq: int) -> None:
         """It is being submitted."""
         self.missing.discard(seq)

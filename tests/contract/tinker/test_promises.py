@@ -81,6 +81,8 @@ def test_a_mistake_names_its_field(raw, model):
             "lora",
         ),
         ("load_weights", {"path": "x"}, "model_id"),
+        ("create_custom_loss", {"session_id": "x", "custom_loss_seq_id": -1}, "custom_loss_seq_id"),
+        ("create_custom_loss", {"session_id": "x", "custom_loss_seq_id": 2**63}, "custom_loss_seq_id"),
         ("create_session", {"tags": "x"}, "tags"),
         ("create_session", {"tags": ["x" * 1000]}, "tags"),
         ("create_session", {"display_name": "x" * 1000}, "display_name"),

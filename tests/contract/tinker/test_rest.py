@@ -169,6 +169,9 @@ def test_a_checkpoint_is_kept_for_a_while_and_deleted_by_its_owner_alone(lab, el
     assert abs(expires_at() - datetime.now(UTC) - timedelta(hours=1)) < timedelta(minutes=2)
     lab.rest.set_checkpoint_ttl_from_tinker_path(path, None).result()
     assert expires_at() is None
+    run_id = path.removeprefix("tinker://").partition("/")[0]
+    with pytest.raises(tinker.BadRequestError, match="weights/<name>"):  # its kind is not said
+        lab.rest.delete_checkpoint(run_id, "one").result()
     lab.rest.delete_checkpoint_from_tinker_path(path).result()
     with pytest.raises(tinker.NotFoundError, match="no checkpoint tinker://"):
         lab.rest.delete_checkpoint_from_tinker_path(path).result()

@@ -24,3 +24,20 @@ def test_a_list_of_nobodys_session_is_not_found(raw):
     response = raw.post("retrieve_futures", json={"target": target, "prev_cursor": 0, "timeout": 0})
     assert response.status_code == 404
     assert raw.post("retrieve_futures", json={"target": {}, "prev_cursor": -1}).status_code == 400
+
+
+def test_a_large_result_is_announced_before_it_is_sent(tinker_service, raw):
+    """The SDK makes room for it first; of candidates for each token there are enough."""
+    sampler = tinker_service.create_sampling_client(base_model="farstep/tiny").result()
+    num, length, k = 64, 128, 128
+    params = types.SamplingParams(max_tokens=length, seed=1, stop=[])
+    found = sampler.sample(types.ModelInput.from_ints([5, 6, 7]), num, params, topk_sample_logprobs=k).result()
+    assert {(len(each.tokens), len(each.topk_logprobs), len(each.topk_logprobs[0])) for each in found.sequences} == {
+        (length, length, k)
+    }
+    [sequence_id, *_] = [each.sequence_id for each in found.sequences]
+    ask = {"request_id": sequence_id.rpartition(":")[0], "allow_metadata_only": True}
+    announced = raw.post("retrieve_future", json=ask).json()
+    whole = raw.post("retrieve_future", json={**ask, "allow_metadata_only": False})
+    assert announced == {"status": "complete_metadata", "response_payload_size": len(whole.content)}
+    assert len(whole.content) > num * length * k * 8

@@ -7,6 +7,7 @@ import tinker
 
 import farstep
 from tests.contract.tinker.examples import farstep_datum, logprobs_of, step, tinker_datum
+from tests.sdk_matrix.programs import SERVED_NAMES
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -69,6 +70,38 @@ def test_a_hostile_name_fails_its_future_alone(model, name):
             save(name).result()
         assert caught.value.category.value == "user"
     assert step(model, 0)[1].metrics["step:max"] == 1
+
+
+@pytest.mark.parametrize("seconds", [0, 60, 3599, 11 * 365 * 24 * 3600])
+def test_what_is_kept_for_too_short_or_too_long_is_refused(model, seconds):
+    """As a checkpoint's time to live is when it is set later."""
+    for save in (model.save_state, model.save_weights_for_sampler, model.save_weights_external):
+        with pytest.raises(tinker.RequestFailedError, match="ttl_seconds"):
+            save("kept", ttl_seconds=seconds).result()
+
+
+def test_weights_are_told_by_the_name_their_model_was_asked_for_by(tinker_service, tinker_url, tinker_key):
+    """Of several names of one model, here and in every client made of its checkpoints: tokenizers go by it."""
+    rest = tinker.RestClient(base_url=tinker_url, api_key=tinker_key)
+    for name in SERVED_NAMES:
+        first = tinker_service.create_lora_training_client(name, rank=2).result()
+        path, weights = first.save_state("s").result().path, first.save_weights_for_sampler("w").result().path
+        assert rest.get_weights_info_by_tinker_path(path).result().base_model == name
+        copy = tinker_service.create_training_client_from_state(path).result()
+        assert copy.get_info().model_data.tokenizer_id == name
+        sampler = tinker_service.create_sampling_client(model_path=weights).result()
+        assert sampler.get_base_model() == name
+
+
+@pytest.mark.parametrize("number", [-1, 10**10, 10**30])
+def test_a_sampling_session_that_cannot_be_is_refused_and_the_next_one_made(model, raw, number):
+    ask = {"model_id": model.model_id, "kind": "snapshot"}
+    for seq_id, wanted in enumerate((number, 7), start=1):
+        promised = raw.post(
+            "save_weights_for_sampler", json={**ask, "seq_id": seq_id, "sampling_session_seq_id": wanted}
+        )
+        told = raw.post("retrieve_future", json={"request_id": promised.json()["request_id"]}).json()
+        assert "sampling_session_seq_id" in told["error"] if wanted == number else told["sampling_session_id"], told
 
 
 def test_what_cannot_be_loaded_is_told(tinker_service, model):

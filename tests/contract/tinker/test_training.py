@@ -164,3 +164,34 @@ def test_two_clients_at_once(tinker_service, tinker_url, tinker_key):
     mine, theirs, another = asyncio.run(both(tinker_service, other))
     other.close("success")
     assert mine == theirs != another
+
+
+def test_a_number_that_comes_again_for_something_else_changes_nothing(model, raw):
+    first = raw.post("forward_backward", content=request_of(model, 1), headers=PROTOBUF).json()
+    optim = {"model_id": model.model_id, "seq_id": 2, "adam_params": {"learning_rate": 0.01}}
+    second = raw.post("optim_step", json=optim).json()
+    for path, kwargs in (
+        ("forward_backward", {"content": request_of(model, 1, forward_only=True), "headers": PROTOBUF}),
+        ("optim_step", {"json": {**optim, "seq_id": 1}}),
+        ("optim_step", {"json": {**optim, "adam_params": {"learning_rate": 1.0}}}),
+    ):
+        refused = raw.post(path, **kwargs)
+        assert (refused.status_code, refused.json()["field"]) == (400, "seq_id")
+    assert result_of(raw, first).headers["content-type"] == PROTOBUF["Content-Type"]
+    assert result_of(raw, second).json()["metrics"]["step:max"] == 1
+
+
+def test_an_operation_whose_place_another_client_took_is_told(model, farstep_service, raw):
+    """Its successor is there already, so that there is no place left for it; what was sent in time is done."""
+    forward = raw.post("forward_backward", content=request_of(model, 1), headers=PROTOBUF).json()
+    assert result_of(raw, forward).status_code == 200
+    early = raw.post("optim_step", json={"model_id": model.model_id, "seq_id": 3, "adam_params": {}}).json()
+    own = farstep_service.resume_run(model.model_id)
+    own.forward([farstep_datum()], "cross_entropy").result()
+    late = raw.post("forward_backward", content=request_of(model, 2), headers=PROTOBUF).json()
+    told = result_of(raw, late).json()
+    assert told["category"] == "user"
+    assert "another client" in told["error"]
+    assert result_of(raw, early).json()["metrics"]["step:max"] == 1
+    again = raw.post("forward_backward", content=request_of(model, 2), headers=PROTOBUF).json()
+    assert result_of(raw, again).json() == told

@@ -5,11 +5,13 @@ Half a line at its end, of a process that was killed, is removed; anything else 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from farstep.trainers.errors import DataError, TrainerError
 
@@ -22,12 +24,16 @@ class ChatFile:
     def __init__(self, path: str | Path | None) -> None:
         self.path = None if path is None else Path(path).expanduser()
         self.lines: list[dict[str, Any]] = []
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
+        self._trouble: OSError | None = None
 
     def __enter__(self) -> Self:
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+b")
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("a+b", buffering=0)
+            except OSError as error:
+                raise self._unwritable(error) from error
             try:
                 self._lock(self._file)
                 self._read(self._file)
@@ -41,12 +47,24 @@ class ChatFile:
             self._file.close()
 
     def add(self, line: Mapping[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-            self._file.flush()
+        """Raises TrainerError where the disk does not take it, and from then on: nothing comes after half a line."""
+        if self._file is None:
+            return
+        if self._trouble is not None:
+            raise self._unwritable(self._trouble) from self._trouble
+        text = json.dumps(line).encode() + b"\n"
+        try:
+            if self._file.write(text) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
+        except OSError as error:
+            self._trouble = error
+            raise self._unwritable(error) from error
 
-    def _lock(self, file: IO[bytes]) -> None:
+    def _unwritable(self, error: OSError) -> TrainerError:
+        return TrainerError(f"{self.path} cannot be written: {error.strerror}", field="path", stage="synthesis")
+
+    def _lock(self, file: FileIO) -> None:
         """Not on systems without `fcntl`."""
         try:
             import fcntl
@@ -57,7 +75,7 @@ class ChatFile:
         except OSError as error:
             raise TrainerError(f"another process writes to {self.path}", field="path", stage="synthesis") from error
 
-    def _read(self, file: IO[bytes]) -> None:
+    def _read(self, file: FileIO) -> None:
         file.seek(0)
         content = file.read()
         whole = content.rfind(b"\n") + 1

@@ -22,6 +22,16 @@ def test_a_name_means_the_default_model_unless_it_says_another():
 def test_programs_are_told_the_first_name_of_a_model():
     assert served("Qwen/Qwen3-8B", "Qwen/Qwen3-8B-Base").name_for("fake/one") == "Qwen/Qwen3-8B"
     assert served("judge=fake/two").name_for("fake/one") == "fake/one"
+
+
+def test_programs_are_told_the_name_that_they_asked_for():
+    models = served("Qwen/Qwen3-8B", "Qwen/Qwen3-8B-Base", "judge=fake/two")
+    assert models.name_for("fake/one", asked="Qwen/Qwen3-8B-Base") == "Qwen/Qwen3-8B-Base"
+    for asked in ("", "fake/one", "judge", "nobody"):
+        assert models.name_for("fake/one", asked=asked) == "Qwen/Qwen3-8B"
+
+
+def test_a_name_of_another_model_is_listed():
     assert served("judge=fake/two").names == ("fake/one", "judge")
 
 

@@ -14,6 +14,7 @@ from farstep_proto.errors import InvalidInput, NotFound
         "session-1:train:0:7+snapshot:3",
         "session-1:train:0:7+inflight:0",
         "session-1:sample:2:1000000003",
+        f"session-1:sample:2:{2**63 - 1}",
         "session-1:loss:4",
         "session-1:loss:4+graph-aGk_x-4=",
     ],
@@ -37,7 +38,8 @@ def test_its_parts():
         "", ":", "s", "s:train:0", "s:train::1", "s:train:0:", "s:train:0:-1", "s:train:0:1 ", "s:train:0:1\n",
         "s:train:0:٣",
         "s:train:x:1", "s:other:0:1", ":train:0:1", "a/b:train:0:1", "s\0:train:0:1", "s:train:0:1+other:2",
-        "s:train:0:1+snapshot:", "s:loss:1+other", "s:t:train:0:1", "s:train:0:" + "1" * 19, "x" * 129 + ":train:0:1",
+        "s:train:0:1+snapshot:", "s:loss:1+other", "s:t:train:0:1",
+        "s:sample:0:" + str(2**63), "x" * 129 + ":train:0:1",
     ],
 )  # fmt: skip
 def test_what_is_none_is_not_found(text):

@@ -55,3 +55,15 @@ async def test_what_was_shifted_is_known_to_the_next_process(tmp_path):
         await seqs.shift("s:train:0", line, 7, 30)
         assert (await RunSeqs(database).of("s:train:0")).map == line.map
         assert [line.map.ours(seq) for seq in (4, 5, 6, 7)] == [5, 12, 13, 30]
+
+
+def test_a_line_knows_what_it_has():
+    line = RunLine(SeqMap())
+    assert not line.has(1)
+    line.note(1)
+    line.note(4)
+    assert [line.has(seq) for seq in range(1, 6)] == [True, False, False, True, False]
+    line.take_back(4)  # no server took it
+    assert not line.has(4)
+    line.note(4)
+    assert line.has(4)

@@ -154,3 +154,23 @@ def test_tasks_have_names_and_seeds(tmp_path):
     for name in ("max_running", "max_attempts"):
         with pytest.raises(DataError, match=name):
             run_chats(chat, [ask], **{name: 0})
+
+
+def test_a_disk_that_is_full_ends_it_and_what_was_there_is_gone_on_with(tmp_path, monkeypatch):
+    path = tmp_path / "chats.jsonl"
+    written = []
+
+    def full(descriptor):
+        written.append(descriptor)
+        if len(written) > 4:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(TrainerError, match=r"chats\.jsonl cannot be written: No space left on device"):
+            run_chats(Echo(), tasks(20), path=path, max_running=3)
+    assert len(written) == 5  # nothing is written after the trouble
+    assert run_chats(Echo(), tasks(20), path=path).num_resumed >= 4
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainerError, match="cannot be written"):
+        run_chats(Echo(), tasks(1), path=tmp_path / "file" / "chats.jsonl")
