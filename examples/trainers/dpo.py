@@ -5,7 +5,20 @@ python examples/trainers/dpo.py              # or: farstep train examples/traine
 
 from farstep.trainers import DPOTrainer
 
-WORDS = ["apple", "river", "stone", "cloud", "tiger", "lemon", "piano", "garden", "window", "silver", "rocket", "forest"]
+WORDS = [
+    "apple",
+    "river",
+    "stone",
+    "cloud",
+    "tiger",
+    "lemon",
+    "piano",
+    "garden",
+    "window",
+    "silver",
+    "rocket",
+    "forest",
+]
 
 trainer = DPOTrainer(
     {

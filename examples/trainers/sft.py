@@ -6,7 +6,20 @@ python examples/trainers/sft.py              # or: farstep train examples/traine
 
 from farstep.trainers import SFTTrainer
 
-WORDS = ["apple", "river", "stone", "cloud", "tiger", "lemon", "piano", "garden", "window", "silver", "rocket", "forest"]
+WORDS = [
+    "apple",
+    "river",
+    "stone",
+    "cloud",
+    "tiger",
+    "lemon",
+    "piano",
+    "garden",
+    "window",
+    "silver",
+    "rocket",
+    "forest",
+]
 
 
 def row(word):

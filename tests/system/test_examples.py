@@ -47,7 +47,7 @@ def test_example(stack, name):
     assert result.stdout.strip()
 
 
-# Of trainers: the program as `farstep train` runs it, in small; all in one process, which alone takes a second to start.
+# Of trainers: as `farstep train` runs them, in small; all in one process, since to start one takes a second.
 TRAINERS = ["sft.py", "dpo.py", "own_loss.py", "grpo.py", "ppo.py", "tool_agent.py", "config.yaml"]
 ALONE = {"evolve.py": ["--rounds", "1", "--epochs", "1"]}
 RUN_EACH = """
@@ -135,3 +135,15 @@ def test_the_loop_of_the_readme(stack):
     assert result.returncode == 0, result.stderr
     assert "policy v3" in result.stdout
     assert "bt://loops:" in result.stdout
+
+
+def test_the_trainer_of_the_readme(stack, tmp_path):
+    """As it stands there, with fewer epochs."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    block = next(block for block in blocks if "SFTTrainer" in block).replace('"epochs": 20', '"epochs": 2')
+    environment = {**os.environ, "FARSTEP_BASE_URL": stack.base_url, "FARSTEP_API_KEY": stack.api_key}
+    argv = [sys.executable, "-c", block]
+    result = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) > 0
+    assert (tmp_path / "farstep-runs" / "vowels" / "report.html").is_file()

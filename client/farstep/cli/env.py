@@ -41,7 +41,9 @@ def _env(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(found)
         return 0
-    extras = {name: "installed" if not lacks else f"lacks {', '.join(lacks)}" for name, lacks in found["extras"].items()}
+    extras = {
+        name: "installed" if not lacks else f"lacks {', '.join(lacks)}" for name, lacks in found["extras"].items()
+    }
     gpus = ", ".join(f"{gpu['name']} ({gpu['memory_mib']:,} MiB)" for gpu in found["devices"]["gpus"])
     print_details(
         {

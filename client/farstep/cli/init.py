@@ -29,9 +29,8 @@ def main(argv: list[str]) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Writes a configuration with data, in small, that `farstep train` runs as it is on the embedded model. Templates: "
-        + "; ".join(f"{name}: {what}" for name, what in TEMPLATES.items())
-        + "."
+        "Writes a configuration with data, in small, that `farstep train` runs as it is on the embedded model. "
+        "Templates: " + "; ".join(f"{name}: {what}" for name, what in TEMPLATES.items()) + "."
     )
     parser.add_argument("template", nargs="?", choices=list(TEMPLATES), help="(default: is asked for)")
     parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="(default: the template's name)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 
 from farstep.cli import command
 from farstep.cli.output import print_json, print_lines
@@ -16,8 +17,8 @@ def main(argv: list[str]) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Reads, mixes and tokenises the data of a configuration and keeps it in data.cache_dir, where training finds it. "
-        "It needs a tokenizer, and neither a GPU nor a server."
+        "Reads, mixes and tokenises the data of a configuration and keeps it in data.cache_dir, where training "
+        "finds it. It needs a tokenizer, and neither a GPU nor a server."
     )
     add_program(parser)
     parser.add_argument("--cache-dir", metavar="FOLDER", help="instead of data.cache_dir")
@@ -50,7 +51,7 @@ def _process(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _bar():  # type: ignore[no-untyped-def]
+def _bar() -> Callable[[int, int], None] | None:
     """Rows done, on a terminal."""
     if not sys.stderr.isatty():
         return None

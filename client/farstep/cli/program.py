@@ -1,4 +1,4 @@
-"""`Program`: what `farstep train` and `farstep check` are given, a config.yaml or a file.py, and the trainer it comes to.
+"""`Program`: what `farstep train` and `farstep check` are given, config.yaml or file.py, and the trainer it comes to.
 
 A YAML file is a configuration; its `type` names the trainer. A Python file defines `trainer`, a trainer or a function
 that makes one; or one class of trainer, with `config` and, if they are not in there, `train_data`, `test_data`,

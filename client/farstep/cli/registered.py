@@ -1,5 +1,7 @@
-"""The names that may stand in a configuration, for a command's help: ours, those of installed packages, and those that a
-file which is named on the same command line brings (`code:`, or the file itself)."""
+"""The names that may stand in a configuration, for a command's help.
+
+Ours, those of installed packages, and those that a file on the same command line brings (`code:`, or the file itself).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ def known_names(argv: Sequence[str]) -> str:
         from farstep.trainers.checkpoints import CheckpointEngine
         from farstep.trainers.data.adapters.base import RowAdapter
         from farstep.trainers.data.sources.base import Source
+        from farstep.trainers.registry import Registered
         from farstep.trainers.schedules import Schedule
         from farstep.trainers.trackers.base import Tracker
         from farstep.trainers.trainer import Trainer
@@ -23,7 +26,7 @@ def known_names(argv: Sequence[str]) -> str:
         return ""
     for argument in argv:
         _load(Path(argument))
-    families = {
+    families: dict[str, type[Registered]] = {
         "trainers (type)": Trainer,
         "data sources": Source,
         "forms of rows": RowAdapter,

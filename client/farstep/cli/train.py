@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Trains as a config.yaml, or a Python file that defines a trainer, says: checks everything first, shows what it "
-        "is about to do, trains, saves, and writes a report."
+        "Trains as a config.yaml, or a Python file that defines a trainer, says: checks everything first, shows what "
+        "it is about to do, trains, saves, and writes a report."
     )
     add_program(parser)
     parser.add_argument(
@@ -51,7 +51,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
     trainer = Program.of(arguments).trainer()
     if trainer.state is not TrainerState.CREATED:
-        raise command.Refused(f"{arguments.file}: the trainer is {trainer.state} already; leave that to `farstep train`")
+        raise command.Refused(
+            f"{arguments.file}: the trainer is {trainer.state} already; leave that to `farstep train`"
+        )
     if arguments.dry_run:
         trainer.check_config(trainer.config.for_dry_run())
     narrator = Narrator(in_json=arguments.json)
@@ -67,7 +69,7 @@ def _train(arguments: argparse.Namespace) -> int:
         with stopping(trainer):
             trainer.train()
     narrator.end(trainer)
-    return _CANCELLED if trainer.state is TrainerState.CANCELLED else 0
+    return 0 if str(trainer.state) == TrainerState.COMPLETED else _CANCELLED
 
 
 def _has_loop(trainer: Trainer) -> bool:

@@ -66,9 +66,7 @@ class BatchFile:
     def _described(self, step: int, updates: Sequence[PendingUpdate]) -> dict[str, Any]:
         rows = [row for update in updates for row in update.rows]
         logprobs = [values for update in updates for values in _logprobs(update)]
-        described = [
-            self._row(row, found) for row, found in zip(rows[:MAX_ROWS], logprobs[:MAX_ROWS], strict=False)
-        ]
+        described = [self._row(row, found) for row, found in zip(rows[:MAX_ROWS], logprobs[:MAX_ROWS], strict=False)]
         rewards = [row.reward for row in rows[:MAX_REWARDS]] if self._has_rewards else None
         return plain({"step": step, "num_rows": len(rows), "rewards": rewards, "rows": described})
 

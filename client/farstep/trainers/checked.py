@@ -128,6 +128,8 @@ class Checked:
                 )
             if not checked.skip_validation:
                 check_parts(type(self), checked)
+            if checked.dry_run:
+                self._config = checked.for_dry_run()
 
     def mark_validated(self) -> None:
         """Raises TrainerError where a needed check has not passed, or this is not the time."""

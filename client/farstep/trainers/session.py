@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from farstep.service import ServiceClient
-    from farstep.trainers.config import TrainerConfig
 
 log = logging.getLogger("farstep")
 

@@ -33,9 +33,7 @@ def test_of_batches_the_first_ones_and_the_last_are_kept_as_they_were(service, t
 
 
 def test_text_is_shown_token_by_token_where_there_was_some(service, tmp_path):
-    SFTTrainer(
-        settings(tmp_path), client=service, train_data=[{"prompt": "shout apple", "response": "APPLE"}]
-    ).fit()
+    SFTTrainer(settings(tmp_path), client=service, train_data=[{"prompt": "shout apple", "response": "APPLE"}]).fit()
     (row,) = kept(tmp_path / "run")[1]["rows"]
     assert "".join(row["text"]).count("APPLE") == 1
     trained = "".join(text for text, weight in zip(row["text"], row["mask"], strict=True) if weight)
@@ -67,9 +65,7 @@ def test_a_report_that_cannot_be_written_does_not_harm_the_run(service, tmp_path
         (tmp_path / "run" / "report.html").mkdir()
         (tmp_path / "run" / "batches.jsonl").mkdir()
 
-    SFTTrainer(
-        settings(tmp_path), client=service, train_data=rows(4), callbacks=[{"on_started": in_the_way}]
-    ).fit()
+    SFTTrainer(settings(tmp_path), client=service, train_data=rows(4), callbacks=[{"on_started": in_the_way}]).fit()
     assert read_run(tmp_path / "run").state == "completed"
     assert "no report of the run" in caplog.text
     assert "batches are not kept" in caplog.text
@@ -80,8 +76,8 @@ def test_a_dry_run_leaves_the_runs_own_folder_alone(service, tmp_path):
     saved = [{"type": "state", "auto_resume": True}]
     SFTTrainer(settings(tmp_path, checkpoint=saved), client=service, train_data=rows(8)).fit()
     before = (tmp_path / "run" / "run.json").read_text()
-    trainer = SFTTrainer(settings(tmp_path, checkpoint=saved, epochs=90), client=service, train_data=rows(70))
-    trainer.check_config(trainer.config.for_dry_run())
+    config = settings(tmp_path, checkpoint=saved, epochs=90, dry_run=True)
+    trainer = SFTTrainer(config, client=service, train_data=rows(70))
     result = trainer.fit()
     assert result.steps == 10
     assert (tmp_path / "run" / "run.json").read_text() == before

@@ -134,7 +134,7 @@ def test_the_same_setting_twice_is_refused():
 
 
 def test_an_unknown_setting_names_itself():
-    with pytest.raises(ConfigError, match="optimizer.lrr: unknown setting"):
+    with pytest.raises(ConfigError, match=r"optimizer\.lrr: unknown setting"):
         Program(Path(config()), parsed_changes(["optimizer.lrr=1"])).trainer()
 
 
@@ -214,7 +214,9 @@ def test_trainers_and_sources_of_ones_own_are_found_by_configuration_and_help():
 
 
 def test_process_data_needs_a_tokenizer_alone_and_finds_its_cache_again(capsys):
-    path = config(CONFIG + "eval_interval: 5\n".replace("eval_interval: 5\n", ""), [{"prompt": "a", "response": "b"}] * 5)
+    path = config(
+        CONFIG + "eval_interval: 5\n".replace("eval_interval: 5\n", ""), [{"prompt": "a", "response": "b"}] * 5
+    )
     arguments = ["process-data", path, "--cache-dir", "cache", "--max-length", "64", "--json"]
     assert main(arguments) == 0
     first = json.loads(capsys.readouterr().out)

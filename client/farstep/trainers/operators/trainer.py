@@ -12,7 +12,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class OperatorTrainer(Trainer):
     name = "operator"
     config_class = OperatorConfig
     needs = ("agent", "dataset", "reward", "config")
-    lookahead: ClassVar[int] = 0
+    lookahead = 0
 
     def __init__(
         self,

@@ -88,13 +88,14 @@ def histogram(title: str, values: Sequence[float], *, low: float, high: float, b
     most = max(counts)
     x_of, y_of = _scale(low, high, LEFT, WIDTH - RIGHT), _scale(0, most, HEIGHT - BOTTOM, TOP)
     width = (WIDTH - LEFT - RIGHT) / bins
+    edges = [low + index * (high - low) / bins for index in range(bins + 1)]
     bars = [
         Bar(
             round(LEFT + index * width + 1, 1),
             round(y_of(count), 1),
             round(width - 2, 1),
             round(HEIGHT - BOTTOM - y_of(count), 1),
-            f"{number(low + index * (high - low) / bins)} to {number(low + (index + 1) * (high - low) / bins)}: {count}",
+            f"{number(edges[index])} to {number(edges[index + 1])}: {count}",
         )
         for index, count in enumerate(counts)
         if count

@@ -1,8 +1,8 @@
-"""What the report says of a run, as plain values for the page: facts, charts, the funnel, rewards, tokens, a failure."""
+"""What the report says of a run, as plain values: facts, charts, the funnel, rewards, tokens, a failure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,8 +25,11 @@ _FUNNEL = ("asked", "sampled", "parsed", "scored", "trained")
 _REMEDIES = (
     ("OutOfMemory", "Lower mini_bs, data.max_length or model.lora.r: a pass over the model did not fit its memory."),
     ("not_finite", "A loss or gradient was no number: lower optimizer.lr, or set optimizer.grad_clip."),
-    ("Transport", "The server could not be reached. `farstep status` says what runs; the run goes on from its last "
-                  "checkpoint with auto_resume."),  # fmt: skip
+    (
+        "Transport",
+        "The server could not be reached. `farstep status` says what runs; the run goes on from its last "
+        "checkpoint with auto_resume.",
+    ),  # fmt: skip
     ("Provisioning", "No trainer or sampler could be started. `farstep logs` says why."),
     ("StorageFull", "The server's disk is full. Remove checkpoints with `farstep checkpoints delete`."),
     ("DataError", "A row is wrong. `farstep check` reads all of them without a GPU."),
@@ -93,7 +96,8 @@ def facts(run: RunRecord) -> dict[str, str]:
 def charts(run: RunRecord) -> tuple[list[Chart], list[Chart]]:
     """Those that one looks at first, and all the others."""
     series = run.series()
-    first, used = [], set()
+    first: list[Chart] = []
+    used: set[str] = set()
     for title, names in _FIRST:
         known = {name: series[name] for name in names if name in series}
         used.update(known)

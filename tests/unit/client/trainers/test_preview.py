@@ -42,8 +42,17 @@ def trainer(tmp_path, *, tokens=1000, at=0):
     config = load_config({"name": "run", "model": "m", "batch_size": 10, "output_dir": str(tmp_path)})
     folder = SimpleNamespace(path=tmp_path / "run")
     rows = Rows(100, tokens)
-    return SimpleNamespace(config=config, folder=folder, train_rows=rows, training_horizon=40, global_step=at,
-                           name="sft", eval_rows=None, requires_rollout=False, horizon=SimpleNamespace(epochs=4))  # fmt: skip
+    return SimpleNamespace(
+        config=config,
+        folder=folder,
+        train_rows=rows,
+        training_horizon=40,
+        global_step=at,
+        name="sft",
+        eval_rows=None,
+        requires_rollout=False,
+        horizon=SimpleNamespace(epochs=4),
+    )
 
 
 def earlier(folder, *, model="m", speeds=(1.0, 50.0, 50.0, 60.0), is_dry=False):

@@ -120,7 +120,9 @@ def test_a_failure_says_what_to_do_and_where_to_go_on(tmp_path):
     text = Page(write_report(folder).read_text()).text
     assert "Failed after step 3" in text
     assert "CUDA ran out" in text
-    lost = written(tmp_path / "lost", [started(), *logs([3.0, None]), event(6, "failed", 2, error="x", error_class="E")])
+    lost = written(
+        tmp_path / "lost", [started(), *logs([3.0, None]), event(6, "failed", 2, error="x", error_class="E")]
+    )
     assert "optimizer.lr" in failure(read_run(lost)).remedy
     assert "Nothing was saved" in write_report(lost).read_text()
 

@@ -1,8 +1,8 @@
 """An agent with a tool, in three turns, and its reward.
 
-The embedded model knows no tools and cannot write calls by itself. So a call is a line of text here, `add(12, 30)`, and the
-model is given what it may say (`choice`): it learns what to choose. For a model that knows tools, send `tools` instead of
-`structured_outputs`, and read `message["tool_calls"]`; `record.tool_calls` then has them for the reward.
+The embedded model knows no tools and cannot write calls by itself. So a call is a line of text here, `add(12, 30)`,
+and the model is given what it may say (`choice`): it learns what to choose. For a model that knows tools, send `tools`
+instead of `structured_outputs`, and read `message["tool_calls"]`; `record.tool_calls` then has them for the reward.
 """
 
 import re
