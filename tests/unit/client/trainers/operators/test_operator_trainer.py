@@ -411,3 +411,21 @@ epochs: 2
     trainer = Trainer.get("operator")(path, client=Improver("UPPER", "STRIP"))
     assert trainer.fit().accuracy == 1.0
     assert trainer.operators[0]["system_prompt"] == "You are {style}. UPPER STRIP"
+
+
+def test_without_validation_the_training_rows_judge_and_a_change_of_the_last_step_counts_for_nothing(tmp_path):
+    operator, events = bad_agent(), Recorder()
+    trainer = make(tmp_path, operator, Improver("UPPER", "STRIP"), events=events, eval_interval=0, epochs=2)
+    result = trainer.fit()
+    assert events.of("eval") == []
+    assert events.values("accuracy") == [0.0, 0.5]
+    assert (result.accuracy, result.extra["best_epoch"]) == (0.5, 1)
+    assert operator["system_prompt"] == "You are {style}. UPPER"
+
+
+def test_a_run_that_is_over_is_not_done_again(tmp_path):
+    make(tmp_path, bad_agent(), Improver("UPPER", "STRIP"), checkpoint={"auto_resume": True}).fit()
+    operator, nobody, events = bad_agent(), Improver(), Recorder()
+    result = make(tmp_path, operator, nobody, events=events, checkpoint={"auto_resume": True}).fit()
+    assert [event["type"] for event in events] == ["started", "completed"]
+    assert (result.accuracy, operator["system_prompt"], nobody.seeds) == (1.0, "You are {style}. UPPER STRIP", [])
