@@ -1,4 +1,4 @@
-"""Evolution: rounds of making data, training on it, and judging, until it is good enough. Weights go on from round to round.
+"""Evolution: rounds of making data, training on it, and judging, until it is good enough. Weights go on.
 
 python examples/trainers/evolve.py
 """

@@ -1,7 +1,7 @@
 """An agent in three turns learns to use its tool: two calls, then the answer. The proxy keeps the tokens for it.
 
-The embedded model knows no tools: a call is a line of text here, and it is given what it may say. For one that does, send
-`tools` instead of `structured_outputs`, read `message["tool_calls"]`, and see `record.tool_calls` in the reward.
+The embedded model knows no tools: a call is a line of text here, and it is given what it may say. For one that does,
+send `tools` instead of `structured_outputs`, read `message["tool_calls"]`, and see `record.tool_calls` in the reward.
 
 python examples/trainers/tool_agent.py       # or: farstep train examples/trainers/tool_agent.py --dry-run
 """

@@ -27,9 +27,9 @@ _REMEDIES = (
     ("not_finite", "A loss or gradient was no number: lower optimizer.lr, or set optimizer.grad_clip."),
     (
         "Transport",
-        "The server could not be reached. `farstep status` says what runs; the run goes on from its last "
-        "checkpoint with auto_resume.",
-    ),  # fmt: skip
+        "The server could not be reached. `farstep status` says what runs; with auto_resume the run goes on from its "
+        "last checkpoint.",
+    ),
     ("Provisioning", "No trainer or sampler could be started. `farstep logs` says why."),
     ("StorageFull", "The server's disk is full. Remove checkpoints with `farstep checkpoints delete`."),
     ("DataError", "A row is wrong. `farstep check` reads all of them without a GPU."),
