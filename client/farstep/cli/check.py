@@ -10,7 +10,7 @@ from farstep.cli.output import Column, print_json, print_table
 from farstep.cli.program import Program, add_program
 from farstep.cli.registered import known_names
 from farstep.cli.server import look
-from farstep.errors import FarstepError
+from farstep.errors import FarstepError, MissingExtraError
 
 
 def main(argv: list[str]) -> int:
@@ -37,6 +37,8 @@ def _check(arguments: argparse.Namespace) -> int:
     program = Program.of(arguments)
     try:
         trainer = program.trainer()
+    except MissingExtraError as error:
+        findings = [Finding("packages", "missing", str(error))]
     except FarstepError as error:
         findings = [Finding("configuration", "wrong", str(error))]
     else:

@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -155,7 +156,14 @@ def run_here(
     if getattr(arguments, "base_url", None) is not None:
         os.environ["FARSTEP_BASE_URL"] = arguments.base_url
     try:
-        return do(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return do(arguments)
     except (FarstepError, ApiError, Refused) as error:
         print_error(str(error))
         return 1
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """What it says, without where in our code it was said."""
+    print_error(f"warning: {message}")

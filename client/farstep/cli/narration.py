@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from farstep import _progress
-from farstep.cli.output import duration, print_error, print_lines, visible
+from farstep.cli.output import duration, print_lines, visible
 
 if TYPE_CHECKING:
     from farstep.trainers.preview import LaunchPreview
 
 _SAY_EVERY_S = 2.0
+_ENDS = ("completed", "failed", "cancelled")
 _SAMPLE_CHARACTERS = 400
 
 
@@ -52,8 +53,8 @@ class Narrator:
                 self._samples(event)
 
     def end(self, trainer: Any) -> None:
-        """What came of it, on standard output."""
-        if self._is_silent:
+        """What came of it, on standard output; nothing where it did not begin."""
+        if self._is_silent or str(trainer.state) not in _ENDS:
             return
         result = trainer.result
         told = f"{trainer.state} after {result.steps} steps, loss {_number(result.loss)}"
@@ -97,11 +98,6 @@ class Narrator:
         if text.strip():
             sys.stderr.write(visible(text) + "\n")
             sys.stderr.flush()
-
-
-def warn_in_a_line(message: Warning | str, *_: object, **__: object) -> None:
-    """For `warnings.showwarning`: what it says, without where in our code it was said."""
-    print_error(f"warning: {message}")
 
 
 def _number(value: object) -> str:

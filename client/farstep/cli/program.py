@@ -160,6 +160,8 @@ def parsed_changes(given: Sequence[str]) -> dict[str, Any]:
 def _value(text: str, value: str) -> Any:
     import yaml
 
+    import farstep.trainers.config  # noqa: F401 (says which extra it is that is missing)
+
     try:
         return yaml.safe_load(value) if value.strip() else ""
     except yaml.YAMLError as error:

@@ -40,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="the same in small, through every stage: at most 50 rows and 10 steps"
     )
-    parser.add_argument("--preview", action="store_true", help="connect, read the data, show what it would do, and end")
     parser.add_argument("--json", action="store_true", help="print the run's events, a JSON object a line")
     command.add_connection(parser)
 
@@ -59,22 +58,15 @@ def _train(arguments: argparse.Namespace) -> int:
     narrator = Narrator(in_json=arguments.json)
     trainer.add_event_sink(print_json_line if arguments.json else narrator)
     _look_first(trainer)
-    with trainer:
-        if _has_loop(trainer):
+    try:
+        with trainer:
             trainer.init()
-            preview = LaunchPreview.of(trainer)
-            narrator.preview(preview)
-            if arguments.preview:
-                return 0
-        with stopping(trainer):
-            trainer.train()
-    narrator.end(trainer)
+            narrator.preview(LaunchPreview.of(trainer))
+            with stopping(trainer):
+                trainer.train()
+    finally:
+        narrator.end(trainer)
     return 0 if str(trainer.state) == TrainerState.COMPLETED else _CANCELLED
-
-
-def _has_loop(trainer: Trainer) -> bool:
-    """Whether it is one of those that train weights, about which there is something to say beforehand."""
-    return hasattr(trainer, "load_data")
 
 
 def _look_first(trainer: Trainer) -> None:
