@@ -17,7 +17,7 @@ from farstep.trainers.checkpoints import CheckpointEngine
 from farstep.trainers.exits import Exit
 from farstep.trainers.gradients import Batch, Gradients, LossFunction
 from farstep.trainers.hooks import hooked
-from farstep.trainers.horizon import accumulated, chunks
+from farstep.trainers.horizon import accumulated, chunks, num_steps
 from farstep.trainers.lifecycle import TrainerState
 from farstep.trainers.metrics import TrainMetrics
 from farstep.trainers.ready import PreparedBatches
@@ -60,8 +60,7 @@ class Loop(Gradients):
         is_own = "step" in self._overridden or self.hooks_of("pre", "step") or self.hooks_of("post", "step")
         pending: deque[PendingStep] = deque()
         for batch in self.train_batches:
-            for number in range(self.passes):
-                is_last = number == self.passes - 1
+            for is_last in self._passes_over(batch):
                 if is_own:
                     self._own_step(batch, is_last=is_last)
                     continue
@@ -208,6 +207,21 @@ class Loop(Gradients):
         self._cancel_reason = reason
 
     # The parts of a step
+
+    def _passes_over(self, batch: Batch) -> Iterator[bool]:
+        """For each pass over a batch whether it is the last: there are fewer where `max_steps` ends the run."""
+        config, passes = self.config, self.passes
+        steps = num_steps(
+            len(batch),
+            mini_bs=config.mini_bs,
+            rows_per_group=self.rows_per_group,
+            accumulation=config.gradient_accumulation_steps,
+        )
+        for number in range(passes):
+            is_end = config.max_steps is not None and self._submitted + steps >= config.max_steps
+            yield is_end or number == passes - 1
+            if is_end:
+                return
 
     def _submit(
         self,

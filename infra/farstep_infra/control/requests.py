@@ -24,7 +24,7 @@ def check_session(request: control_pb2.CreateSessionRequest) -> None:
     """Raises:
     InvalidInput: naming the field.
     """
-    _check_metadata(request.user_metadata)
+    check_metadata(request.user_metadata)
     _check_text(request.display_name, field="display_name")
     if len(request.tags) > _MAX_METADATA:
         raise InvalidInput(f"{len(request.tags)} tags, at most {_MAX_METADATA}", field="tags")
@@ -75,7 +75,7 @@ def check_run(request: control_pb2.ProvisionRunRequest) -> None:
     _check_replicas(request.replicas, field="replicas")
     _check_replicas(request.sampler_replicas, field="sampler_replicas")
     _check_text(request.name, field="name")
-    _check_metadata(request.user_metadata)
+    check_metadata(request.user_metadata)
 
 
 def check_sampler(request: control_pb2.ProvisionSamplerRequest) -> CheckpointPath | None:
@@ -125,7 +125,8 @@ def _check_text(text: str, *, field: str) -> None:
         raise InvalidInput(f"at most {_MAX_TEXT} printable characters", field=field)
 
 
-def _check_metadata(metadata: Mapping[str, str]) -> None:
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Raises InvalidInput for what is no remark but a load."""
     if len(metadata) > _MAX_METADATA:
         raise InvalidInput(f"{len(metadata)} entries, at most {_MAX_METADATA}", field="user_metadata")
     for key, value in metadata.items():

@@ -65,9 +65,10 @@ class ServedModels:
         return [name for name, named in self.by_name.items() if named == model]
 
     def name_for(self, model: str, *, asked: str = "") -> str:
-        """What programs are told a model is called: the further name by which it was asked for, or the first."""
-        names = self.names_of(model)
-        return asked if asked in names else next(iter(names), model)
+        """What programs are told a model is called: as it was `asked` for, or the first of its further names."""
+        if asked in self.names and self.resolve(asked) == model:
+            return asked
+        return next(iter(self.names_of(model)), model)
 
     def knows(self, name: str) -> bool:
         return name in self.by_name or self.resolve(name) in {self.default, *self.by_name.values()}

@@ -36,12 +36,17 @@ class _Line:
     """Of one client: what has ended, and how many were dropped from its beginning."""
 
     ended: deque[Completion] = field(default_factory=deque)
+    request_ids: set[str] = field(default_factory=set)  # of those
     num_dropped: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def end(self) -> int:
         return self.num_dropped + len(self.ended)
+
+    def drop(self) -> None:
+        self.request_ids.discard(self.ended.popleft().request_id)
+        self.num_dropped += 1
 
 
 class Completions:
@@ -59,10 +64,12 @@ class Completions:
         if wanted.kind != "sample":
             return
         line = self._line(wanted.owner, wanted.seq // _SEQS_PER_CLONE)
+        if request_id in line.request_ids:
+            return  # a repeated submission, whose outcome came again
+        line.request_ids.add(request_id)
         line.ended.append(Completion(request_id, failed, num_bytes))
         if len(line.ended) > _MAX_KEPT:
-            line.ended.popleft()
-            line.num_dropped += 1
+            line.drop()
         line.changed.set()
 
     def note_outcome(self, operation: operations_pb2.Operation) -> None:
@@ -87,8 +94,7 @@ class Completions:
                 hint="ask for each result by retrieve_future",
             )
         while line.num_dropped < min(place, line.end):  # the client has seen them
-            line.ended.popleft()
-            line.num_dropped += 1
+            line.drop()
         if place >= line.end and wait_s > 0 and not self._is_released:
             line.changed.clear()
             with suppress(TimeoutError):

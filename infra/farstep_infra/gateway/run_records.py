@@ -111,12 +111,12 @@ def path_of(run_id: str, kind: str, name: str) -> CheckpointPath:
 
 
 def path_from(text: str, *, field: str) -> CheckpointPath:
-    """From a `tinker://` path.
+    """From a `tinker://` path, or the same as Farstep writes it.
 
     Raises:
         InvalidInput: naming the field.
     """
-    if not text.startswith("tinker://"):
+    if not text.startswith(("tinker://", "bt://")):
         hint = "it looks like tinker://<training_run_id>/weights/<name>"
         raise InvalidInput(f"{text[:200]!r} is not a tinker path", field=field, hint=hint)
     return CheckpointPath.parse(text, field=field)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from farstep_infra.gateway.bodies import Body, answer, media, read_json
+from farstep_infra.control import requests
+from farstep_infra.gateway.bodies import MAX_OPERATION_BYTES, Body, answer, media, read_json
 from farstep_infra.gateway.checkpoints_api import MAX_TTL_S, MIN_TTL_S
 from farstep_infra.gateway.failures import PREFIX, ErrorBody
 from farstep_infra.gateway.gateway import Gateway, gateway_of
@@ -81,12 +83,12 @@ class SavedExternal(Body):
     errors=[NotFound],
 )
 async def _save(request: Request) -> Response:
-    asked = await read_json(request, SaveWeights)
+    asked = await read_json(request, SaveWeights, limit=MAX_OPERATION_BYTES)
 
     async def save() -> Call:
         message = training_pb2.SaveStateRequest(
             name=_name(asked.path),
-            metadata=metadata_of(asked.user_metadata),
+            metadata=_metadata(asked.user_metadata),
             ttl_seconds=_ttl(asked.ttl_seconds),
             overwrite=asked.overwrite,
         )
@@ -104,7 +106,7 @@ async def _save(request: Request) -> Response:
     errors=[NotFound],
 )
 async def _save_for_sampler(request: Request) -> Response:
-    asked = await read_json(request, SaveForSampler)
+    asked = await read_json(request, SaveForSampler, limit=MAX_OPERATION_BYTES)
 
     async def publish() -> Call:
         if asked.kind not in ("snapshot", "inflight"):
@@ -116,7 +118,7 @@ async def _save_for_sampler(request: Request) -> Response:
         message = training_pb2.PublishRequest(
             name="" if asked.path is None else _name(asked.path),
             ttl_seconds=_ttl(asked.ttl_seconds),
-            metadata=metadata_of(asked.user_metadata),
+            metadata=_metadata(asked.user_metadata),
         )
         return Call.of(Verb.PUBLISH, message)
 
@@ -135,7 +137,7 @@ async def _save_for_sampler(request: Request) -> Response:
     errors=[NotFound],
 )
 async def _save_external(request: Request) -> Response:
-    asked = await read_json(request, SaveExternal)
+    asked = await read_json(request, SaveExternal, limit=MAX_OPERATION_BYTES)
 
     async def publish() -> Call:
         if asked.age_encryption_recipients:
@@ -190,6 +192,12 @@ def _name(path: str | None) -> str:
     if path is None:
         raise InvalidInput("missing", field="path")
     return check_name(path, field="path")
+
+
+def _metadata(given: Mapping[str, Any] | None) -> Mapping[str, str]:
+    metadata = metadata_of(given)
+    requests.check_metadata(metadata)
+    return metadata
 
 
 def _ttl(ttl_seconds: int | None) -> int | None:

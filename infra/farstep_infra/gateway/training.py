@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from farstep_infra.gateway import compression, data, optimizers, outputs, saving
-from farstep_infra.gateway.bodies import Body, answer, media, read_json
+from farstep_infra.gateway.bodies import MAX_OPERATION_BYTES, Body, answer, media, read_json
 from farstep_infra.gateway.failures import PREFIX, ErrorBody
 from farstep_infra.gateway.gateway import Gateway, gateway_of
 from farstep_infra.gateway.operations import Call, Ended, encoded, outcome_of, promise
@@ -28,7 +28,6 @@ from farstep_serving.bodies import bodies_of, read_body
 from farstep_serving.descriptions import Media, describe
 from farstep_serving.keys import Caller, caller_of
 
-MAX_PASS_BYTES = 64 << 20  # of a pass on its way in, compressed or not
 _PART_BYTES = 7 << 20  # below what a trainer takes in one request
 _FRAME_BYTES = 16  # a datum's tag and length, at most
 _BINARY = Media({paths.PROTOBUF: {"type": "string", "format": "binary"}})
@@ -52,10 +51,10 @@ class OptimStepped(Body):
     "Submit a pass of a Tinker model", takes=_BINARY, gives=media(Promised), error=media(ErrorBody), errors=[NotFound]
 )
 async def _forward_backward(request: Request) -> Response:
-    raw = await read_body(request, limit=MAX_PASS_BYTES, encodings=compression.TAKEN)
+    raw = await read_body(request, limit=MAX_OPERATION_BYTES, encodings=compression.TAKEN)
     encoding = request.headers.get("content-encoding", "")
     decoded = partial(bodies_of(request).decoded, len(raw))
-    message = await decoded(lambda: _parse(compression.decompressed(raw, encoding, limit=MAX_PASS_BYTES)))
+    message = await decoded(lambda: _parse(compression.decompressed(raw, encoding, limit=MAX_OPERATION_BYTES)))
     wanted = RequestId.of_model(message.model_id, message.seq_id)
     caller = caller_of(request)
     return answer(await promise(gateway_of(request), wanted, lambda: decoded(lambda: _pass(message)), caller=caller))
@@ -69,7 +68,7 @@ async def _forward_backward(request: Request) -> Response:
     errors=[NotFound],
 )
 async def _optim_step(request: Request) -> Response:
-    asked = await read_json(request, OptimStep)
+    asked = await read_json(request, OptimStep, limit=MAX_OPERATION_BYTES)
 
     async def step() -> Call:
         return Call.of(Verb.OPTIM_STEP, optimizers.to_optim_step(asked.model_extra or {}))

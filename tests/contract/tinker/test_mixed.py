@@ -78,6 +78,10 @@ def test_tinker_lists_samples_and_resumes_what_farstep_made(tinker_service, fars
     state = ours.save_state("state").result().path.replace("bt://loops:", "tinker://")
     weights = ours.save_weights_for_sampler("weights").result().path.replace("bt://loops:", "tinker://")
 
+    as_farstep_writes_it = state.replace("tinker://", "bt://loops:")
+    infos = [rest.get_weights_info_by_tinker_path(path).result() for path in (state, as_farstep_writes_it)]
+    assert infos[0] == infos[1]
+
     run = rest.get_training_run(ours.run_id).result()
     assert (run.training_run_id, run.base_model, run.lora_rank) == (ours.run_id, "farstep/tiny", 4)
     listed = rest.list_checkpoints(ours.run_id).result().checkpoints

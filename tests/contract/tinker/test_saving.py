@@ -72,6 +72,14 @@ def test_a_hostile_name_fails_its_future_alone(model, name):
     assert step(model, 0)[1].metrics["step:max"] == 1
 
 
+@pytest.mark.parametrize("metadata", [{"a": "x" * 5000}, {"a": "x" * 2_000_000}, {str(i): "" for i in range(65)}])
+def test_what_is_too_much_to_remark_fails_its_future_alone(model, metadata):
+    for save in (model.save_state, model.save_weights_for_sampler):
+        with pytest.raises(tinker.RequestFailedError, match="user_metadata"):
+            save("kept", user_metadata=metadata).result()
+    assert step(model, 0)[1].metrics["step:max"] == 1
+
+
 @pytest.mark.parametrize("seconds", [0, 60, 3599, 11 * 365 * 24 * 3600])
 def test_what_is_kept_for_too_short_or_too_long_is_refused(model, seconds):
     """As a checkpoint's time to live is when it is set later."""
@@ -83,7 +91,7 @@ def test_what_is_kept_for_too_short_or_too_long_is_refused(model, seconds):
 def test_weights_are_told_by_the_name_their_model_was_asked_for_by(tinker_service, tinker_url, tinker_key):
     """Of several names of one model, here and in every client made of its checkpoints: tokenizers go by it."""
     rest = tinker.RestClient(base_url=tinker_url, api_key=tinker_key)
-    for name in SERVED_NAMES:
+    for name in ("farstep/tiny", *SERVED_NAMES):
         first = tinker_service.create_lora_training_client(name, rank=2).result()
         path, weights = first.save_state("s").result().path, first.save_weights_for_sampler("w").result().path
         assert rest.get_weights_info_by_tinker_path(path).result().base_model == name

@@ -105,6 +105,14 @@ def test_in_the_second_pass_ratios_are_real(service, tmp_path, trainer):
     assert events.values("rollout/policy_version_min") == [1, 1, 1]
 
 
+def test_max_steps_may_end_a_run_between_two_passes(service, tmp_path):
+    config = rl_settings(tmp_path, batch_size=1, max_steps=3, eval_interval=3, rl={"updates_per_rollout": 2})
+    result, events = fit(service, config, test_data=PROMPTS[:2])
+    assert result.steps == events[0]["total_steps"] == 3
+    assert len(events.of("rollout")) == 2
+    assert events.values("step", "eval") == events.values("step", "checkpoint") == [3]
+
+
 def test_the_formula_here_is_the_workers_loss(service, tmp_path):
     """Dual clipping that never clips, computed on this machine, against the named loss; also in a second pass."""
     config = rl_settings(tmp_path, max_steps=4, rl={"updates_per_rollout": 2, "kl_coef": 0.1})

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(trainer: RLTrainer, test_data: Any) -> TrainMetrics:
-    """As `RLTrainer.evaluate`; all batches are under way at once where rollouts have threads of their own."""
+    """As `RLTrainer.evaluate`."""
     trainer.ensure_init("evaluate")
     rows: Any = trainer.eval_rows
     if test_data is not None:

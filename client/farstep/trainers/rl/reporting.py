@@ -12,7 +12,7 @@ from farstep.trainers.sequence import TrainSequence
 if TYPE_CHECKING:
     from farstep.rollout import Rollout
 
-SHOWN, SHOWN_TOKENS = 3, 512
+SHOWN, SHOWN_ROWS, SHOWN_TOKENS = 3, 2, 256
 
 
 def experience_metrics(rows: Sequence[TrainSequence]) -> dict[str, float]:
@@ -41,7 +41,7 @@ def described(rollout: Rollout, rows: Sequence[TrainSequence], tokenizer: Any) -
         "failed": dict(stats.failed),
         "reward_histogram": {"edges": edges, "counts": counts},
         "samples": rollout.shown(SHOWN),
-        "rows": [_row(row, tokenizer) for row in rows[:SHOWN]],
+        "rows": [_row(row, tokenizer) for row in rows[:SHOWN_ROWS]],
         **{name.removeprefix("rollout/"): value for name, value in rollout.metrics().items() if "reward_" in name},
     }
 

@@ -92,6 +92,14 @@ class RLTrainer(Trainer):
             except RolloutError as error:
                 raise TrainerError(error.message, hint=error.hint, field="reward_fn", stage="validate") from error
 
+    def _check_rows(self, rows: Any, field: str) -> None:
+        from farstep.trainers.row_sources import is_sequences
+
+        if is_sequences(rows):
+            raise TrainerError("are sequences, and prompts are needed: answers are sampled", field=field,
+                               stage="validate", hint="step(rows) trains on sequences that you made")  # fmt: skip
+        super()._check_rows(rows, field)
+
     def validate(self) -> None:
         if self._agent is None and self._config is not None and self._config.rl.agent is not None:
             self.check_agent()

@@ -26,9 +26,15 @@ def test_programs_are_told_the_first_name_of_a_model():
 
 def test_programs_are_told_the_name_that_they_asked_for():
     models = served("Qwen/Qwen3-8B", "Qwen/Qwen3-8B-Base", "judge=fake/two")
-    assert models.name_for("fake/one", asked="Qwen/Qwen3-8B-Base") == "Qwen/Qwen3-8B-Base"
-    for asked in ("", "fake/one", "judge", "nobody"):
+    for asked in ("Qwen/Qwen3-8B-Base", "fake/one"):
+        assert models.name_for("fake/one", asked=asked) == asked
+    for asked in ("", "judge", "fake/two", "nobody"):
         assert models.name_for("fake/one", asked=asked) == "Qwen/Qwen3-8B"
+
+
+def test_a_directory_is_told_by_another_name(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert ServedModels.of(str(tmp_path), ["mine"]).name_for(str(tmp_path), asked=str(tmp_path)) == "mine"
 
 
 def test_a_name_of_another_model_is_listed():

@@ -29,6 +29,18 @@ async def test_each_is_told_once_in_order():
     assert names(again[0][0]) == [f"{SESSION}:3"]
 
 
+async def test_an_outcome_that_comes_again_is_told_once():
+    """As after a repeated submission, as long as nobody has seen it."""
+    completions = Completions()
+    for _ in range(3):
+        completions.note(f"{SESSION}:5", failed=False)
+    ended, cursor = await completions.after(SESSION, 0, cursor=0, wait_s=0)
+    assert names(ended) == [f"{SESSION}:5"]
+    assert await completions.after(SESSION, 0, cursor=cursor, wait_s=0) == ([], cursor)
+    completions.note(f"{SESSION}:5", failed=False)
+    assert names((await completions.after(SESSION, 0, cursor=cursor, wait_s=0))[0]) == [f"{SESSION}:5"]
+
+
 async def test_who_waits_hears_at_once():
     completions = Completions()
     waiting = asyncio.create_task(completions.after(SESSION, 0, cursor=0, wait_s=60))

@@ -13,6 +13,7 @@ from farstep.trainers import (
     Trainer,
     TrainerConfig,
     TrainerError,
+    TrainSequence,
 )
 from farstep.trainers.rl.sampling import is_policys_own, rollout_params, session_settings
 
@@ -69,6 +70,10 @@ def test_the_configurations_reward_and_agent_are_taken():
 def test_rows_need_a_prompt():
     with pytest.raises(TrainerError, match="row 1"):
         GRPOTrainer(CONFIG, train_data=[*ROWS, {"question": "?"}], reward_fn=reward).validate()
+
+    sequence = TrainSequence.from_prompt_completion([1, 2], [3])
+    with pytest.raises(TrainerError, match="prompts are needed"):
+        GRPOTrainer(CONFIG, train_data=[sequence], reward_fn=reward).validate()
 
 
 def test_defaults_are_the_algorithms():
