@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -133,3 +134,36 @@ def day(text: str) -> date:
         return (datetime.now(UTC) - timedelta(seconds=seconds(text))).date()
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a day nor a length of time such as 7d") from error
+
+
+def run_here(
+    name: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    argv: list[str],
+    do: Callable[[argparse.Namespace], int],
+    *,
+    epilog: str = "",
+) -> int:
+    """As `run`, of a command that works on this machine and asks a control plane at most on the way: `do`'s exit code.
+
+    What says where that is goes into the environment, where whatever the command loads looks for it.
+    """
+    parser = argparse.ArgumentParser(prog=f"farstep {name}", epilog=epilog or None)
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    if getattr(arguments, "home", None) is not None:
+        os.environ["FARSTEP_HOME"] = str(arguments.home.expanduser())
+    if getattr(arguments, "base_url", None) is not None:
+        os.environ["FARSTEP_BASE_URL"] = arguments.base_url
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return do(arguments)
+    except (FarstepError, ApiError, Refused) as error:
+        print_error(str(error))
+        return 1
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """What it says, without where in our code it was said."""
+    print_error(f"warning: {message}")

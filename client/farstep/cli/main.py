@@ -16,6 +16,12 @@ from types import ModuleType
 _COMMANDS = {
     "up": "run control plane, trainer and sampler on this machine until stopped",
     "status": "show what runs",
+    "train": "run a trainer, from a config.yaml or a Python file",
+    "check": "whether a run could begin: configuration, packages, functions, every row; without a GPU",
+    "process-data": "make tokens of a configuration's data, without a GPU or a server",
+    "report": "write the report of a run from its folder",
+    "init": "write a config.yaml and data to begin with",
+    "env": "show versions, extras, devices and whether a server answers",
     "runs": "list, show, deactivate and delete runs",
     "checkpoints": "list, show, remove, keep for a while, export, import and push checkpoints",
     "samplers": "list, show and stop samplers",

@@ -52,6 +52,20 @@ class Checked:
             raise ConfigError("this trainer has no configuration", hint="give one to the constructor or check_config")
         return self._config
 
+    @property
+    def given_rows(self) -> Any:
+        """The rows to train on that were given beside the configuration; None where its sources count."""
+        return self._train_data
+
+    @property
+    def given_agent(self) -> Any:
+        """Of rollouts; None where there is none."""
+        return self._agent
+
+    @property
+    def has_reward(self) -> bool:
+        return self._reward_fn is not None
+
     def check_agent(self, agent: Any) -> None:
         """Takes the agent of rollouts: a function, something with `run_agent`, or "module:function"."""
         with self._checking("agent"):
@@ -114,6 +128,8 @@ class Checked:
                 )
             if not checked.skip_validation:
                 check_parts(type(self), checked)
+            if checked.dry_run:
+                self._config = checked.for_dry_run()
 
     def mark_validated(self) -> None:
         """Raises TrainerError where a needed check has not passed, or this is not the time."""

@@ -266,6 +266,7 @@ class Loop(Gradients):
         self._count_updates(len(pending.updates))
         self.position = pending.after
         self._num_finished += 1
+        self.batches.saw(self.global_step, pending.updates)
         return self._after_step(metrics, is_last=pending.is_last)
 
     def _own_step(self, batch: Batch, *, is_last: bool) -> None:

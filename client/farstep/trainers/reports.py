@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from farstep.trainers.errors import TrainerError
 from farstep.trainers.events import Event
 from farstep.trainers.metrics import TrainMetrics, prefixed
-from farstep.trainers.session import Session, shown_config
+from farstep.trainers.session import Session
 
 if TYPE_CHECKING:
     from farstep.training import TrainingClient
@@ -112,6 +112,8 @@ class Reports(Session):
         """`started`, once."""
         if self._has_announced:
             return
+        from farstep.trainers.config.resolved import shown_settings
+
         self._has_announced = True
         config = self.config
         self.emit(
@@ -126,7 +128,7 @@ class Reports(Session):
             dry_run=config.dry_run,
             num_examples=len(self.train_rows),
             data=self.train_rows.report,
-            config=shown_config(config),
+            config=shown_settings(config),
         )
 
     def report_step(self, metrics: Mapping[str, float]) -> dict[str, float]:

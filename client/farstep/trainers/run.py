@@ -46,9 +46,11 @@ def _run(trainer: Trainer, train: Callable[[Any], TrainMetrics | None]) -> Train
         trainer.log_metrics()
         save_at_end(trainer)
     except KeyboardInterrupt:
+        has_been_asked = trainer._cancel_reason is not None
         trainer.cancel("interrupted from the keyboard")
         assert trainer.should_stop  # for that reason, from here on
-        _save_anyhow(trainer)
+        if not has_been_asked:  # whoever does not wait for the end of a step that is to be the last wants no checkpoint
+            _save_anyhow(trainer)
         end(trainer, TrainerState.CANCELLED, quietly=True)
         raise
     except BaseException as error:
@@ -78,6 +80,7 @@ def end(trainer: Trainer, state: TrainerState, *, error: BaseException | None = 
     if not hasattr(trainer, "events") or trainer.events.has_ended:
         return
     trainer.progress.close()
+    trainer.batches.flush()
     facts: dict[str, Any] = {"step": trainer.global_step, "reason": trainer.early_stop_reason}
     if error is not None:
         facts |= {"error": str(error), "error_class": type(error).__name__}
@@ -89,6 +92,20 @@ def end(trainer: Trainer, state: TrainerState, *, error: BaseException | None = 
         if not quietly:
             raise
         log.warning("a callback fails at the end of the run: %s: %s", type(failure).__name__, failure)
+    finally:
+        _report(trainer)
+
+
+def _report(trainer: Trainer) -> None:
+    """The page about the run; a run is no worse for not having one."""
+    if not trainer.config.report:
+        return
+    try:
+        from farstep.trainers.report import write_report
+
+        write_report(trainer.folder.path)
+    except Exception as error:
+        log.warning("no report of the run: %s: %s", type(error).__name__, error)
 
 
 def _save_anyhow(trainer: Trainer) -> None:

@@ -1,6 +1,6 @@
 """A run's folder on this machine: which run it is, where it was saved last, and that nobody else writes here.
 
-    <output_dir>/<name>/   run.json   events.jsonl   metrics.jsonl   lock   step-000100/ …
+    <output_dir>/<name>/   run.json   events.jsonl   metrics.jsonl   batches.jsonl   report.html   lock   step-000100/ …
 
 `run.json` is replaced whole. What an earlier run left is moved to `earlier/`, never mixed with what follows.
 """
@@ -16,6 +16,7 @@ from typing import IO, Any
 from farstep.trainers.errors import TrainerError
 
 RUN, EVENTS, METRICS = "run.json", "events.jsonl", "metrics.jsonl"
+BATCHES, REPORT = "batches.jsonl", "report.html"
 
 
 class RunFolder:
@@ -83,7 +84,7 @@ class RunFolder:
 
     def put_away(self) -> None:
         """Moves what an earlier run left here out of the way."""
-        left = [self.path / name for name in (RUN, EVENTS, METRICS)]
+        left = [self.path / name for name in (RUN, EVENTS, METRICS, BATCHES, REPORT)]
         if not any(file.exists() for file in left):
             return
         number = 1

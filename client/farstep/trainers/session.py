@@ -7,12 +7,13 @@ by `close`, in whatever state the trainer is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from farstep.trainers.batch_file import BatchFile
 from farstep.trainers.callbacks import CallbackList
 from farstep.trainers.checked import Checked, ConfigLike
 from farstep.trainers.checkpoints import Engines
@@ -25,7 +26,7 @@ from farstep.trainers.progress import Pace, ProgressBar
 from farstep.trainers.resume import STATE_VERSION, ResumePoint, find_resume_point, taken_over
 from farstep.trainers.row_sources import load_rows
 from farstep.trainers.rows import Rows
-from farstep.trainers.run_folder import EVENTS, RunFolder
+from farstep.trainers.run_folder import BATCHES, EVENTS, RunFolder
 from farstep.trainers.schedules import Schedule, share_of
 from farstep.trainers.step import Position
 from farstep.trainers.trackers.base import TrackedRun, Tracker, Trackers
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from farstep.service import ServiceClient
-    from farstep.trainers.config import TrainerConfig
 
 log = logging.getLogger("farstep")
 
@@ -81,6 +81,16 @@ class Session(Checked):
         self.exit: Exit | None = None
         self.metrics: dict[str, float] = {}
         self.num_tokens = 0
+
+    def add_event_sink(self, sink: EventSink) -> None:
+        """One more that gets every event; before `init`.
+
+        Raises:
+            TrainerError: the events have begun.
+        """
+        if self._is_initialized:
+            raise TrainerError("events have begun already", field="event_sinks", stage="init")
+        self._given_sinks += (sink,)
 
     @hooked
     def init(self) -> None:
@@ -309,13 +319,17 @@ class Session(Checked):
         self.pace = Pace(self.training_horizon)
         events = EventFile(self.folder.path / EVENTS)
         self.events = EventLog([events, *self._given_sinks], run=self.run_id, last_seq=events.last_seq)
+        path = self.folder.path / BATCHES
+        self.batches = BatchFile(path, text_of=self._texts, has_rewards=self.requires_rollout)
         self.progress = ProgressBar(self.config.name, self.training_horizon)
         self.progress.update(self.global_step, {})
         self._start_trackers(kinds, tracked)
 
     def _start_trackers(self, kinds: list[tuple[type[Tracker], Any]], ids: Mapping[str, str]) -> None:
+        from farstep.trainers.config.resolved import shown_settings
+
         config = self.config
-        shown = shown_config(config)
+        shown = shown_settings(config)
         wanted = {kind.name: (kind, each.model_dump()) for kind, each in kinds}
         wanted.setdefault("jsonl", (Tracker.get("jsonl"), {}))
         self.trackers = Trackers(
@@ -343,6 +357,11 @@ class Session(Checked):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(named)
         return tokenizer
 
+    def _texts(self, tokens: Sequence[int]) -> list[str] | None:
+        """Each token by itself; None where nothing has asked for a tokenizer."""
+        tokenizer = self._tokenizer
+        return None if tokenizer is None else [str(tokenizer.decode([token])) for token in tokens]
+
     def _require_init(self, call: str) -> None:
         if self._is_closed:
             raise TrainerError(f"{call}: this trainer is closed", stage="train", hint="make a new one")
@@ -366,12 +385,3 @@ class Session(Checked):
                 close()
             except Exception as error:
                 log.warning("closing: %s: %s", type(error).__name__, error)
-
-
-def shown_config(config: TrainerConfig) -> dict[str, Any]:
-    """Every setting but those of data, which hold rows, as JSON has it; functions by their names."""
-    from farstep.trainers.config.resolved import as_data
-
-    shown: dict[str, Any] = as_data(config.model_copy(update={"data": None}))
-    del shown["data"]
-    return shown

@@ -85,4 +85,14 @@ def _from_file(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no UTF-8 text") from error
-    return mapping_from_yaml(text, name=str(path))
+    settings = mapping_from_yaml(text, name=str(path))
+    return {**settings, "code": _beside(path, settings["code"])} if "code" in settings else settings
+
+
+def _beside(path: Path, code: object) -> object:
+    """Paths of Python files are relative to the file that names them."""
+    if isinstance(code, str):
+        code = [code]
+    if not isinstance(code, list):
+        return code
+    return [str((path.parent / each).resolve()) if isinstance(each, str) else each for each in code]

@@ -41,6 +41,21 @@ def as_data(value: Any) -> Any:
             return value
 
 
+def shown_settings(config: TrainerConfig) -> dict[str, Any]:
+    """For events and reports: as `as_data`, with the number of rows where rows stand in the configuration."""
+    settings: dict[str, Any] = _settings(config)
+    for name in ("sources", "eval_sources"):
+        for source in settings["data"][name]:
+            if "rows" in source:
+                source["rows"] = f"{len(source['rows']):,} rows"
+    return settings
+
+
+def yaml_of(settings: Mapping[str, Any]) -> str:
+    """In the order that they are in."""
+    return yaml.dump(dict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -64,7 +79,7 @@ def _settings(config: TrainerConfig) -> dict[str, Any]:
 
 
 def as_yaml(config: TrainerConfig) -> str:
-    return yaml.dump(_settings(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml_of(_settings(config))
 
 
 def as_python(config: TrainerConfig) -> str:

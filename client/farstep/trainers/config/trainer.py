@@ -25,7 +25,7 @@ from farstep.trainers.config.section import Section
 from farstep.trainers.config.tracking import EarlyStoppingConfig, TrackerConfig
 from farstep.trainers.errors import ConfigError
 
-DRY_RUN_ROWS, DRY_RUN_STEPS = 50, 10
+DRY_RUN_ROWS, DRY_RUN_STEPS, DRY_RUN_SUFFIX = 50, 10, "-dry-run"
 
 
 class TrainerConfig(Section):
@@ -69,6 +69,7 @@ class TrainerConfig(Section):
     overfit_first_batch: bool = False
     seed: Whole = 42
     output_dir: Name = "farstep-runs"
+    report: bool = Field(default=True, description="write report.html into the run's folder when it ends")
     kill_switch_path: Name | None = Field(default=None, description="a file whose appearance ends the run")
     callback_errors: Literal["raise", "log"] = "raise"
     code: tuple[Name, ...] = Field(
@@ -154,7 +155,10 @@ class TrainerConfig(Section):
             raise ConfigError(error.message, field=written.get(error.field, error.field), hint=error.hint) from error
 
     def for_dry_run(self) -> Self:
-        """The same run in small: at most 50 rows and 10 steps, through every stage, with a checkpoint at its end."""
+        """The same run in small: at most 50 rows and 10 steps, through every stage, with a checkpoint at its end.
+
+        It has a name, and so a folder, of its own: what the run itself has saved stays where it is.
+        """
         steps = min(self.max_steps or DRY_RUN_STEPS, DRY_RUN_STEPS)
         rows = min(self.data.max_rows or DRY_RUN_ROWS, DRY_RUN_ROWS)
         saved = tuple(
@@ -163,6 +167,7 @@ class TrainerConfig(Section):
         return self.model_copy(
             update={
                 "dry_run": True,
+                "name": f"{self.name.removesuffix(DRY_RUN_SUFFIX)}{DRY_RUN_SUFFIX}",
                 "max_steps": steps,
                 "min_iterations": min(self.min_iterations, steps),
                 "eval_interval": min(self.eval_interval, steps),

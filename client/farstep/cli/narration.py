@@ -1,0 +1,109 @@
+"""What `farstep train` says of a run to people: what it is about to do, how it goes where no bar is shown, its end.
+
+On standard error, but for the last line, which says what came of it. An event sink; decides nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from farstep import _progress
+from farstep.cli.output import duration, print_lines, visible
+
+if TYPE_CHECKING:
+    from farstep.trainers.preview import LaunchPreview
+
+_SAY_EVERY_S = 2.0
+_ENDS = ("completed", "failed", "cancelled")
+_SAMPLE_CHARACTERS = 400
+
+
+class Narrator:
+    """Args: `in_json`: events are printed elsewhere, and only what goes wrong is said here."""
+
+    def __init__(self, *, in_json: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self._is_silent = in_json
+        self._clock = clock
+        self._said_at = -_SAY_EVERY_S
+        self._checkpoint = ""
+
+    def preview(self, preview: LaunchPreview) -> None:
+        if self._is_silent:
+            return
+        lines = preview.lines()
+        width = max(map(len, lines))
+        for name, text in lines.items():
+            self._say(f"{name:{width}}  {text}")
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        match event["type"]:
+            case "log":
+                self._log(event)
+            case "eval":
+                shown = [f"{name} {_number(value)}" for name, value in event.items() if name.startswith("eval/")]
+                self._say(f"evaluation at step {event['step']}: {', '.join(shown)}")
+                if not _progress.is_shown():
+                    self._samples(event)
+            case "checkpoint":
+                self._checkpoint = str(event["path"])
+            case "rollout" if not _progress.is_shown() and self._is_time():
+                self._samples(event)
+
+    def end(self, trainer: Any) -> None:
+        """What came of it, on standard output; nothing where it did not begin."""
+        if self._is_silent or str(trainer.state) not in _ENDS:
+            return
+        result = trainer.result
+        told = f"{trainer.state} after {result.steps} steps, loss {_number(result.loss)}"
+        if result.accuracy is not None:
+            told += f", accuracy {_number(result.accuracy)}"
+        if result.stopped_because:
+            told += f"; {result.stopped_because}"
+        lines = [told]
+        if self._checkpoint:
+            lines.append(f"checkpoint {self._checkpoint}")
+        folder = getattr(trainer, "folder", None)
+        report = folder.path / "report.html" if folder is not None else None
+        if report is not None and report.is_file():
+            lines.append(f"report {report}")
+        print_lines([visible(line) for line in lines])
+
+    def _log(self, event: Mapping[str, Any]) -> None:
+        is_last = event["step"] == event.get("total_steps")
+        if _progress.is_shown() or not (self._is_time() or is_last):
+            return
+        self._said_at = self._clock()
+        told = [f"step {event['step']}/{event.get('total_steps')}", f"loss {_number(event.get('loss'))}"]
+        if (reward := event.get("rollout/reward_mean")) is not None:
+            told.append(f"reward {_number(reward)}")
+        told.append(f"rate {_number(event.get('learning_rate'))}")
+        if speed := event.get("tokens_per_s"):
+            told.append(f"{speed:,.0f} tokens/s")
+        if event.get("eta_s"):
+            told.append(f"{duration(event['eta_s'])} left")
+        self._say("  ".join(told))
+
+    def _samples(self, event: Mapping[str, Any]) -> None:
+        for each in (event.get("samples") or ())[:1]:
+            self._say(f"  {_short(each.get('prompt'))} → {_short(each.get('completion'))}")
+
+    def _is_time(self) -> bool:
+        return self._clock() - self._said_at >= _SAY_EVERY_S
+
+    @staticmethod
+    def _say(text: str) -> None:
+        if text.strip():
+            sys.stderr.write(visible(text) + "\n")
+            sys.stderr.flush()
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "–"
+
+
+def _short(text: object) -> str:
+    line = " ⏎ ".join(str(text).splitlines())
+    return line if len(line) <= _SAMPLE_CHARACTERS else line[: _SAMPLE_CHARACTERS - 1] + "…"
