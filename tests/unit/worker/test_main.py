@@ -10,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from farstep_worker.main import read_config
+from farstep_worker.config import read_config
 from farstep_worker.snapshots import SnapshotLimits
 
 BASE = ["--store", "/tmp/store"]
