@@ -5,6 +5,24 @@ import pytest
 from tests.support.key_checks import answering_key_checks
 from tests.support.processes import KEY, trainer_and_sampler
 
+_TINKER_WAS_USED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the markers are read
+def pytest_runtest_protocol(item):
+    """The `tinker` SDK leaves connections to the collector, which comes when it likes: in any later test as well."""
+    if "tinker" in item.nodeid:
+        item.config.stash[_TINKER_WAS_USED] = True
+    if item.config.stash.get(_TINKER_WAS_USED, False):
+        item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
+        item.add_marker(
+            pytest.mark.filterwarnings(
+                r"ignore:Exception ignored in. <(socket|function _SelectorTransport)"
+                ":pytest.PytestUnraisableExceptionWarning"
+            )
+        )
+    return (yield)
+
 
 @pytest.fixture(scope="session")
 def key_checks():

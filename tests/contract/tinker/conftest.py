@@ -1,9 +1,6 @@
 """The real `tinker` SDK against a real `farstep up`: one server for all modules of a worker of the test run."""
 
-import gc
 import os
-import warnings
-from pathlib import Path
 
 import pytest
 
@@ -11,23 +8,6 @@ from tests.sdk_matrix.programs import SERVED_NAMES
 from tests.support.processes import KEY, Server
 
 os.environ.setdefault("TINKER_TELEMETRY", "0")  # before the SDK is imported, which reads it once
-
-
-def pytest_collection_modifyitems(items):
-    """The SDK leaves connections to the collector."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
-            item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _leaks():
-    """No test that comes later is to be told of them."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @pytest.fixture(scope="session")
