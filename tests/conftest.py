@@ -1,5 +1,7 @@
 """Fixtures of several folders."""
 
+import warnings
+
 import pytest
 
 from tests.support.key_checks import answering_key_checks
@@ -22,6 +24,12 @@ def pytest_runtest_protocol(item):
             )
         )
     return (yield)
+
+
+def pytest_unconfigure(config):
+    """The last collection is after the last test."""
+    if config.stash.get(_TINKER_WAS_USED, False):
+        warnings.simplefilter("ignore", ResourceWarning)
 
 
 @pytest.fixture(scope="session")

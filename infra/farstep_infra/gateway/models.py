@@ -23,7 +23,6 @@ from farstep_infra.gateway.operations import Call, promise
 from farstep_infra.gateway.request_ids import RequestId, model_id_of
 from farstep_infra.gateway.results import Done, Failed, Pending, Promised, Result
 from farstep_infra.gateway.sessions import metadata_of
-from farstep_infra.gateway.tinker_paths import tinker_path
 from farstep_proto.errors import ApiError, InvalidInput, NotFound
 from farstep_proto.names import CheckpointPath
 from farstep_proto.paths import Verb
@@ -196,7 +195,7 @@ async def result_of(gateway: Gateway, wanted: RequestId, *, caller: Caller, wait
         return Failed(outcome)
     row = await gateway.creations.row(wanted.owner)
     if row is not None and row.load_path:
-        return Done(LoadedWeights(path=tinker_path(row.load_path), model_id=wanted.owner))
+        return Done(LoadedWeights(path=CheckpointPath.parse(row.load_path).tinker_path, model_id=wanted.owner))
     return Done(CreatedModel(model_id=wanted.owner))
 
 

@@ -16,7 +16,6 @@ from farstep_infra.gateway.bodies import Body, answer, media, read_json
 from farstep_infra.gateway.failures import PREFIX, ErrorBody
 from farstep_infra.gateway.gateway import Gateway, gateway_of
 from farstep_infra.gateway.request_ids import MAX_SAMPLING_SESSIONS
-from farstep_infra.gateway.tinker_paths import tinker_path
 from farstep_proto.errors import InvalidInput, NotFound
 from farstep_proto.names import CheckpointPath
 from farstep_serving.descriptions import describe
@@ -101,7 +100,7 @@ async def _get(request: Request) -> Response:
         SamplerRecord(
             sampler_id=row.sampling_session_id,
             base_model=row.base_model,
-            model_path=tinker_path(row.model_path) if row.model_path else None,
+            model_path=CheckpointPath.parse(row.model_path).tinker_path if row.model_path else None,
         )
     )
 

@@ -20,7 +20,6 @@ from farstep_infra.gateway.request_ids import MAX_SAMPLING_SESSIONS, RequestId
 from farstep_infra.gateway.results import Promised
 from farstep_infra.gateway.sampling_sessions import sampling_session_id_of
 from farstep_infra.gateway.sessions import metadata_of
-from farstep_infra.gateway.tinker_paths import tinker_path
 from farstep_proto.errors import InvalidInput, NotFound
 from farstep_proto.names import CheckpointPath, check_name
 from farstep_proto.paths import Verb
@@ -158,12 +157,12 @@ async def _save_external(request: Request) -> Response:
 async def saved(gateway: Gateway, wanted: RequestId, operation: operations_pb2.Operation) -> Body:
     """The result of an operation that saved or loaded something; a sampling session that comes of it is entered."""
     if operation.HasField("load_weights"):
-        return LoadedWeights(path=tinker_path(operation.load_weights.path), model_id=wanted.owner)
+        return LoadedWeights(path=CheckpointPath.parse(operation.load_weights.path).tinker_path, model_id=wanted.owner)
     assert operation.HasField("save_weights"), operation.verb
     told = operation.save_weights
     if wanted.sampling:
         return SavedForSampler(sampling_session_id=await _sampling_session(gateway, wanted, told.policy_version))
-    path = tinker_path(told.path)
+    path = CheckpointPath.parse(told.path).tinker_path
     match CheckpointPath.parse(path).kind:
         case "weights":
             return SavedWeights(path=path)
