@@ -3,33 +3,34 @@
 import warnings
 
 import pytest
+from _pytest.config import parse_warning_filter
 
 from tests.support.key_checks import answering_key_checks
 from tests.support.processes import KEY, trainer_and_sampler
 
 _TINKER_WAS_USED = pytest.StashKey[bool]()
+_LEFT_TO_THE_COLLECTOR = (
+    "ignore::ResourceWarning",
+    r"ignore:Exception ignored in. <(socket|function _SelectorTransport):pytest.PytestUnraisableExceptionWarning",
+)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the markers are read
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the filters are read
 def pytest_runtest_protocol(item):
-    """The `tinker` SDK leaves connections to the collector, which comes when it likes: in any later test as well."""
-    if "tinker" in item.nodeid:
+    """The `tinker` SDK leaves connections to the collector, which comes when it likes: in and after any later test."""
+    if "tinker" in item.nodeid and not item.config.stash.get(_TINKER_WAS_USED, False):
         item.config.stash[_TINKER_WAS_USED] = True
-    if item.config.stash.get(_TINKER_WAS_USED, False):
-        item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
-        item.add_marker(
-            pytest.mark.filterwarnings(
-                r"ignore:Exception ignored in. <(socket|function _SelectorTransport)"
-                ":pytest.PytestUnraisableExceptionWarning"
-            )
-        )
+        for line in _LEFT_TO_THE_COLLECTOR:
+            item.config.addinivalue_line("filterwarnings", line)
     return (yield)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_unconfigure(config):
-    """The last collection is after the last test."""
+    """The last collection has the filters of the start."""
     if config.stash.get(_TINKER_WAS_USED, False):
-        warnings.simplefilter("ignore", ResourceWarning)
+        for line in _LEFT_TO_THE_COLLECTOR:
+            warnings.filterwarnings(*parse_warning_filter(line, escape=False))
 
 
 @pytest.fixture(scope="session")

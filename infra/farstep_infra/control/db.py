@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from farstep_infra.control.engine import READS, is_file, make_engine, parse
 from farstep_infra.control.schema import SchemaRefused, bring_up_to_date
 from farstep_infra.control.sole_use import SoleUse
+from farstep_infra.control.sqlite import Connections
 from farstep_infra.control.tables import Base
 from farstep_proto.errors import ApiError, StorageFull, Unavailable
 
@@ -51,7 +52,8 @@ class Database:
     def __init__(self, url: str, *, patience_s: float = PATIENCE_S) -> None:
         self._url = parse(url)
         self._patience_s = patience_s
-        self._engine = make_engine(self._url, patience_s=patience_s)
+        self._connections = Connections()
+        self._engine = make_engine(self._url, patience_s=patience_s, connections=self._connections)
         self._reader = self._engine.execution_options(**{READS: True})
 
     def __str__(self) -> str:
@@ -71,6 +73,7 @@ class Database:
                 yield
         finally:
             await self._engine.dispose()
+            await self._connections.closed()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
@@ -116,7 +119,7 @@ class Database:
         if is_file(self._url):
             yield
             return
-        engine = make_engine(self._url, patience_s=self._patience_s, is_pooled=False)
+        engine = make_engine(self._url, patience_s=self._patience_s, connections=self._connections, is_pooled=False)
         sole = SoleUse(engine)
 
         async def take() -> None:
@@ -150,7 +153,7 @@ class Database:
                 await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _migrate(self) -> None:
-        engine = make_engine(self._url, patience_s=_MIGRATION_S, is_pooled=False)
+        engine = make_engine(self._url, patience_s=_MIGRATION_S, connections=self._connections, is_pooled=False)
         try:
             async with _translated(within_s=_MIGRATION_S), engine.begin() as connection:
                 await connection.run_sync(bring_up_to_date)

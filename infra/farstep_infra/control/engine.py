@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from farstep_infra.control.sqlite import Connections
 from farstep_proto.errors import InvalidInput
 
 READS = "farstep_reads"  # execution option of who only looks
@@ -56,15 +57,16 @@ def parse(url: str) -> URL:
     return parsed.set(drivername="postgresql+asyncpg", query=query)
 
 
-def make_engine(url: URL, *, patience_s: float, is_pooled: bool = True) -> AsyncEngine:
+def make_engine(url: URL, *, patience_s: float, connections: Connections, is_pooled: bool = True) -> AsyncEngine:
     """Waits for locks and for answers end a little before the patience does, and so tell what it was.
 
-    Without a pool it is for migrations, which must be free to break a reference for a moment.
+    Without a pool it is for migrations, which must be free to break a reference for a moment. SQLite's connections are
+    of `connections`.
     """
     options: dict[str, Any] = {"pool_timeout": patience_s} if is_pooled else {"poolclass": NullPool}
     lock_ms = round(patience_s / 2 * 1000)
     if is_file(url):
-        engine = create_async_engine(url, **options)
+        engine = create_async_engine(url, connect_args={"async_creator_fn": connections.connect}, **options)
         pragmas = [
             f"busy_timeout={lock_ms}",
             "journal_mode=WAL",
