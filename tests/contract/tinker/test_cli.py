@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from farstep_model.embedded import model_dir
 from tests.contract.tinker.commands import Command
+from tests.support.tinker_processes import ENDS
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -81,7 +82,8 @@ def test_the_command_itself(tinker_url, tinker_key, tmp_path):
         text=True,
         timeout=120,
     )
-    assert (said.returncode, "farstep/tiny" in said.stdout) == (0, True), said.stderr
+    assert said.returncode in ENDS, said.stderr
+    assert "farstep/tiny" in said.stdout
 
 
 def test_who_is_asking(command):

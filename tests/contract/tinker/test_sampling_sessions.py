@@ -12,6 +12,8 @@ import pytest
 import tinker
 from tinker import types
 
+from tests.support.tinker_processes import ENDS
+
 pytestmark = pytest.mark.timeout(240)
 
 TEXT = [5, 6, 7, 8, 9, 40, 41, 42, 43, 44]
@@ -146,7 +148,7 @@ first = pickle.load(sys.stdin.buffer)
 for client in first, type(first).from_sampler_handle(sys.argv[1], api_key=sys.argv[2]):
     params = types.SamplingParams(max_tokens=6, seed=5, stop=[])
     found = client.sample(types.ModelInput.from_ints([5, 6, 7]), 1, params).result(60).sequences[0]
-    print(found.sequence_id, found.tokens)
+    print(found.sequence_id, found.tokens, flush=True)
 """
 
 
@@ -158,10 +160,11 @@ def test_a_client_goes_to_other_processes(service, base, tinker_key):
         [sys.executable, "-c", _OTHER_PROCESS, sampler.get_sampler_handle(), tinker_key],
         input=pickle.dumps(sampler),
         capture_output=True,
-        check=True,
+        check=False,
         timeout=WAIT_S,
         env={**os.environ, "TINKER_TELEMETRY": "0"},
     )
+    assert there.returncode in ENDS, there.stderr.decode()
     told = [line.split(" ", 1) for line in there.stdout.decode().splitlines()]
     assert [tokens for _, tokens in told] == [str(here.tokens)] * 2
     assert len({here.sequence_id, *(sequence_id for sequence_id, _ in told)}) == 3
