@@ -31,6 +31,7 @@ SUBMIT_S = 40.0  # below the minute that the SDK waits for an answer
 _POLL_S = 25.0
 _ACK_DELAY_S = 0.2
 _SUBMITTED_AT_ONCE = 16  # more are no faster, and httpx's pool is slow where it has many connections
+_LOOKING_AT_ONCE = 8
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 2.0
 _HASTY_S = 0.1  # an empty answer sooner than this means that the server does not park polls at present
 _MAX_KEPT_BYTES = 256 << 20  # of outcomes that nobody fetched; older ones are asked for again
@@ -94,6 +95,7 @@ class Channel:
         self._held: list[str] = []
         self._acks: list[str] = []
         self._wanted = asyncio.Event()
+        self.looking = asyncio.Semaphore(_LOOKING_AT_ONCE)  # of who asks how things stand
         self._room = asyncio.Semaphore(_SUBMITTED_AT_ONCE)
         self._must_check = False
         self._is_released = False

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from google.protobuf.message import Message
 
+from farstep_infra.gateway import waits
 from farstep_infra.gateway.channel import Submission
 from farstep_infra.gateway.failures import Gone, category_of, failure_of
 from farstep_infra.gateway.gateway import Gateway
@@ -101,7 +102,7 @@ async def outcome_of(gateway: Gateway, wanted: RequestId, *, caller: Caller, wai
     except NotFound as error:
         raise Gone(f"request {wanted} is not known, or no longer", field="request_id") from error
     if operation is None:
-        return Pending("paused_capacity", channel.trouble) if channel.trouble else Pending()
+        return await waits.looked_at(channel, operation_id, line.map, project=place.project)
     on_told = partial(channel.fetched, operation_id)
     if operation.HasField("error"):
         return Failed(failure_of(operation.error), on_told)

@@ -29,6 +29,11 @@ class SeqMap:
         offset = next(offset for from_seq, offset in reversed(self.steps) if from_seq <= seq)
         return seq + offset
 
+    def theirs(self, ours: int) -> int | None:
+        """The Tinker seq that a trainer's is; None: it is another client's."""
+        candidates = (ours - offset for from_seq, offset in self.steps if ours - offset >= from_seq)
+        return next((seq for seq in candidates if self.ours(seq) == ours), None)
+
     def shifted(self, seq: int, first_free: int) -> SeqMap:
         """The map by which that seq, and all that follow it, come after what others have submitted."""
         assert first_free > self.ours(seq)
@@ -41,7 +46,7 @@ class RunLine:
 
     Attributes:
         last: the highest Tinker seq that was submitted, as far as this process knows; None: it knows of none.
-        num_missing: those below it that have not come yet.
+        missing: those below it that have not come yet.
     """
 
     map: SeqMap

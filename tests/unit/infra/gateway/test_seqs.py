@@ -20,6 +20,13 @@ def test_others_move_what_follows_and_nothing_else():
     assert [again.ours(seq) for seq in (4, 5, 8, 9)] == [5, 9, 12, 13]
 
 
+def test_a_trainers_number_is_tinkers_or_anothers():
+    moved = SeqMap().shifted(5, 9).shifted(8, 20)
+    assert [moved.theirs(moved.ours(seq)) for seq in range(30)] == list(range(30))
+    assert [moved.theirs(ours) for ours in (6, 7, 8, 12, 19)] == [None] * 5
+    assert moved.theirs(0) is None
+
+
 def test_a_map_never_goes_back():
     with pytest.raises(AssertionError):
         SeqMap().shifted(5, 6)
