@@ -25,12 +25,19 @@ AdapterChoice = Literal["current", "base", "start"]
 
 class Passes:
     def __init__(
-        self, run: training_pb2.Run, submitter: RunSubmitter, meter: RunMeter, *, max_request_bytes: int
+        self,
+        run: training_pb2.Run,
+        submitter: RunSubmitter,
+        meter: RunMeter,
+        *,
+        max_request_bytes: int,
+        max_datum_bytes: int,
     ) -> None:
         self._run = run
         self._submitter = submitter
         self._meter = meter
         self._max_request_bytes = max_request_bytes
+        self._max_datum_bytes = max_datum_bytes
 
     def submit(
         self,
@@ -117,4 +124,4 @@ class Passes:
         )
 
     def _split(self, request: training_pb2.ForwardRequest) -> list[bytes]:
-        return split(request, max_request_bytes=self._max_request_bytes)
+        return split(request, max_request_bytes=self._max_request_bytes, max_datum_bytes=self._max_datum_bytes)

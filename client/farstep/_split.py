@@ -1,4 +1,7 @@
-"""A batch cut into requests below the server's size limit: parts of one operation, joined again there."""
+"""A batch cut into requests below the server's size limit: parts of one operation, joined again there.
+
+One datum, or pair, that is larger by itself travels alone, up to another limit.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,22 @@ from farstep_proto.v1 import training_pb2
 _FRAME_BYTES = 8
 
 
-def split(request: training_pb2.ForwardRequest, *, max_request_bytes: int) -> list[bytes]:
+def split(request: training_pb2.ForwardRequest, *, max_request_bytes: int, max_datum_bytes: int) -> list[bytes]:
     """The encoded parts, in order, as few as a greedy cut gives; one where everything fits. No pair is parted.
 
+    Args:
+        max_datum_bytes: of a part that is one datum alone, or one pair.
+
     Raises:
-        InvalidInputError: one datum alone, or one pair, is over the limit.
+        InvalidInputError: one datum alone, or one pair, is over that limit.
     """
-    whole = request.SerializeToString()
-    if len(whole) <= max_request_bytes:
-        return [whole]
+    if request.ByteSize() <= max_request_bytes:
+        return [request.SerializeToString()]
     frame = training_pb2.ForwardRequest(
         loss_fn=request.loss_fn, loss_fn_config=request.loss_fn_config, adapter=request.adapter
     )
     room_bytes = max_request_bytes - frame.ByteSize()
+    most_bytes = max(max_datum_bytes, max_request_bytes)
     parts: list[bytes] = []
     part = training_pb2.ForwardRequest()
     part_bytes = 0
@@ -30,13 +36,13 @@ def split(request: training_pb2.ForwardRequest, *, max_request_bytes: int) -> li
     for index in range(0, len(request.data), num_together):
         together = request.data[index : index + num_together]
         num_bytes = sum(datum.ByteSize() + _FRAME_BYTES for datum in together)
-        if num_bytes > room_bytes:
+        if num_bytes > most_bytes - frame.ByteSize():
             raise InvalidInputError(
                 f"{'the pair ' if num_together == 2 else ''}takes {num_bytes} bytes, but a request takes at most"
-                f" {max_request_bytes}",
+                f" {most_bytes}",
                 field=f"data[{index}]",
             )
-        if part_bytes + num_bytes > room_bytes:
+        if part.data and part_bytes + num_bytes > room_bytes:
             parts.append(_encoded(part, frame))
             part, part_bytes = training_pb2.ForwardRequest(), 0
         part.data.extend(together)

@@ -76,6 +76,7 @@ async def _bind(
         control=control.shared() if control is not None else None,
         wandb=wandb,
         max_request_bytes=info.max_request_bytes,
+        max_datum_bytes=info.max_datum_bytes,
     )
 
 

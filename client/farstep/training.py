@@ -67,6 +67,7 @@ class TrainingClient(FreshSampling):
         control: ControlPlane | None,
         wandb: WandbStream | None,
         max_request_bytes: int,
+        max_datum_bytes: int,
     ) -> None:
         """Takes over the caller's hold on `trainer`."""
         self._trainer = trainer
@@ -85,7 +86,13 @@ class TrainingClient(FreshSampling):
             missing_seqs=created.missing_seqs,
             describe=self._meter.describe,
         )
-        self._passes = Passes(created, self._submitter, self._meter, max_request_bytes=max_request_bytes)
+        self._passes = Passes(
+            created,
+            self._submitter,
+            self._meter,
+            max_request_bytes=max_request_bytes,
+            max_datum_bytes=max_datum_bytes,
+        )
 
     @property
     def run_id(self) -> str:

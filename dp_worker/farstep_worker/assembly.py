@@ -40,7 +40,9 @@ class Address:
 def digest_of(verb: str, body: bytes, address: Address) -> bytes:
     """What tells a repeated request from another one under the same seq."""
     head = f"{verb}/{address.part}/{address.num_parts}\n".encode()
-    return hashlib.sha256(head + body).digest()
+    digest = hashlib.sha256(head)
+    digest.update(body)
+    return digest.digest()
 
 
 @dataclass(slots=True)

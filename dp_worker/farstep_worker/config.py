@@ -18,7 +18,7 @@ from farstep_worker.compute import ComputeSettings
 from farstep_worker.journal.journal import DEFAULT_MAX_BYTES
 from farstep_worker.publisher import DEFAULT_KEEP
 from farstep_worker.registry import DEFAULT_MAX_RUNS
-from farstep_worker.server import DEFAULT_MAX_REQUEST_BYTES
+from farstep_worker.server import DEFAULT_MAX_DATUM_BYTES, DEFAULT_MAX_REQUEST_BYTES
 from farstep_worker.snapshots import SnapshotLimits
 from farstep_worker.telemetry import SpanWriter
 
@@ -39,6 +39,7 @@ class WorkerConfig:
     nproc: int
     compute: ComputeSettings
     max_request_bytes: int
+    max_datum_bytes: int
     custom_losses: bool
     max_runs: int
     run_memory_bytes: int | None
@@ -75,6 +76,7 @@ def read_config(argv: Sequence[str] | None = None) -> WorkerConfig:
         nproc=flags.nproc,
         compute=ComputeSettings.of(flags),
         max_request_bytes=flags.max_request_bytes,
+        max_datum_bytes=flags.max_datum_bytes,
         custom_losses=flags.custom_losses,
         max_runs=flags.max_runs,
         run_memory_bytes=flags.run_memory_mib and flags.run_memory_mib << 20,
@@ -106,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nproc", type=_positive, default=1, help="processes that train together, a GPU each")
     ComputeSettings.add_flags(parser)
     parser.add_argument("--max-request-bytes", type=_positive, default=DEFAULT_MAX_REQUEST_BYTES)
+    parser.add_argument(
+        "--max-datum-bytes",
+        type=_positive,
+        default=DEFAULT_MAX_DATUM_BYTES,
+        help="of a request that is larger because one datum, or pair, is",
+    )
     parser.add_argument(
         "--custom-losses", action="store_true", help="compute losses that clients send in as graphs of operations"
     )

@@ -176,6 +176,7 @@ async def _run_with_keys(
         dispatcher,
         checkpoints,
         max_request_bytes=config.max_request_bytes,
+        max_datum_bytes=config.max_datum_bytes,
         custom_losses=config.custom_losses,
     )
     app = make_server(api, keys=keys, feed=FeedServer(feed), host=config.host, feed_port=config.feed_port)

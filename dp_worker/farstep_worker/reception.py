@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from farstep_proto.errors import ApiError, TooManyRequests
@@ -24,6 +25,8 @@ from farstep_worker.keeper import Keeper
 from farstep_worker.operations import OperationQueue, Work
 from farstep_worker.registry import RunRegistry
 from farstep_worker.submission import Call
+
+T = TypeVar("T")
 
 INLINE_BYTES = 64 << 10  # what is decoded and encoded on the loop: another thread would cost more than it saves
 
@@ -97,10 +100,10 @@ class Reception:
     async def _submit(
         self, address: Address, verb: str, body: bytes, client_id: str, parse: Callable[[], Call], content_type: str
     ) -> operations_pb2.Accepted:
-        digest = digest_of(verb, body, address)
+        digest = await _beside(len(body), lambda: digest_of(verb, body, address))
         if not await self._is_known(address, verb, digest, client_id):
             started = time.monotonic()
-            call = parse() if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse)
+            call = await _beside(len(body), parse)
             entered = time.monotonic()
             self._check(address, call, num_bytes=len(body))
             part = Part(
@@ -160,3 +163,8 @@ class Reception:
             self._queue.put(Work(address.run_id, address.seq, assembled.call, assembled.num_bytes), now=now)
             self._table.open(address.operation_id, client_id=part.client_id, verb=part.verb, digest=assembled.digest)
         self._on_entered()
+
+
+async def _beside(num_bytes: int, act: Callable[[], T]) -> T:
+    """Does something with a body of that size, beside the loop where that is worth it."""
+    return act() if num_bytes <= INLINE_BYTES else await asyncio.to_thread(act)

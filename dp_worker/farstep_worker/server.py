@@ -25,20 +25,22 @@ from farstep_proto.loss_table import CUSTOM, LOSS_TABLE
 from farstep_proto.v1 import common_pb2, operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
 from farstep_serving.app import make_app, operation_routes
-from farstep_serving.bodies import bodies_of, read_body
+from farstep_serving.bodies import bodies_of, declared_bytes
 from farstep_serving.descriptions import CLIENT, Media, describe, query
 from farstep_serving.keys import Caller, Keys, caller_of, for_operators
-from farstep_serving.messages import decode, read_message, respond
+from farstep_serving.messages import decode, is_protobuf, read_message, respond
 from farstep_serving.usage import usage_route
 from farstep_worker.assembly import MAX_PARTS, Address
 from farstep_worker.dispatch import Dispatcher
 from farstep_worker.feed import FeedServer
+from farstep_worker.large_requests import check_large
 from farstep_worker.operations import split_operation_id
 from farstep_worker.runs import Run
 from farstep_worker.submission import REQUEST_TYPES, parse_call, request_type
 from farstep_worker.telemetry import seen_trace
 
 DEFAULT_MAX_REQUEST_BYTES = 8 << 20
+DEFAULT_MAX_DATUM_BYTES = 72 << 20  # tensors of 64 MiB, and what is around them
 DEFAULT_TRACED = 100
 _MAX_CREATE_BYTES = 64 << 10
 _COUNT: dict[str, Any] = {"type": "integer", "maximum": 10**18 - 1}
@@ -61,6 +63,7 @@ class TrainerApi:
     dispatcher: Dispatcher
     checkpoints: Checkpoints
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES
+    max_datum_bytes: int = DEFAULT_MAX_DATUM_BYTES
     custom_losses: bool = False
     feed_address: str = ""
 
@@ -97,6 +100,7 @@ class TrainerApi:
             max_seq_len=self.base.max_seq_len,
             vocab_size=self.base.vocab_size,
             max_request_bytes=self.max_request_bytes,
+            max_datum_bytes=self.max_datum_bytes,
             loss_fns=sorted([*LOSS_TABLE, CUSTOM] if self.custom_losses else LOSS_TABLE),
             instance_id=self.dispatcher.table.instance_id,
             feed=self.feed_address,
@@ -191,20 +195,29 @@ class TrainerApi:
         verb = request.path_params["verb"]
         kind = request_type(verb)
         address = _address_of(request, run.config.run_id)
-        self.dispatcher.reception.check_room(address, num_bytes=_declared_bytes(request))
-        body = await read_body(request, limit=self.max_request_bytes)
+        self.dispatcher.reception.check_room(address, num_bytes=declared_bytes(request))
         limits = self.dispatcher.limits(run)
         where = f"part[{address.part}]." if address.num_parts > 1 else ""
-        async with bodies_of(request).decoding(len(body)):
+        bodies = bodies_of(request)
+        async with bodies.held(request, limit=self._limit(request, kind)) as body, bodies.decoding(len(body)):
             accepted = await self.dispatcher.reception.submit(
                 address,
                 verb,
                 body,
                 client_id=caller_of(request).named(request.headers.get(paths.CLIENT_ID, "")),
-                parse=lambda: parse_call(verb, self._allowed(decode(request, body, kind)), limits, where=where),
+                parse=lambda: parse_call(verb, self._allowed(self._decode(request, body, kind)), limits, where=where),
                 content_type=request.headers.get("content-type", ""),
             )
         return respond(request, accepted, status=202)
+
+    def _limit(self, request: Request, kind: type[Message]) -> int:
+        """Of a body: data alone may be large, and only where they can be looked at before they are decoded."""
+        may_be_large = kind is pb.ForwardRequest and is_protobuf(request.headers.get("content-type", ""))
+        return max(self.max_request_bytes, self.max_datum_bytes if may_be_large else 0)
+
+    def _decode(self, request: Request, body: bytes, kind: type[Message]) -> Message:
+        check_large(body, kind.DESCRIPTOR, usual_bytes=self.max_request_bytes)
+        return decode(request, body, kind)
 
     def _allowed(self, message: Message) -> Message:
         """Refuses a loss that comes with its call, unless whoever runs this trainer wants that."""
@@ -243,11 +256,6 @@ def _address_of(request: Request, run_id: str) -> Address:
     if part >= num_parts:
         raise InvalidInput(f"part {part} of {num_parts}: the first part is 0", field="part")
     return Address(run_id, seq, part, num_parts)
-
-
-def _declared_bytes(request: Request) -> int:
-    declared = request.headers.get("content-length", "")
-    return int(declared) if declared.isdecimal() else 0
 
 
 def _count(request: Request, name: str, *, least: int, default: int | None = None) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Container
+from collections.abc import AsyncIterator, Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from farstep_proto.errors import BodyTimeout, InvalidInput, PayloadTooLarge, Too
 
 T = TypeVar("T")
 
-MAX_BODY_BYTES = 16 << 20
+MAX_BODY_BYTES = 16 << 20  # larger ones, where they are taken at all, are decoded one at a time
 INLINE_BYTES = 64 << 10  # what is decoded on the loop: another thread would cost more than it saves
 
 
@@ -46,9 +46,16 @@ class Bodies:
         self._limits = limits or BodyLimits()
         self._num_bytes = 0
         self._decoding = asyncio.Semaphore(self._limits.max_decoding)
+        self._decoding_alone = asyncio.Lock()
 
     async def read(self, request: Request, *, limit: int, encodings: Container[str] = ()) -> bytes:
-        """The whole body as it came, never holding more than `limit` bytes of it.
+        """The whole body as it came; raises as `held`."""
+        async with self.held(request, limit=limit, encodings=encodings) as body:
+            return body
+
+    @contextlib.asynccontextmanager
+    async def held(self, request: Request, *, limit: int, encodings: Container[str] = ()) -> AsyncIterator[bytes]:
+        """The whole body as it came, never more than `limit` bytes of it; it is on its way as long as it is held.
 
         Args:
             encodings: those of `Content-Encoding` that whoever reads can undo.
@@ -60,15 +67,38 @@ class Bodies:
             TooManyRequests: too much is on its way already.
         """
         _check_encoding(request, encodings)
-        declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > limit:
+        if declared_bytes(request) > limit:
             raise _too_large(limit)
         body = bytearray()
+        num_bytes = 0
         try:
             await self._receive(request, body, limit)
+            num_bytes, whole = len(body), bytes(body)
+            body.clear()
+            yield whole
         finally:
-            self._num_bytes -= _counted(len(body))
-        return bytes(body)
+            self._num_bytes -= _counted(max(num_bytes, len(body)))
+
+    @contextlib.contextmanager
+    def grown(self, num_bytes: int) -> Iterator[None]:
+        """Of a body that is held and was opened: so much more is on its way. Raises TooManyRequests as `held`."""
+        num_bytes = _counted(num_bytes)
+        self._count(num_bytes)
+        try:
+            yield
+        finally:
+            self._num_bytes -= num_bytes
+
+    async def head(self, request: Request, *, num_bytes: int) -> bytes:
+        """The beginning of a body that is too large to be taken, as far as it comes; the rest is not read."""
+        head = bytearray()
+        with contextlib.suppress(TimeoutError, ClientDisconnect):
+            async with asyncio.timeout(self._limits.idle_s):
+                async for part in request.stream():
+                    head += part[: num_bytes - len(head)]
+                    if len(head) == num_bytes:
+                        break
+        return bytes(head)
 
     async def _receive(self, request: Request, body: bytearray, limit: int) -> None:
         loop = asyncio.get_running_loop()
@@ -88,22 +118,33 @@ class Bodies:
         before = _counted(len(body))
         if len(body) + len(part) > limit:
             raise _too_large(limit)
-        grown = _counted(len(body) + len(part)) - before
-        if grown and self._num_bytes + grown > self._limits.max_bytes:
-            raise TooManyRequests("too many large bodies are on their way", retry_after_s=1.0)
-        self._num_bytes += grown
+        self._count(_counted(len(body) + len(part)) - before)
         body += part
+
+    def _count(self, num_bytes: int) -> None:
+        if num_bytes and self._num_bytes + num_bytes > self._limits.max_bytes:
+            raise TooManyRequests("too many large bodies are on their way", retry_after_s=1.0)
+        self._num_bytes += num_bytes
 
     @contextlib.asynccontextmanager
     async def decoding(self, num_bytes: int) -> AsyncIterator[None]:
-        """A place among those who decode, for a body of that size."""
-        async with self._decoding if num_bytes > INLINE_BYTES else contextlib.nullcontext():
+        """A place among those who decode, for a body of that size; the largest are alone among their like."""
+        async with (
+            self._decoding_alone if num_bytes > MAX_BODY_BYTES else contextlib.nullcontext(),
+            self._decoding if num_bytes > INLINE_BYTES else contextlib.nullcontext(),
+        ):
             yield
 
     async def decoded(self, num_bytes: int, decode: Callable[[], T]) -> T:
         """What `decode` makes of a body of that size."""
         async with self.decoding(num_bytes):
             return decode() if num_bytes <= INLINE_BYTES else await asyncio.to_thread(decode)
+
+
+def declared_bytes(request: Request) -> int:
+    """How long a body is said to be; 0 where nothing is said."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() else 0
 
 
 def bodies_of(request: Request) -> Bodies:

@@ -38,7 +38,7 @@ def decode_as(content_type: str, body: bytes, kind: type[M]) -> M:
     """As `decode`, of a body that came with that Content-Type."""
     message = kind()
     try:
-        if _is_protobuf(content_type):
+        if is_protobuf(content_type):
             message.ParseFromString(body)
         elif body:
             json_format.Parse(body, message)
@@ -64,7 +64,7 @@ async def read_message(request: Request, kind: type[M], *, limit: int = MAX_MESS
 
 def respond(request: Request, message: Message, *, status: int = 200) -> Response:
     """The message as protobuf where the client accepts that, else as JSON."""
-    if _is_protobuf(request.headers.get("accept", "")):
+    if is_protobuf(request.headers.get("accept", "")):
         return Response(message.SerializeToString(), status_code=status, media_type=paths.PROTOBUF)
     text = json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None)
     return Response(text, status_code=status, media_type=paths.JSON)
@@ -93,5 +93,6 @@ def wait_s_of(request: Request, *, most: float) -> float:
     return min(value, most)
 
 
-def _is_protobuf(header: str) -> bool:
+def is_protobuf(header: str) -> bool:
+    """Of a Content-Type or an Accept."""
     return paths.PROTOBUF in header

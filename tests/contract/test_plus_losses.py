@@ -154,7 +154,7 @@ def test_pairs_stay_together_in_parts_and_micro_batches(make, tmp_path, monkeypa
     plain = [datum(answer) for answer in answers(15)]
     big = make(seed=5)
     data = with_reference(plain, big.forward(plain).result())
-    limits = ("--max-request-bytes", 1500, "--token-budget", 20)
+    limits = ("--max-request-bytes", 1500, "--max-datum-bytes", 1500, "--token-budget", 20)
     pair = [datum(list(range(3, 63)), ref_logprobs=-1.0)] * 2
     with (
         running("farstep_worker", "--model", "farstep/tiny", "--store", tmp_path, *limits) as server,

@@ -87,15 +87,21 @@ def test_a_call_above_the_size_limit_is_one_operation(tmp_path, monkeypatch):
     from tests.support.processes import KEY, running
 
     monkeypatch.setenv("FARSTEP_API_KEY", KEY)
-    limit = ("--max-request-bytes", 4000)
+    limit = ("--max-request-bytes", 4000, "--max-datum-bytes", 20_000)
     with running("farstep_worker", "--model", "farstep/tiny", "--store", tmp_path, *limit) as small:
         service = farstep.ServiceClient.local(trainer_url=small.url, sampler_url=small.url)
         trainer = service.create_lora_training_client("farstep/tiny", rank=4)
         output = trainer.forward_backward([datum(shift) for shift in range(100)]).result()
         assert len(output.loss_fn_outputs) == 100
         assert trainer.optim_step().result().metrics["step"] == 1
-        with pytest.raises(ValueError, match="4000"):
-            trainer.forward_backward([Datum.from_prompt_completion([5] * 1000, [6] * 1000)])
+        large = Datum.from_prompt_completion([5] * 400, [6] * 500)
+        output = trainer.forward([datum(), large, datum(1)]).result()
+        assert [len(each["logprobs"]) for each in output.loss_fn_outputs[:2]] == [
+            len(output.loss_fn_outputs[2]["logprobs"]),
+            899,
+        ]
+        with pytest.raises(ValueError, match=r"data\[1\].*at most 20000"):
+            trainer.forward_backward([datum(), Datum.from_prompt_completion([5] * 1000, [6] * 1000)])
         assert trainer.forward([datum()]).result().loss > 0
         service.close()
 

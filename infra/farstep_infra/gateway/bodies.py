@@ -20,7 +20,7 @@ from farstep_serving.descriptions import Media
 from farstep_serving.messages import MAX_MESSAGE_BYTES
 
 _REF = "#/components/schemas/"
-# Of an operation on its way in, compressed or not. Of a larger one nobody reads the number: it leaves a gap in its run.
+# Of an operation on its way in, but for passes. Of a larger one nobody reads the number: it leaves a gap in its run.
 MAX_OPERATION_BYTES = 64 << 20
 _MAX_TOLD = 3  # mistakes that one answer tells of
 

@@ -218,7 +218,11 @@ class Channel:
             for index, part in enumerate(submission.parts):
                 path = submission.path + (f"&part={index}&parts={num_parts}" if num_parts > 1 else "")
                 async with self._room:
-                    answer = await self.call("POST", path, part, project=submission.project, headers=headers)
+                    try:
+                        answer = await self.call("POST", path, part, project=submission.project, headers=headers)
+                    except Relayed as error:
+                        error.part = index
+                        raise
                 awaits_parts = pb.Accepted.FromString(answer).awaits_parts
 
     async def _ask(self, operation_id: str) -> pb.Operation | None:

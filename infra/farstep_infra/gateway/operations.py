@@ -6,6 +6,7 @@ refused. A refusal is the future's failure, not the submission's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,22 +24,28 @@ from farstep_infra.gateway.seqs import RunLine
 from farstep_infra.gateway.server_http import NotNow, Relayed
 from farstep_infra.gateway.whereabouts import RunPlace
 from farstep_proto import paths
-from farstep_proto.errors import ApiError, Conflict, InvalidInput, NotFound
+from farstep_proto.errors import ApiError, Conflict, InvalidInput, NotFound, PayloadTooLarge
 from farstep_proto.paths import Verb
-from farstep_proto.v1 import operations_pb2, training_pb2
+from farstep_proto.v1 import common_pb2, operations_pb2, training_pb2
 from farstep_serving.keys import Caller
 
 WAKE_S = 40.0
 MAX_AHEAD = 65_536  # of those that are still to come before it
 _MAX_TIMES = 5
+_WITHIN_PART = re.compile(r"(?:part\[\d+\]\.)?data\[(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What an operation asks of the trainer: a verb and its message, in parts where that is large."""
+    """What an operation asks of the trainer: a verb and its message, in parts where that is large.
+
+    Args:
+        first_data: of each part, the number of its first datum; empty where there is one part, or it has none.
+    """
 
     verb: str
     parts: Sequence[bytes]
+    first_data: Sequence[int] = ()
 
     @classmethod
     def of(cls, verb: str, message: Message) -> Call:
@@ -63,15 +70,31 @@ async def promise(
     promised = Promised(request_id=str(wanted), model_id=wanted.owner)
     if gateway.refusals.find(str(wanted)) is not None:
         return promised
+    call = None
     try:
-        await _enter(gateway, place, wanted.seq, await make())
+        call = await make()
+        await _enter(gateway, place, wanted.seq, call)
     except ApiError as error:
         if isinstance(error, NotNow | _Repeated) or category_of(error.status) != "user":
             raise
-        gateway.refusals.note(str(wanted), failure_of(error.to_proto()))
+        gateway.refusals.note(str(wanted), failure_of(_as_asked(error, call)))
         if not isinstance(error, _Overtaken):
             await _enter(gateway, place, wanted.seq, Call.of(Verb.SKIP, training_pb2.SkipRequest()))
     return promised
+
+
+def _as_asked(error: ApiError, call: Call | None) -> common_pb2.Error:
+    """A refusal in terms of what the client sent: it knows nothing of parts."""
+    told = error.to_proto()
+    if call is None or not call.first_data or not isinstance(error, Relayed):
+        return told
+    first = call.first_data[error.part]
+    if told.status == PayloadTooLarge.status and told.field == "body":
+        told.field, told.hint = f"data[{first}]", ""
+        told.message = f"takes {len(call.parts[error.part])} bytes, which is too much: {told.message}"
+    elif (within := _WITHIN_PART.match(told.field)) is not None:
+        told.field = f"data[{first + int(within[1])}]{told.field[within.end() :]}"
+    return told
 
 
 @dataclass(frozen=True, slots=True)

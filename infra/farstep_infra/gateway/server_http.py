@@ -20,7 +20,9 @@ _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=256)
 
 
 class Relayed(ApiError):
-    """A server's own refusal, as it came."""
+    """A server's own refusal, as it came; of an operation in several parts, with the number of the one it is of."""
+
+    part = 0
 
     def __init__(self, error: common_pb2.Error) -> None:
         super().__init__(

@@ -17,6 +17,7 @@ from farstep_infra.gateway.bodies import MAX_OPERATION_BYTES, Body, answer, medi
 from farstep_infra.gateway.failures import PREFIX, ErrorBody
 from farstep_infra.gateway.gateway import Gateway, gateway_of
 from farstep_infra.gateway.operations import Call, Ended, encoded, outcome_of, promise
+from farstep_infra.gateway.pass_heads import HEAD_BYTES, PassHead, read_head
 from farstep_infra.gateway.request_ids import RequestId
 from farstep_infra.gateway.results import Done, Promised, Result
 from farstep_proto import paths
@@ -24,11 +25,12 @@ from farstep_proto.errors import InvalidInput, NotFound
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.paths import Verb
 from farstep_proto.v1 import tinker_pb2, training_pb2
-from farstep_serving.bodies import bodies_of, read_body
+from farstep_serving.bodies import bodies_of, declared_bytes
 from farstep_serving.descriptions import Media, describe
 from farstep_serving.keys import Caller, caller_of
 
-_PART_BYTES = 7 << 20  # below what a trainer takes in one request
+MAX_PASS_BYTES = 72 << 20  # as much as a trainer takes, unless it is told otherwise
+_PART_BYTES = 7 << 20  # below what a trainer takes in one request, unless it is of one datum
 _FRAME_BYTES = 16  # a datum's tag and length, at most
 _BINARY = Media({paths.PROTOBUF: {"type": "string", "format": "binary"}})
 
@@ -51,13 +53,20 @@ class OptimStepped(Body):
     "Submit a pass of a Tinker model", takes=_BINARY, gives=media(Promised), error=media(ErrorBody), errors=[NotFound]
 )
 async def _forward_backward(request: Request) -> Response:
-    raw = await read_body(request, limit=MAX_OPERATION_BYTES, encodings=compression.TAKEN)
-    encoding = request.headers.get("content-encoding", "")
-    decoded = partial(bodies_of(request).decoded, len(raw))
-    message = await decoded(lambda: _parse(compression.decompressed(raw, encoding, limit=MAX_OPERATION_BYTES)))
-    wanted = RequestId.of_model(message.model_id, message.seq_id)
-    caller = caller_of(request)
-    return answer(await promise(gateway_of(request), wanted, lambda: decoded(lambda: _pass(message)), caller=caller))
+    bodies, encoding = bodies_of(request), request.headers.get("content-encoding", "")
+    if declared_bytes(request) > MAX_PASS_BYTES:
+        head = read_head(await bodies.head(request, num_bytes=HEAD_BYTES))
+        if head is not None:
+            return answer(await _refused(request, head))
+    async with bodies.held(request, limit=MAX_PASS_BYTES, encodings=compression.TAKEN) as raw:
+        # What is compressed may be opened to anything: as if it were as large as it can be.
+        decoded = partial(bodies.decoded, MAX_PASS_BYTES if encoding else len(raw))
+        body = await decoded(lambda: compression.decompressed(raw, encoding, limit=MAX_PASS_BYTES)) if encoding else raw
+        with bodies.grown(len(body) - len(raw)):
+            read = [await decoded(lambda: _parse(body))]
+            wanted = RequestId.of_model(read[0].model_id, read[0].seq_id)
+            call = partial(decoded, lambda: _pass(read.pop()))  # popped: not needed once it is translated
+            return answer(await promise(gateway_of(request), wanted, call, caller=caller_of(request)))
 
 
 @describe(
@@ -75,6 +84,16 @@ async def _optim_step(request: Request) -> Response:
 
     wanted = RequestId.of_model(asked.model_id, asked.seq_id)
     return answer(await promise(gateway_of(request), wanted, step, caller=caller_of(request)))
+
+
+async def _refused(request: Request, head: PassHead) -> Promised:
+    """The promise of a pass that is too large: it is known whose it is, and is told as any mistake."""
+
+    async def refuse() -> Call:
+        raise head.refusal(MAX_PASS_BYTES)
+
+    wanted = RequestId.of_model(head.model_id, head.seq_id)
+    return await promise(gateway_of(request), wanted, refuse, caller=caller_of(request))
 
 
 async def result_of(gateway: Gateway, wanted: RequestId, *, caller: Caller, wait_s: float) -> Result:
@@ -107,29 +126,36 @@ def _parse(raw: bytes) -> tinker_pb2.ForwardBackwardRequest:
 def _pass(message: tinker_pb2.ForwardBackwardRequest) -> Call:
     request = data.to_forward_request(message)
     verb = Verb.FORWARD if message.forward_only else Verb.FORWARD_BACKWARD
-    whole = encoded(request)
-    return Call(verb, [whole] if len(whole) <= _PART_BYTES else list(_parts(request)))
+    if request.ByteSize() <= _PART_BYTES:
+        return Call.of(verb, request)
+    if len(request.data) == 1:
+        return Call(verb, [encoded(request)], [0])
+    first_data, parts = zip(*_parts(request), strict=True)
+    return Call(verb, parts, first_data)
 
 
-def _parts(request: training_pb2.ForwardRequest) -> Iterator[bytes]:
-    """The same data in requests of at most `_PART_BYTES`, or one datum; what belongs together stays so."""
+def _parts(request: training_pb2.ForwardRequest) -> Iterator[tuple[int, bytes]]:
+    """The same data in requests of at most `_PART_BYTES`, or one datum, each with the number of its first.
+
+    What belongs together stays so.
+    """
     frame = training_pb2.ForwardRequest()
     frame.CopyFrom(request)
     frame.ClearField("data")
     spec = LOSS_TABLE.get(request.loss_fn)
     num_together = spec.num_data if spec is not None else 1
-    part, num_bytes = training_pb2.ForwardRequest(), frame.ByteSize()
+    part, num_bytes, first = training_pb2.ForwardRequest(), frame.ByteSize(), 0
     for start in range(0, len(request.data), num_together):
         together = request.data[start : start + num_together]
         added = sum(datum.ByteSize() + _FRAME_BYTES for datum in together)
         if part.data and num_bytes + added > _PART_BYTES:
             part.MergeFrom(frame)
-            yield encoded(part)
-            part, num_bytes = training_pb2.ForwardRequest(), frame.ByteSize()
+            yield first, encoded(part)
+            part, num_bytes, first = training_pb2.ForwardRequest(), frame.ByteSize(), start
         part.data.extend(together)
         num_bytes += added
     part.MergeFrom(frame)
-    yield encoded(part)
+    yield first, encoded(part)
 
 
 ROUTES = [

@@ -285,7 +285,7 @@ class PolicyVersions(_message.Message):
     def __init__(self, versions: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class ServerInfo(_message.Message):
-    __slots__ = ("role", "base_model", "device", "max_seq_len", "vocab_size", "max_request_bytes", "loss_fns", "instance_id", "feed", "engine", "version", "dtype", "idle_s", "num_pending")
+    __slots__ = ("role", "base_model", "device", "max_seq_len", "vocab_size", "max_request_bytes", "loss_fns", "instance_id", "feed", "engine", "version", "dtype", "idle_s", "num_pending", "max_datum_bytes")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -300,6 +300,7 @@ class ServerInfo(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     IDLE_S_FIELD_NUMBER: _ClassVar[int]
     NUM_PENDING_FIELD_NUMBER: _ClassVar[int]
+    MAX_DATUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     role: str
     base_model: str
     device: str
@@ -314,7 +315,8 @@ class ServerInfo(_message.Message):
     dtype: str
     idle_s: float
     num_pending: int
-    def __init__(self, role: _Optional[str] = ..., base_model: _Optional[str] = ..., device: _Optional[str] = ..., max_seq_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., loss_fns: _Optional[_Iterable[str]] = ..., instance_id: _Optional[str] = ..., feed: _Optional[str] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., dtype: _Optional[str] = ..., idle_s: _Optional[float] = ..., num_pending: _Optional[int] = ...) -> None: ...
+    max_datum_bytes: int
+    def __init__(self, role: _Optional[str] = ..., base_model: _Optional[str] = ..., device: _Optional[str] = ..., max_seq_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., loss_fns: _Optional[_Iterable[str]] = ..., instance_id: _Optional[str] = ..., feed: _Optional[str] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., dtype: _Optional[str] = ..., idle_s: _Optional[float] = ..., num_pending: _Optional[int] = ..., max_datum_bytes: _Optional[int] = ...) -> None: ...
 
 class TokenizerFiles(_message.Message):
     __slots__ = ("files", "sha256")

@@ -70,6 +70,37 @@ def test_a_call_that_is_larger_than_the_trainer_takes_at_once(model):
     assert all(np.allclose(row, rows[0], atol=1e-5) for row in rows)
 
 
+def large_datum(k):
+    """With `k` candidates for each of a hundred tokens: 12 bytes each."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(3, 500, size=100)
+    inputs = {
+        "target_tokens": tinker.TensorData.from_numpy(rng.integers(3, 500, size=(100, k))),
+        "weights": tinker.TensorData.from_numpy(np.full((100, k), 1 / k, dtype=np.float32)),
+    }
+    return types.Datum(model_input=types.ModelInput.from_ints(tokens.tolist()), loss_fn_inputs=inputs)
+
+
+def test_one_datum_may_be_larger_than_a_request_usually_is(model, farstep_service):
+    datum = large_datum(8000)
+    output = model.forward([tinker_datum(), datum, tinker_datum()], "cross_entropy").result()
+    assert [each["logprobs"].shape for each in output.loss_fn_outputs] == [[8], [100, 8000], [8]]
+    ours = farstep_service.resume_run(model.model_id).forward([datum]).result()  # our own client's splitting
+    theirs = np.array(output.loss_fn_outputs[1]["logprobs"].data).reshape(100, 8000)
+    assert np.allclose(ours.loss_fn_outputs[0]["logprobs"].to_numpy(), theirs, atol=1e-5)  # fp32, another micro-batch
+
+
+def test_a_datum_that_nobody_can_take_is_named_and_leaves_no_gap(model):
+    with pytest.raises(tinker.RequestFailedError, match=r"data\[0\]: takes \d+ bytes, .* at most 75497472") as caught:
+        model.forward([large_datum(64_000)], "cross_entropy").result()
+    assert caught.value.category is types.RequestErrorCategory.User
+    wrong = tinker_datum()
+    wrong.loss_fn_inputs["weights"] = tinker.TensorData(data=[1.0, 2.0], dtype="float32", shape=[2])
+    with pytest.raises(tinker.RequestFailedError, match=r"failed: data\[2\]\.loss_fn_inputs\.weights: "):
+        model.forward([tinker_datum(), large_datum(8000), wrong], "cross_entropy").result()  # in its third part
+    assert step(model, 0)[1].metrics["step:max"] == 1
+
+
 def test_what_is_refused_fails_its_future_alone(model):
     wrong = tinker_datum()
     wrong.loss_fn_inputs["weights"] = tinker.TensorData(data=[1.0, 2.0], dtype="float32", shape=[2])

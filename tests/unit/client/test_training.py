@@ -10,8 +10,10 @@ import pytest
 
 import farstep
 from farstep import AdamParams, Datum, ModelInput
+from farstep._split import split
 from farstep_proto.paths import Verb
 from farstep_proto.tensors import model_input_ids
+from farstep_proto.v1 import common_pb2, training_pb2
 from tests.unit.client.fake_sampler import Sampler
 from tests.unit.client.fake_server import BASE_MODEL, MAX_SEQ_LEN, VOCAB_SIZE
 from tests.unit.client.fake_trainer import Trainer
@@ -185,6 +187,23 @@ def check_parts(client: farstep.TrainingClient, trainer: Trainer) -> None:
     too_large = Datum(ModelInput.from_ints([1] * 60), {"target_tokens": np.ones((60, 9), dtype=int)})
     with pytest.raises(farstep.InvalidInputError, match=r"data\[1\].* takes \d+ bytes, .* takes at most 2000"):
         client.forward_backward([datum(1), too_large])
+
+
+def test_a_datum_that_is_large_by_itself_travels_alone() -> None:
+    def parts(*sizes: int, most: int = 5000) -> list[list[int]]:
+        data = [common_pb2.Datum(model_input={"chunks": [{"encoded_text": {"tokens": bytes(size)}}]}) for size in sizes]
+        request = training_pb2.ForwardRequest(data=data, loss_fn="cross_entropy")
+        bodies = split(request, max_request_bytes=1000, max_datum_bytes=most)
+        read = [training_pb2.ForwardRequest.FromString(body) for body in bodies]
+        assert {each.loss_fn for each in read} == {"cross_entropy"}
+        return [[len(each.model_input.chunks[0].encoded_text.tokens) for each in part.data] for part in read]
+
+    assert parts(4000) == [[4000]]
+    assert parts(4000, 300, 300, 300, 300) == [[4000], [300, 300, 300], [300]]
+    assert parts(300, 300, 4000, 300) == [[300, 300], [4000], [300]]
+    for most in (3000, 0):  # an older server tells no such limit
+        with pytest.raises(farstep.InvalidInputError, match=rf"data\[1\].* takes at most {max(most, 1000)}"):
+            parts(300, 4000, most=most)
 
 
 def test_operations_run_in_the_order_of_the_calls(client: farstep.TrainingClient, trainer: Trainer) -> None:

@@ -21,7 +21,7 @@ def test_defaults(monkeypatch):
     monkeypatch.delenv("FARSTEP_API_KEY", raising=False)
     config = read_config(BASE)
     assert (config.model, config.host, config.port, config.device) == ("farstep/tiny", "127.0.0.1", 0, "auto")
-    assert config.max_request_bytes == 8 << 20
+    assert (config.max_request_bytes, config.max_datum_bytes) == (8 << 20, 72 << 20)
     assert (config.max_runs, config.run_memory_bytes, config.fuse_runs) == (1000, None, True)
     given = read_config([*BASE, "--max-runs", "7", "--run-memory-mib", "3", "--fuse-runs", "off"])
     assert (given.max_runs, given.run_memory_bytes, given.fuse_runs) == (7, 3 << 20, False)
