@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Sequence
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from farstep_infra.control import quotas, requests
@@ -20,7 +20,7 @@ from farstep_infra.control.idempotency import Once
 from farstep_infra.control.pages import PageRequest, read_page
 from farstep_infra.control.projects import enter
 from farstep_infra.control.scope import find, visible
-from farstep_infra.control.tables import RunRow, SessionRow
+from farstep_infra.control.tables import RunRow, SamplingSessionRow, SessionRow
 from farstep_proto.errors import NotFound
 from farstep_proto.v1 import control_pb2
 from farstep_serving.keys import Caller
@@ -138,6 +138,20 @@ class Sessions:
         close = update(SessionRow).where(*silent).values(closed_at=now).returning(SessionRow.session_id)
         async with self._db.transaction() as db:
             return (await db.execute(close)).scalars().all()
+
+    async def forget_sampling(self, *, unused_s: float) -> int:
+        """Drops what closed sessions sampled from, where nobody has sampled in their name for so long; how many.
+
+        An open session keeps all: its client may yet ask for the oldest. So does a closed one that others go on
+        sampling with, which its `last_seen_at` tells.
+        """
+        unused = select(SessionRow.session_id).where(
+            SessionRow.closed_at.is_not(None), SessionRow.last_seen_at < time.time() - unused_s
+        )
+        drop = delete(SamplingSessionRow).where(SamplingSessionRow.session_id.in_(unused))
+        drop = drop.returning(SamplingSessionRow.sampling_session_id).execution_options(synchronize_session=False)
+        async with self._db.transaction() as db:
+            return len((await db.execute(drop)).scalars().all())
 
     async def count(self) -> int:
         async with self._db.reading() as db:

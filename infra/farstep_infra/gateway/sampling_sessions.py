@@ -1,29 +1,35 @@
 """Sampling sessions: what a sampling client samples from, a base model, a checkpoint or a policy by its number.
 
 The row is all there is of one: nothing is loaded for it, and a control plane that is started anew knows it still. But
-for how many clients have joined, it never changes, so that those in use are kept at hand.
+for how many clients have joined, it never changes, so that those in use are kept at hand. Using one is a sign of life
+of its session, be that closed: copies of a sampling client go on in processes of their own. Where no session has given
+one for long, housekeeping forgets what it sampled from.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
+from contextlib import suppress
 
 from sqlalchemy import update
 
 from farstep_infra.control.db import Database, insert_new
 from farstep_infra.control.scope import find
-from farstep_infra.control.tables import SamplingSessionRow
-from farstep_proto.errors import NotFound
+from farstep_infra.control.tables import SamplingSessionRow, SessionRow
+from farstep_proto.errors import NotFound, Unavailable
 from farstep_serving.keys import Caller
 
 _MAX_KNOWN = 10_000
+_NOTED_EVERY_S = 3600.0  # far below what housekeeping waits
 
 
 class SamplingSessions:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._known: OrderedDict[str, SamplingSessionRow] = OrderedDict()
+        self._noted_at: OrderedDict[str, float] = OrderedDict()  # by session, monotonic
 
     async def enter(
         self,
@@ -56,12 +62,18 @@ class SamplingSessions:
         return sampling_session_id
 
     async def get(self, sampling_session_id: str, *, caller: Caller) -> SamplingSessionRow:
-        """Raises:
-        NotFound: there is none that the caller may see.
+        """Whoever asks uses it.
+
+        Raises:
+            NotFound: there is none that the caller may see.
         """
         row = self._known.get(sampling_session_id)
-        if row is not None and caller.may_see(row.project):
-            return row
+        if row is None or not caller.may_see(row.project):
+            row = await self._find(sampling_session_id, caller)
+        await self._note_use(row.session_id)
+        return row
+
+    async def _find(self, sampling_session_id: str, caller: Caller) -> SamplingSessionRow:
         async with self._db.reading() as db:
             row = await find(db, SamplingSessionRow, sampling_session_id, caller)
         if row is None:
@@ -70,6 +82,18 @@ class SamplingSessions:
         while len(self._known) > _MAX_KNOWN:
             self._known.popitem(last=False)
         return row
+
+    async def _note_use(self, session_id: str) -> None:
+        now = time.monotonic()
+        if now < self._noted_at.get(session_id, -math.inf) + _NOTED_EVERY_S:
+            return
+        self._noted_at[session_id] = now
+        while len(self._noted_at) > _MAX_KNOWN:
+            self._noted_at.popitem(last=False)
+        this = update(SessionRow).where(SessionRow.session_id == session_id).values(last_seen_at=time.time())
+        with suppress(Unavailable):  # nobody's sample fails for want of it
+            async with self._db.transaction() as db:
+                await db.execute(this)
 
     async def join(self, sampling_session_id: str, *, caller: Caller) -> int:
         """A number that no other client of it has; the one that made it has 0.
