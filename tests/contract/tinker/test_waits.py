@@ -15,6 +15,7 @@ from farstep_infra.gateway.seqs import RunLine, SeqMap
 from farstep_infra.gateway.server_http import make_client
 from farstep_infra.gateway.whereabouts import RunPlace
 from farstep_serving.keys import OPERATOR
+from tests.contract.tinker.examples import farstep_datum
 from tests.support.processes import KEY
 
 pytestmark = pytest.mark.timeout(240)
@@ -76,3 +77,12 @@ async def test_a_gap_of_another_client_has_no_number_of_ours(raw, model, asked):
     told = await asked(model.model_id, 1, seqs=moved)
     assert told.reason.startswith("8 earlier operations of this model (another client's) never came")
     assert "(seq_id 1, 2, 3, 4, 5 and 3 more)" in (await asked(model.model_id, 9)).reason
+
+
+def test_farsteps_client_gives_up_what_never_came(raw, model, farstep_service):
+    submit(raw, model, 3)
+    with farstep_service.resume_run(model.model_id) as ours:
+        ours.forward([farstep_datum()]).result()  # whoever submits next says first what will not come
+    told = raw.post("retrieve_future", json={"request_id": f"{model.model_id}:3"})
+    assert told.status_code == 200
+    assert "no gradient" in told.json()["error"]  # it ran
