@@ -24,11 +24,12 @@ from farstep_proto.errors import Conflict, InvalidInput, TooManyRequests
 from farstep_proto.loss_table import CUSTOM, LOSS_TABLE
 from farstep_proto.v1 import common_pb2, operations_pb2
 from farstep_proto.v1 import training_pb2 as pb
-from farstep_serving.app import make_app, operation_routes
+from farstep_serving.app import make_app
 from farstep_serving.bodies import bodies_of, declared_bytes
 from farstep_serving.descriptions import CLIENT, Media, describe, query
 from farstep_serving.keys import Caller, Keys, caller_of, for_operators
 from farstep_serving.messages import decode, is_protobuf, read_message, respond
+from farstep_serving.operation_routes import operation_routes
 from farstep_serving.usage import usage_route
 from farstep_worker.assembly import MAX_PARTS, Address
 from farstep_worker.dispatch import Dispatcher

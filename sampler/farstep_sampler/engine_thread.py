@@ -17,7 +17,8 @@ from farstep_model.adapter import Adapter
 from farstep_model.lora import LoraLayers
 from farstep_sampler.account import NOBODY, Account
 from farstep_sampler.engines.base import stopped
-from farstep_sampler.engines.torch_engine import Finished, News, TorchEngine
+from farstep_sampler.engines.reports import Finished, News
+from farstep_sampler.engines.torch_engine import TorchEngine
 from farstep_sampler.in_flight import Sampling
 from farstep_sampler.request import SampleJob
 from farstep_sampler.result import SampleResult

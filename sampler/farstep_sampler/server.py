@@ -24,11 +24,12 @@ from farstep_sampler.request import gate_of_headers, version_of
 from farstep_sampler.streaming import counted, event_stream, while_connected
 from farstep_sampler.submissions import Submissions, Work, checked_key
 from farstep_sampler.versions import VersionGate
-from farstep_serving.app import make_app, operation_routes
+from farstep_serving.app import make_app
 from farstep_serving.bodies import MAX_BODY_BYTES, bodies_of, read_body
 from farstep_serving.descriptions import CLIENT, WAIT_S, describe, query
 from farstep_serving.keys import Caller, Keys, caller_of, for_operators
 from farstep_serving.messages import decode, read_message, respond, respond_error, wait_s_of
+from farstep_serving.operation_routes import operation_routes
 
 MAX_WAIT_S = 60.0
 _OPENAI = OpenAiSettings()

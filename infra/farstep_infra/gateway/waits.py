@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from urllib.parse import quote
 
 from farstep_infra.gateway.channel import Channel
 from farstep_infra.gateway.results import Pending
@@ -34,12 +33,12 @@ async def looked_at(channel: Channel, operation_id: str, seqs: SeqMap, *, projec
 
 
 async def _looked_at(channel: Channel, operation_id: str, seqs: SeqMap, project: str) -> Pending:
-    path = paths.OPERATION.format(operation_id=quote(operation_id, safe=":"))
+    path = paths.of(paths.OPERATION, operation_id=operation_id)
     operation = operations_pb2.Operation.FromString(await channel.call("GET", path, project=project))
     if operation.state != operations_pb2.OPERATION_STATE_QUEUED:
         return Pending()
     run_id, _, ours = operation_id.rpartition(":")
-    path = paths.RUN.format(run_id=quote(run_id, safe=":"))
+    path = paths.of(paths.RUN, run_id=run_id)
     run = training_pb2.Run.FromString(await channel.call("GET", path, project=project))
     missing = [seq for seq in run.missing_seqs if seq < int(ours)]
     if missing:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,8 +34,9 @@ from farstep_sampler.engines.kv_rows import Cell, KVRows, columns_for
 from farstep_sampler.engines.kv_shape import KVShape
 from farstep_sampler.engines.model_pass import Decoder, batch_size
 from farstep_sampler.engines.prefix_cache import PrefixCache
+from farstep_sampler.engines.reports import Finished, News, delta_of, sequence_of
 from farstep_sampler.request import SampleJob
-from farstep_sampler.result import SampleDelta, SampleResult, SampleSequence, Topk
+from farstep_sampler.result import Topk
 from farstep_sampler.sampling import sample
 from farstep_sampler.scheduler import Group, Scheduler, Sequence
 from farstep_sampler.stops import StopStrings
@@ -45,22 +45,6 @@ log = logging.getLogger(__name__)
 
 _CHUNK_S = 0.025  # how long prompts may keep running sequences waiting at a step
 _LEAST_CHUNK, _MOST_CHUNK = 64, 2048  # tokens
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Finished:
-    """A job that ended, well or not; `ticket` is the one it was submitted with."""
-
-    ticket: int
-    outcome: SampleResult | Exception
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class News:
-    """What a job that is watched has gained in a step."""
-
-    ticket: int
-    delta: SampleDelta
 
 
 class TorchEngine:
@@ -318,10 +302,10 @@ class TorchEngine:
                 sequence.topk_logprobs.append(topk.logprobs[row, :num_topk])
             stop_reason = sequence.push(tokens[row], logprobs[row])
             if group.streams:
-                self._news.append(News(group.ticket, _delta(sequence, stop_reason)))
+                self._news.append(News(group.ticket, delta_of(sequence, stop_reason)))
             if stop_reason is not None:
                 ended.append(sequence)
-                group.finished[sequence.index] = _sample_sequence(sequence, stop_reason)
+                group.finished[sequence.index] = sequence_of(sequence, stop_reason)
         for sequence in ended:
             self._remember(sequence)
             del self._scheduler.running[sequence]
@@ -383,22 +367,3 @@ class TorchEngine:
         if not job.stop_strings:
             return None
         return StopStrings(job.stop_strings, prompt=job.prompt[-16:].tolist(), decode=self._base.text)
-
-
-def _sample_sequence(sequence: Sequence, stop_reason: str) -> SampleSequence:
-    topk = None
-    if sequence.group.job.num_topk:
-        topk = Topk(np.stack(sequence.topk_ids).astype(np.int32), np.stack(sequence.topk_logprobs))
-    versions = sequence.versions if set(sequence.versions) != {sequence.group.first_version} else []
-    return SampleSequence(sequence.tokens, sequence.logprobs, stop_reason, topk, versions)
-
-
-def _delta(sequence: Sequence, stop_reason: str | None) -> SampleDelta:
-    """Its last token alone."""
-    topk = None
-    if sequence.group.job.num_topk:
-        topk = Topk(sequence.topk_ids[-1][None].astype(np.int32), sequence.topk_logprobs[-1][None])
-    last = slice(-1, None)
-    return SampleDelta(
-        sequence.index, sequence.tokens[last], sequence.logprobs[last], sequence.versions[last], stop_reason, topk
-    )

@@ -16,9 +16,10 @@ from starlette.types import ASGIApp
 from farstep_proto import errors, framing, paths, tensors
 from farstep_proto.v1 import operations_pb2 as ops
 from farstep_proto.v1 import sampling_pb2, training_pb2
-from farstep_serving.app import make_app, operation_routes
+from farstep_serving.app import make_app
 from farstep_serving.keys import KeyRing
 from farstep_serving.messages import read_message, respond, wait_s_of
+from farstep_serving.operation_routes import operation_routes
 from farstep_serving.operations import OperationTable
 from tests.unit.client.fake_server import BASE_MODEL, KEY, MAX_SEQ_LEN, VOCAB_SIZE, Host, Server
 

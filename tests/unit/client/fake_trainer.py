@@ -18,10 +18,11 @@ from farstep_proto.names import CheckpointPath
 from farstep_proto.paths import Verb
 from farstep_proto.v1 import common_pb2, control_pb2, training_pb2
 from farstep_proto.v1 import operations_pb2 as ops
-from farstep_serving.app import make_app, operation_routes
+from farstep_serving.app import make_app
 from farstep_serving.bodies import read_body
 from farstep_serving.keys import KeyRing
 from farstep_serving.messages import read_message, respond
+from farstep_serving.operation_routes import operation_routes
 from farstep_serving.operations import OperationTable
 from tests.unit.client.fake_sampler import Sampler
 from tests.unit.client.fake_server import BASE_MODEL, KEY, MAX_SEQ_LEN, VOCAB_SIZE, Host, Server

@@ -9,9 +9,10 @@ from starlette.routing import Route
 from farstep_proto import paths
 from farstep_proto.errors import TooManyRequests
 from farstep_proto.v1 import common_pb2, operations_pb2, training_pb2
-from farstep_serving.app import make_app, operation_routes
+from farstep_serving.app import make_app
 from farstep_serving.keys import KeyRing, make_key
 from farstep_serving.messages import read_message, respond, wait_s_of
+from farstep_serving.operation_routes import operation_routes
 from farstep_serving.operations import OperationTable
 
 BINARY = {"Content-Type": paths.PROTOBUF, "Accept": paths.PROTOBUF}

@@ -14,9 +14,10 @@ from farstep_infra.gateway.server_http import NotNow, Relayed
 from farstep_proto import paths
 from farstep_proto.errors import Conflict, NotFound, TooManyRequests
 from farstep_proto.v1 import operations_pb2 as pb
-from farstep_serving.app import make_app, operation_routes
+from farstep_serving.app import make_app
 from farstep_serving.keys import KeyRing
 from farstep_serving.messages import respond
+from farstep_serving.operation_routes import operation_routes
 from farstep_serving.operations import OperationTable
 
 RUN = "s:train:0"
