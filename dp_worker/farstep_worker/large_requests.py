@@ -9,6 +9,7 @@ Invariant: what passes has at most `MAX_FIELDS` fields, of which a byte of packe
 from __future__ import annotations
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
 
 from farstep_proto.errors import PayloadTooLarge
 from farstep_proto.wire_fields import wire_fields
@@ -17,7 +18,7 @@ MAX_FIELDS = 20_000
 _RAW = (FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_STRING)
 
 
-def check_large(body: bytes, kind: Descriptor, *, usual_bytes: int) -> None:
+def check_large(body: bytes, kind: type[Message], *, usual_bytes: int) -> None:
     """Looks at an encoded `kind` that is larger than `usual_bytes`.
 
     Raises:
@@ -26,7 +27,7 @@ def check_large(body: bytes, kind: Descriptor, *, usual_bytes: int) -> None:
     if len(body) <= usual_bytes:
         return
     try:
-        is_taken = _count(memoryview(body), kind, MAX_FIELDS) >= 0
+        is_taken = _count(memoryview(body), kind.DESCRIPTOR, MAX_FIELDS) >= 0
     except ValueError:
         is_taken = False
     if not is_taken:

@@ -217,7 +217,7 @@ class TrainerApi:
         return max(self.max_request_bytes, self.max_datum_bytes if may_be_large else 0)
 
     def _decode(self, request: Request, body: bytes, kind: type[Message]) -> Message:
-        check_large(body, kind.DESCRIPTOR, usual_bytes=self.max_request_bytes)
+        check_large(body, kind, usual_bytes=self.max_request_bytes)
         return decode(request, body, kind)
 
     def _allowed(self, message: Message) -> Message:

@@ -15,13 +15,14 @@ import asyncio
 import sys
 import time
 import uuid
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from farstep_proto.errors import Conflict, Draining, NotFound
 from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import operations_pb2 as pb
+from farstep_serving.retention import Retention, RetentionLimits
 
 MAX_POLL_BYTES = 32 << 20
 MAX_POLL_S = 60.0
@@ -37,7 +38,6 @@ class _Entry:
     digest: bytes
     state: pb.OperationState
     outcome: bytes = b""  # a serialized Operation, once there is one
-    expires_at: float = float("inf")
     done: asyncio.Event | None = None  # once somebody waits for this one alone
     is_fetched: bool = False  # some client has acknowledged it
 
@@ -78,19 +78,17 @@ class OperationTable:
         on_dropped: Callable[[str], None] = lambda operation_id: None,
     ) -> None:
         self.instance_id = uuid.uuid4().hex
-        self._retention_s = retention_s
-        self._unclaimed_s = unclaimed_s
-        self._max_retained = max_retained
-        self._max_retained_bytes = max_retained_bytes
         self._queue_place = queue_place
         self._clock = clock
         self._on_acknowledged = on_acknowledged
         self._on_dropped = on_dropped
         self._entries: dict[str, _Entry] = {}
         self._channels: dict[str, _Channel] = {}
-        self._acked: deque[str] = deque()
-        self._acked_bytes = 0
-        self._unclaimed: OrderedDict[str, None] = OrderedDict()
+        self._retention = Retention(
+            RetentionLimits(retention_s, unclaimed_s, max_retained, max_retained_bytes),
+            clock,
+            num_bytes_of=lambda operation_id: len(self._entries[operation_id].outcome),
+        )
         self._draining = False
         self._num_pending = 0
         self._used_at = clock()
@@ -99,6 +97,11 @@ class OperationTable:
     def num_pending(self) -> int:
         """How many were opened and have no outcome yet."""
         return self._num_pending
+
+    @property
+    def num_unclaimed(self) -> int:
+        """How many have an outcome that somebody has yet to acknowledge."""
+        return self._retention.num_unclaimed
 
     @property
     def idle_s(self) -> float:
@@ -149,11 +152,7 @@ class OperationTable:
             return
         if pb.Operation.FromString(entry.outcome).error.status != Draining.status:
             return
-        if operation_id in self._unclaimed:
-            del self._unclaimed[operation_id]
-        else:
-            self._acked.remove(operation_id)
-            self._acked_bytes -= len(entry.outcome)
+        self._retention.forget(operation_id)
         self._drop(operation_id)
 
     def list_of(self, prefix: str, *, unfetched: bool) -> list[pb.Operation]:
@@ -176,11 +175,9 @@ class OperationTable:
         if not outcome:
             self._num_pending += 1
             return
-        if clients:
-            entry.expires_at = self._clock() + self._unclaimed_s
-            self._unclaimed[operation_id] = None
-        else:
-            self._retain(operation_id, entry)
+        self._retention.keep(operation_id)
+        if not clients:
+            self._retention.acknowledge(operation_id)
 
     def clients(self, operation_id: str) -> tuple[str, ...]:
         """Those that submitted an operation and have not acknowledged its outcome."""
@@ -211,10 +208,9 @@ class OperationTable:
         self._used_at = self._clock()
         entry.state = state
         entry.outcome = outcome
-        entry.expires_at = self._clock() + self._unclaimed_s
         if entry.done is not None:
             entry.done.set()
-        self._unclaimed[operation_id] = None
+        self._retention.keep(operation_id)
         for client_id in entry.clients:
             self._channel(client_id).num_pending -= 1
             self._tell(client_id, operation_id, entry)
@@ -347,10 +343,8 @@ class OperationTable:
             entry.is_fetched = True
             entry.clients = tuple(each for each in entry.clients if each != client_id)
             self._on_acknowledged(operation_id, client_id)
-            if entry.clients or operation_id not in self._unclaimed:
-                continue
-            del self._unclaimed[operation_id]
-            self._retain(operation_id, entry)
+            if not entry.clients and self._retention.acknowledge(operation_id):
+                entry.done = None
 
     def _hold(self, client_id: str, operation_ids: Iterable[str]) -> None:
         """Does not deliver again what has arrived; it is kept until it is acknowledged all the same."""
@@ -359,28 +353,8 @@ class OperationTable:
             channel.undelivered.pop(operation_id, None)
             channel.unheard.discard(operation_id)
 
-    def _retain(self, operation_id: str, entry: _Entry) -> None:
-        """Keeps what everybody has acknowledged, for a while."""
-        entry.expires_at, entry.done = self._clock() + self._retention_s, None
-        self._acked.append(operation_id)
-        self._acked_bytes += len(entry.outcome)
-
     def _expire(self) -> None:
-        """Drops what has been kept long enough; amortized constant work a call."""
-        now = self._clock()
-        while self._acked:
-            entry = self._entries[self._acked[0]]
-            is_too_much = len(self._acked) > self._max_retained or self._acked_bytes > self._max_retained_bytes
-            if entry.expires_at > now and not is_too_much:
-                break
-            self._acked_bytes -= len(entry.outcome)
-            self._drop(self._acked.popleft())
-        while self._unclaimed:
-            operation_id = next(iter(self._unclaimed))
-            entry = self._entries[operation_id]
-            if entry.expires_at > now:
-                break
-            del self._unclaimed[operation_id]
+        for operation_id in self._retention.overdue():
             self._drop(operation_id)
 
     def _drop(self, operation_id: str) -> None:

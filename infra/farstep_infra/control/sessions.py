@@ -139,8 +139,8 @@ class Sessions:
         async with self._db.transaction() as db:
             return (await db.execute(close)).scalars().all()
 
-    async def forget_sampling(self, *, unused_s: float) -> int:
-        """Drops what closed sessions sampled from, where nobody has sampled in their name for so long; how many.
+    async def forget_sampling(self, *, unused_s: float) -> None:
+        """Drops what closed sessions sampled from, where nobody has sampled in their name for so long.
 
         An open session keeps all: its client may yet ask for the oldest. So does a closed one that others go on
         sampling with, which its `last_seen_at` tells.
@@ -149,9 +149,8 @@ class Sessions:
             SessionRow.closed_at.is_not(None), SessionRow.last_seen_at < time.time() - unused_s
         )
         drop = delete(SamplingSessionRow).where(SamplingSessionRow.session_id.in_(unused))
-        drop = drop.returning(SamplingSessionRow.sampling_session_id).execution_options(synchronize_session=False)
         async with self._db.transaction() as db:
-            return len((await db.execute(drop)).scalars().all())
+            await db.execute(drop.execution_options(synchronize_session=False))
 
     async def count(self) -> int:
         async with self._db.reading() as db:

@@ -181,9 +181,9 @@ def test_a_poll_that_is_refused_ends_in_that_error(client: farstep.TrainingClien
 def test_an_outcome_is_acknowledged_soon(client: farstep.TrainingClient, trainer: Trainer) -> None:
     client.forward([datum()]).result()
     deadline = time.monotonic() + 2
-    while trainer.host.call(lambda: len(trainer.table._unclaimed)) and time.monotonic() < deadline:
+    while trainer.host.call(lambda: trainer.table.num_unclaimed) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert trainer.host.call(lambda: len(trainer.table._unclaimed)) == 0
+    assert trainer.host.call(lambda: trainer.table.num_unclaimed) == 0
 
 
 def test_a_wrong_key_is_never_in_the_error(trainer: Trainer, sampler: Sampler) -> None:

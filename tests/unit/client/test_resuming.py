@@ -27,7 +27,7 @@ def test_results_that_nobody_saw(
     client: farstep.TrainingClient, service: farstep.ServiceClient, trainer: Trainer
 ) -> None:
     client.forward([datum()]).result(timeout=5)
-    until(lambda: not trainer.table._unclaimed)
+    until(lambda: not trainer.table.num_unclaimed)
     trainer.faults.append(Fault(":poll", error=errors.Unauthenticated("it died"), times=1))
     with pytest.raises(farstep.AuthenticationError):
         client.forward_backward([datum()]).result(timeout=5)

@@ -11,7 +11,7 @@ USUAL = 1000
 
 
 def check(body):
-    check_large(body, pb.ForwardRequest.DESCRIPTOR, usual_bytes=USUAL)
+    check_large(body, pb.ForwardRequest, usual_bytes=USUAL)
 
 
 def request(*, tokens=b"", **inputs):
