@@ -28,13 +28,13 @@ from farstep_serving.app import make_app
 from farstep_serving.bodies import bodies_of, declared_bytes
 from farstep_serving.descriptions import CLIENT, Media, describe, query
 from farstep_serving.keys import Caller, Keys, caller_of, for_operators
+from farstep_serving.large_messages import check_large
 from farstep_serving.messages import decode, is_protobuf, read_message, respond
 from farstep_serving.operation_routes import operation_routes
 from farstep_serving.usage import usage_route
 from farstep_worker.assembly import MAX_PARTS, Address
 from farstep_worker.dispatch import Dispatcher
 from farstep_worker.feed import FeedServer
-from farstep_worker.large_requests import check_large
 from farstep_worker.operations import split_operation_id
 from farstep_worker.runs import Run
 from farstep_worker.submission import REQUEST_TYPES, parse_call, request_type

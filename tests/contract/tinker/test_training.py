@@ -179,6 +179,14 @@ def test_a_compressed_body_is_opened_up_to_a_bound(model, raw):
     assert raw.post("optim_step", content=packed, headers=headers).status_code == 415
 
 
+def test_a_large_body_of_many_things_is_refused_before_it_is_decoded(model, raw):
+    """Twenty megabytes of empty data would take gigabytes."""
+    response = raw.post("forward_backward", content=b"\x1a\x00" * 10_000_000, headers=PROTOBUF)
+    assert (response.status_code, response.json()["field"]) == (413, "body")
+    assert "not by tensors alone" in response.json()["error"]
+    assert step(model, 0)[1].metrics["step:max"] == 1
+
+
 def test_two_clients_at_once(tinker_service, tinker_url, tinker_key):
     async def train(service, seed):
         client = await service.create_lora_training_client("farstep/tiny", rank=4, seed=seed)

@@ -1,12 +1,14 @@
-"""Requests above the usual size: taken where they are little else than the raw bytes of tensors, as a long datum is.
+"""Messages above the usual size: taken where they are little else than the raw bytes of tensors, as a long datum is.
 
 Whatever else is in a message can take many times the memory of its bytes once it is decoded, which the usual limit
-bounds; raw bytes stay what they are. So a large request is looked at as it came, before anything is made of it.
+bounds; raw bytes stay what they are. So a large message is looked at as it came, before anything is made of it.
 
 Invariant: what passes has at most `MAX_FIELDS` fields, of which a byte of packed numbers counts as one.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -27,7 +29,7 @@ def check_large(body: bytes, kind: type[Message], *, usual_bytes: int) -> None:
     if len(body) <= usual_bytes:
         return
     try:
-        is_taken = _count(memoryview(body), kind.DESCRIPTOR, MAX_FIELDS) >= 0
+        is_taken = _count(memoryview(body), cast(Descriptor, kind.DESCRIPTOR), MAX_FIELDS) >= 0
     except ValueError:
         is_taken = False
     if not is_taken:

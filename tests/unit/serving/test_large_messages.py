@@ -5,7 +5,7 @@ import pytest
 from farstep_proto.errors import PayloadTooLarge
 from farstep_proto.v1 import common_pb2
 from farstep_proto.v1 import training_pb2 as pb
-from farstep_worker.large_requests import MAX_FIELDS, check_large
+from farstep_serving.large_messages import MAX_FIELDS, check_large
 
 USUAL = 1000
 
