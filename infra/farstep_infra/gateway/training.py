@@ -25,12 +25,13 @@ from farstep_proto.errors import InvalidInput, NotFound
 from farstep_proto.loss_table import LOSS_TABLE
 from farstep_proto.paths import Verb
 from farstep_proto.v1 import tinker_pb2, training_pb2
-from farstep_serving.bodies import MAX_BODY_BYTES, bodies_of, declared_bytes
+from farstep_serving.bodies import bodies_of, declared_bytes
 from farstep_serving.descriptions import Media, describe
 from farstep_serving.keys import Caller, caller_of
 from farstep_serving.large_messages import check_large
 
 MAX_PASS_BYTES = 72 << 20  # as much as a trainer takes, unless it is told otherwise
+_USUAL_BYTES = 32 << 20  # twice what the SDK is asked to send at once: it does not count names and spans
 _PART_BYTES = 7 << 20  # below what a trainer takes in one request, unless it is of one datum
 _FRAME_BYTES = 16  # a datum's tag and length, at most
 _BINARY = Media({paths.PROTOBUF: {"type": "string", "format": "binary"}})
@@ -118,7 +119,7 @@ async def result_of(gateway: Gateway, wanted: RequestId, *, caller: Caller, wait
 
 
 def _parse(raw: bytes) -> tinker_pb2.ForwardBackwardRequest:
-    check_large(raw, tinker_pb2.ForwardBackwardRequest, usual_bytes=MAX_BODY_BYTES)
+    check_large(raw, tinker_pb2.ForwardBackwardRequest, usual_bytes=_USUAL_BYTES)
     try:
         return tinker_pb2.ForwardBackwardRequest.FromString(raw)
     except DecodeError as error:
