@@ -10,6 +10,8 @@ Invariant: what comes out is as large as what came in, but for sparse tensors, w
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from farstep_infra.gateway.custom_loss import custom_loss_of
@@ -18,7 +20,7 @@ from farstep_infra.gateway.sparse import DenseBudget, densify
 from farstep_proto.errors import InvalidInput
 from farstep_proto.v1 import common_pb2, tinker_pb2, training_pb2
 
-MAX_DENSE_BYTES = 256 << 20
+MAX_DENSE_BYTES = 128 << 20
 
 # What needs no conversion at all.
 _SAME: dict[int, common_pb2.DType] = {
@@ -45,6 +47,16 @@ def to_forward_request(message: tinker_pb2.ForwardBackwardRequest) -> training_p
     for index, datum in enumerate(message.data):
         _datum(datum, request.data.add(), budget, loss_fn=message.loss_fn, field=f"data[{index}]")
     return request
+
+
+def dense_bytes(message: tinker_pb2.ForwardBackwardRequest) -> int:
+    """What its sparse tensors claim to be when they are dense; `MAX_DENSE_BYTES` where it is more, which is refused."""
+    claimed = 0
+    for datum in message.data:
+        for tensor in datum.loss_fn_inputs.values():
+            if tensor.HasField("sparse_csr"):
+                claimed += max(0, math.prod(tensor.shape)) * _ITEM_BYTES.get(tensor.dtype, 0)
+    return min(claimed, MAX_DENSE_BYTES)
 
 
 def _settings(message: tinker_pb2.ForwardBackwardRequest, request: training_pb2.ForwardRequest) -> None:

@@ -64,10 +64,12 @@ async def _forward_backward(request: Request) -> Response:
         # What is compressed may be opened to anything: as if it were as large as it can be.
         decoded = partial(bodies.decoded, MAX_PASS_BYTES if encoding else len(raw))
         body = await decoded(lambda: compression.decompressed(raw, encoding, limit=MAX_PASS_BYTES)) if encoding else raw
-        with bodies.grown(len(body) - len(raw)):
-            read = [await decoded(lambda: _parse(body))]
+        read = [await decoded(lambda: _parse(body))]
+        sparse_bytes = data.dense_bytes(read[0])
+        with bodies.grown(len(body) - len(raw) + sparse_bytes):
             wanted = RequestId.of_model(read[0].model_id, read[0].seq_id)
-            call = partial(decoded, lambda: _pass(read.pop()))  # popped: not needed once it is translated
+            # Popped: what was read is not needed once it is translated.
+            call = partial(bodies.decoded, len(body) + sparse_bytes, lambda: _pass(read.pop()))
             return answer(await promise(gateway_of(request), wanted, call, caller=caller_of(request)))
 
 

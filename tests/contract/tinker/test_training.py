@@ -179,6 +179,24 @@ def test_a_compressed_body_is_opened_up_to_a_bound(model, raw):
     assert raw.post("optim_step", content=packed, headers=headers).status_code == 415
 
 
+def test_sparse_tensors_count_for_what_they_are_when_dense(model):
+    """A few bytes that claim a hundred megabytes, more than the trainer takes of one datum; and what nobody takes."""
+
+    def claiming(num_columns):
+        targets = tinker.TensorData(data=[5] * 32, dtype="int64", shape=[2, 16])
+        rows = {"sparse_crow_indices": [0, 1, 1], "sparse_col_indices": [5]}
+        weights = tinker.TensorData(data=[1.0], dtype="float32", shape=[2, num_columns], **rows)
+        inputs = {"target_tokens": targets, "weights": weights}
+        return types.Datum(model_input=types.ModelInput.from_ints([3, 4]), loss_fn_inputs=inputs)
+
+    with pytest.raises(tinker.RequestFailedError, match=r"data\[0\]: takes \d+ bytes, which is too much") as caught:
+        model.forward([claiming(10 << 20)], "cross_entropy").result()
+    assert caught.value.category is types.RequestErrorCategory.User
+    with pytest.raises(tinker.RequestFailedError, match="when it is dense are too many for one request"):
+        model.forward([claiming(1 << 40)], "cross_entropy").result()
+    assert step(model, 0)[1].metrics["step:max"] == 1
+
+
 def test_a_large_body_of_many_things_is_refused_before_it_is_decoded(model, raw):
     """Empty data would take eighty times their bytes."""
     response = raw.post("forward_backward", content=b"\x1a\x00" * 17_000_000, headers=PROTOBUF)
