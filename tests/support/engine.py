@@ -10,6 +10,7 @@ from farstep import _convert
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_model.load import load_base_model
 from farstep_model.lora import LoraLayers
+from farstep_model.packed import enable_packing
 from farstep_model.spec import LoraSpec
 from farstep_proto.v1 import operations_pb2
 from farstep_worker.executor import Executor
@@ -23,12 +24,16 @@ class Engines:
     Args:
         tokenizer: of all its runs.
         noise: what fresh adapters are moved by, so that all their gradients are there; their "start" stays fresh.
-        options: of the executor, such as token_budget and layout.
+        layout: "padded" as on a CPU, or "packed" as on a GPU.
+        token_budget: of a micro-batch.
     """
 
-    def __init__(self, folder, *, tokenizer=None, noise=0.05, layers=None, **options):
-        self.layers = layers or LoraLayers.install(load_base_model(device="cpu"))
-        self.executor = Executor(self.layers, CheckpointStore(folder), **{"token_budget": 512, **options})
+    def __init__(self, folder, *, tokenizer=None, noise=0.05, layout="padded", token_budget=512):
+        base = load_base_model(device="cpu")
+        if layout == "packed":
+            enable_packing(base)
+        self.layers = LoraLayers.install(base)
+        self.executor = Executor(self.layers, CheckpointStore(folder), layout=layout, token_budget=token_budget)
         self.tokenizer, self.noise = tokenizer, noise
         self.runs = []
 

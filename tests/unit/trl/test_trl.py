@@ -7,6 +7,7 @@ docs/losses.md says how, and the test converts just that.
 
 import itertools
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -27,9 +28,14 @@ RTOL = 1e-5
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory):
-    """Small micro-batches: every batch here is cut into several."""
+    """By layout. Micro-batches are small: every batch here is cut into several."""
     torch.set_num_threads(1)
-    return Engines(tmp_path_factory.mktemp("store"), tokenizer=of_trl.tokenizer(), token_budget=64)
+
+    @cache
+    def make(layout):
+        return Engines(tmp_path_factory.mktemp("store"), tokenizer=of_trl.tokenizer(), layout=layout, token_budget=64)
+
+    return make
 
 
 @pytest.fixture
@@ -37,9 +43,9 @@ def begun(engines, tmp_path):
     """Makes a trainer that has begun, and closes it."""
     opened = []
 
-    def begin(kind, data, **changes):
+    def begin(kind, data, *, layout="padded", **changes):
         config = settings(tmp_path / f"{len(opened)}", **changes)
-        trainer = kind(config, client=engines, train_data=data, reward_fn=lambda completion: 0.0)
+        trainer = kind(config, client=engines(layout), train_data=data, reward_fn=lambda completion: 0.0)
         trainer.init()
         opened.append(trainer)
         return trainer
@@ -113,10 +119,10 @@ def prepared(trainer, data):
     return trainer.begin_batch([row for pair in data for row in pair])()
 
 
-@pytest.mark.parametrize("mini_bs", [None, 2])
-def test_dpo(begun, tmp_path, mini_bs):
+@pytest.mark.parametrize(("mini_bs", "layout"), [(None, "padded"), (2, "padded"), (None, "packed")])
+def test_dpo(begun, tmp_path, mini_bs, layout):
     data = pairs(4)
-    trainer = begun(DPOTrainer, data, preference={"beta": 0.4}, mini_bs=mini_bs)
+    trainer = begun(DPOTrainer, data, preference={"beta": 0.4}, mini_bs=mini_bs, layout=layout)
     trl = of_trl.preferences(trainer.client, tmp_path / "trl", beta=0.4)
     loss = trl.compute_loss(trl.model, trl.data_collator(list(map(compared, data))))
     assert abs(loss.item() - math.log(2)) > 1e-3, "the adapter has to have left its reference"
@@ -267,10 +273,12 @@ def advantages_of(batch):
     return [value for (value,) in found]
 
 
-@pytest.mark.parametrize("case", sorted(CASES))
-def test_policy_losses(begun, tmp_path, case):
+@pytest.mark.parametrize(
+    ("case", "layout"), [*((case, "padded") for case in sorted(CASES)), ("gspo", "packed"), ("kl", "packed")]
+)
+def test_policy_losses(begun, tmp_path, case, layout):
     kind, ours, theirs = CASES[case]
-    trainer, batch, trl, inputs = policies(begun, tmp_path / "trl", kind, ours, theirs, mini_bs=4)
+    trainer, batch, trl, inputs = policies(begun, tmp_path / "trl", kind, ours, theirs, mini_bs=4, layout=layout)
     assert advantages_of(batch) == pytest.approx(inputs["advantages"].tolist(), rel=1e-5, abs=1e-6)
     assert_same(trainer, batch, trl, [trl.compute_loss(trl.model, inputs)])
     if case != "delta":  # what is clipped from above twice is counted twice by ours
