@@ -22,8 +22,9 @@ from tests.support.trainees import pairs, rows, settings
 from tests.unit.trl import of_trl
 
 # fp32 on both sides. TRL pads on the left and multiplies whole batches, the worker cuts its own micro-batches and goes
-# through other kernels: a few roundings of 6e-8 in every sum, some hundred of them on the way.
-RTOL = 1e-5
+# through other kernels: a few roundings of 6e-8 in every sum, some hundred of them on the way, and sums of advantages of
+# both signs. 3e-6 is the most that was seen.
+RTOL = 3e-5
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def assert_same(trainer, batch, trl, losses):
     run = trainer.client
     loss = trainer.step(batch)["loss"]
     wanted = of_trl.gradients(trl, losses)
-    assert loss == pytest.approx(sum(each.item() for each in losses), rel=RTOL, abs=1e-7)
+    assert loss == pytest.approx(sum(each.item() for each in losses), rel=RTOL, abs=1e-6)
     assert set(wanted) == set(run.adapter.names())
     scale = max(float(each.abs().max()) for each in wanted.values())
     assert scale > 1e-5, "a gradient of nothing is no comparison"
