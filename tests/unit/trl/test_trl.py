@@ -22,8 +22,8 @@ from tests.support.trainees import pairs, rows, settings
 from tests.unit.trl import of_trl
 
 # fp32 on both sides. TRL pads on the left and multiplies whole batches, the worker cuts its own micro-batches and goes
-# through other kernels: a few roundings of 6e-8 in every sum, some hundred of them on the way, and sums of advantages of
-# both signs. 3e-6 is the most that was seen.
+# through other kernels: a few roundings of 6e-8 in every sum, some hundred of them on the way, and sums of advantages
+# of both signs. 3e-6 is the most that was seen.
 RTOL = 3e-5
 
 
