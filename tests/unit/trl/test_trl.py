@@ -289,6 +289,19 @@ def test_policy_losses(begun, tmp_path, case, layout):
             assert trainer.metrics["clip_fraction"] == pytest.approx(clipped[-1], abs=1e-6)
 
 
+def test_settings_in_trls_words(begun, tmp_path):
+    """The same ones to both."""
+    given = {
+        "num_generations": SAMPLES, "max_completion_length": MAX_TOKENS, "loss_type": "dr_grpo",
+        "scale_rewards": "none", "epsilon": 0.1, "epsilon_high": 0.2, "delta": 1.3, "num_iterations": 1,
+    }  # fmt: skip
+    trainer = begun(GRPOTrainer, [{"prompt": "a"}], **given)
+    found = sampled(trainer.client, spread=0.3)
+    trl = of_trl.policy(trainer.client, tmp_path / "trl", rollout=their_rollout(found), beta=0.0, **given)
+    inputs = their_batch(trl, found)
+    assert_same(trainer, trainer.experience(rollout_of(found)), trl, [trl.compute_loss(trl.model, inputs)])
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [("std", "group"), ("batch", "batch")])
 def test_advantages_over_a_deviation(begun, tmp_path, ours, theirs):
     """TRL divides by the sample's standard deviation + 1e-4, we by the population's + 1e-8."""
