@@ -58,6 +58,8 @@ class Narrator:
             return
         result = trainer.result
         told = f"{trainer.state} after {result.steps} steps, loss {_number(result.loss)}"
+        if (reward := result.extra.get("rollout/reward_mean")) is not None:
+            told += f", reward {_number(reward)}"
         if result.accuracy is not None:
             told += f", accuracy {_number(result.accuracy)}"
         if result.stopped_because:

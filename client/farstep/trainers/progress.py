@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _REMEMBERED = 32
+_SPEED_OVER = 8  # steps are submitted ahead and their results may come at once: one step's time alone says nothing
 
 
 class Pace:
@@ -26,6 +27,7 @@ class Pace:
         self.total_steps = total_steps
         self._clock = clock
         self._took: deque[float] = deque(maxlen=_REMEMBERED)
+        self._recent: deque[tuple[float, float, float]] = deque(maxlen=_SPEED_OVER)
         self._last_at = clock()
 
     def step(self, num_steps: int = 1) -> float:
@@ -34,6 +36,12 @@ class Pace:
         took, self._last_at = now - self._last_at, now
         self._took.extend([took / max(1, num_steps)] * min(num_steps, _REMEMBERED))
         return took
+
+    def speed(self, took_s: float, num_tokens: float, num_rows: float) -> tuple[float, float]:
+        """Tokens and rows a second over the last steps, with this one."""
+        self._recent.append((took_s, num_tokens, num_rows))
+        times, tokens, rows = (sum(column) for column in zip(*self._recent, strict=True))
+        return tokens / times, rows / times
 
     def pause(self) -> None:
         """What was done since the last step was none: an evaluation, a checkpoint."""

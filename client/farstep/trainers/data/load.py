@@ -149,7 +149,8 @@ def process_data(
         DataError: as `load`, and if there is no `data.cache_dir`.
     """
     if config.data.cache_dir is None:
-        raise DataError("where is the processed data to go?", field="data.cache_dir")
+        raise DataError("where is the processed data to go?", field="data.cache_dir",
+                        hint="set it, or say --cache-dir FOLDER")  # fmt: skip
     making = config.model_copy(update={"data": config.data.model_copy(update={"fail_on_missing_cache": False})})
     return load(making, tokenizer, max_length=max_length, progress=progress)
 

@@ -84,6 +84,15 @@ def test_the_estimate_is_by_the_median_of_the_last_steps():
     assert pace.eta_s(10) == 0.0
 
 
+def test_speed_is_over_several_steps_since_results_may_come_at_once():
+    pace = Pace(10)
+    assert pace.speed(2.0, 100.0, 4.0) == (50.0, 2.0)
+    assert pace.speed(1e-9, 100.0, 4.0) == pytest.approx((100.0, 4.0))
+    for _ in range(8):
+        last = pace.speed(0.5, 100.0, 4.0)
+    assert last == pytest.approx((200.0, 8.0))  # what is long past counts no more
+
+
 @pytest.mark.parametrize("ahead", [0, 1, 3])
 def test_batches_are_begun_before_they_are_asked_for(ahead):
     log = []
