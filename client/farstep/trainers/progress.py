@@ -20,6 +20,24 @@ _REMEMBERED = 32
 _SPEED_OVER = 8  # steps are submitted ahead and their results may come at once: one step's time alone says nothing
 
 
+_SHOWN_CHARACTERS = 200
+
+
+def sample_line(sample: Mapping[str, Any]) -> str:
+    """A sample on a line of its own: the end of its prompt, the beginning of its completion, its reward."""
+    prompt, completion = (_one_line(sample.get(name)) for name in ("prompt", "completion"))
+    if len(prompt) > _SHOWN_CHARACTERS:
+        prompt = "…" + prompt[1 - _SHOWN_CHARACTERS :]
+    if len(completion) > _SHOWN_CHARACTERS:
+        completion = completion[: _SHOWN_CHARACTERS - 1] + "…"
+    reward = sample.get("reward")
+    return f"  {prompt} → {completion}" + (f"  [{reward:.4g}]" if isinstance(reward, int | float) else "")
+
+
+def _one_line(text: object) -> str:
+    return " ⏎ ".join(str(text if text is not None else "").strip().splitlines())
+
+
 class Pace:
     """Seconds a step, and from that when the last one is made."""
 
@@ -67,24 +85,24 @@ class ProgressBar:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[told]}"),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
         from rich.markup import escape
 
-        self._task: Any = self._bar.add_task(escape(name), total=total_steps or None, loss="–", speed="")
+        self._task: Any = self._bar.add_task(escape(name), total=total_steps or None, told="", speed="")
         self._bar.start()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._bar is None:
             return
-        loss, speed = metrics.get("loss"), metrics.get("tokens_per_s")
+        loss, reward, speed = (metrics.get(name) for name in ("loss", "rollout/reward_mean", "tokens_per_s"))
         self._bar.update(
             self._task,
             completed=step,
-            loss="–" if loss is None else f"{loss:.4f}",
+            told=f"reward {reward:.3f}" if reward is not None else f"loss {loss:.4f}" if loss is not None else "",
             speed="" if speed is None else f"{speed:,.0f} tokens/s",
         )
 

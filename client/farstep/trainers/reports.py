@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from farstep.trainers.errors import TrainerError
 from farstep.trainers.events import Event
 from farstep.trainers.metrics import TrainMetrics, prefixed
+from farstep.trainers.progress import sample_line
 from farstep.trainers.session import Session
 
 if TYPE_CHECKING:
@@ -178,5 +179,5 @@ class Reports(Session):
             return
         self.trackers.log(result.extra, self.global_step)
         for each in samples:
-            self.progress.say(f"{each['prompt']}\n→ {each['completion']}")
+            self.progress.say(sample_line(each))
         self.emit("eval", step=self.global_step, num_batches=result.steps, samples=samples, **result.extra)

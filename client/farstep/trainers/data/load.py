@@ -61,7 +61,11 @@ def load(
         raise DataError("there is nothing to train on", field="data.sources", hint="give dataset, or train_data")
     for dataset, name in ((train, "data.sources"), (held_out, "data.eval_sources")):
         if dataset is not None and not len(dataset):
-            raise DataError(f"no row is left: {dataset.report}", field=name)
+            hint = "" if not dataset.report.truncated else (
+                f"prompts fill the {plan.limits.max_length} tokens of a row: raise data.max_length if the model takes "
+                "more, or shorten them"
+            )  # fmt: skip
+            raise DataError(f"no row is left: {dataset.report}", field=name, hint=hint)
     return Datasets(train, held_out)
 
 

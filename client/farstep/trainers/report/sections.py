@@ -32,6 +32,7 @@ _HEADLINE = (
 _FUNNEL = ("asked", "sampled", "parsed", "scored", "trained")
 _REMEDIES = (
     ("OutOfMemory", "Lower mini_bs, data.max_length or model.lora.r: a pass over the model did not fit its memory."),
+    ("NonFinite", "A loss or gradient was no number: lower optimizer.lr, or set optimizer.grad_clip."),
     ("not_finite", "A loss or gradient was no number: lower optimizer.lr, or set optimizer.grad_clip."),
     (
         "Transport",
@@ -250,7 +251,7 @@ def _token_row(step: int, index: int, row: Mapping[str, Any]) -> TokenRow:
 
 def _mask_of(mask: float | None, prompt: int | None, place: int, advantage: float | None) -> str:
     if mask and place:
-        return "trained" if mask * (1 if not advantage else advantage) > 0 else "negative"
+        return "trained" if mask * (advantage or 1) > 0 else "negative"
     return "prompt" if prompt or not place else "untrained"
 
 
