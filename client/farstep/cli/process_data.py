@@ -38,7 +38,7 @@ def _process(arguments: argparse.Namespace) -> int:
     config = trainer.config
     if trainer.requires_rollout:
         raise command.Refused(
-            f"nothing to process: prompts of {trainer.name!r} become tokens as they are asked; `farstep check` reads them"
+            f"prompts of {trainer.name!r} become tokens as they are asked: nothing to process; see `farstep check`"
         )
     tokenizer = local_tokenizer(config)
     sets = process_data(config, tokenizer, max_length=arguments.max_length, progress=_bar())

@@ -140,7 +140,7 @@ def number(value: float | None) -> str:
 
 
 def tick_label(value: float) -> str:
-    """As `number`, with a letter for thousands, millions and so on where it has many digits: an axis has little room."""
+    """As `number`, with a letter for thousands, millions and so on where it is long: an axis has little room."""
     for least, size, letter in ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if least <= abs(value) < 1e15:
             return f"{value / size:.4g}{letter}"
