@@ -58,7 +58,7 @@ def preflight(trainer: Trainer, *, with_tokens: bool = True) -> Iterator[Finding
         return
     data = _looked("data", lambda: _read(trainer))
     yield data
-    if with_tokens and not data.is_bad and "_check_rows" not in vars(type(trainer)):
+    if with_tokens and not data.is_bad and trainer.has_rows_of_known_forms:
         yield _tokens(trainer)
 
 
@@ -144,28 +144,14 @@ def _name_of(given: Any) -> str:
 
 def _read(trainer: Trainer) -> str:
     """Every row of every source, as far as that goes without a tokenizer."""
-    from farstep.trainers.data.adapters.base import adapter_for
-    from farstep.trainers.data.collection import collected
-    from farstep.trainers.errors import DataError
+    from farstep.trainers.row_sources import check_sources
 
-    config = trainer.config
     if trainer.given_rows is not None:
         return f"{len(trainer.given_rows):,} rows that were given"
-    seed = config.seed if config.data.seed is None else config.data.seed
-    train, held_out = collected(config.data, seed=seed)
-    told = []
-    has_own_rows = "_check_rows" in vars(type(trainer))  # what its rows mean is the trainer's own affair
-    for rows, name in ((train, "rows"), (held_out, "rows to evaluate on")):
-        if rows is None:
-            continue
-        for one in () if has_own_rows else rows:
-            row = one.named()
-            try:
-                adapter_for(row, one.reading.format or config.data.format).check(row)
-            except DataError as error:
-                raise one.blamed(error) from error
-        told.append(f"{len(rows):,} {name}")
-    return ", ".join(told) or "none"
+    check_sources(trainer)
+    train, held_out = trainer.read_sources()
+    parts = ((train, "rows"), (held_out, "rows to evaluate on"))
+    return ", ".join(f"{len(rows):,} {name}" for rows, name in parts if rows is not None) or "none"
 
 
 def _tokens(trainer: Trainer) -> Finding:

@@ -250,3 +250,28 @@ def test_an_exported_adapter_loads_in_plain_peft(service, tmp_path):
         # fp32; the worker multiplies through oneDNN, torch does not
         assert logprobs.tolist() == pytest.approx(expected.to_numpy().tolist(), abs=1e-4)
         base = model.unload()
+
+
+def test_of_a_run_that_was_done_nothing_is_made_again_and_its_numbers_are_told(service, tmp_path):
+    config = settings(tmp_path, checkpoint=[{"type": "state", "auto_resume": True}])
+    first = SFTTrainer(config, client=service, train_data=rows(8)).fit()
+    events = Recorder()
+    again = SFTTrainer(config, client=service, train_data=rows(8), event_sinks=[events]).fit()
+    assert (again.steps, again.loss) == (first.steps, first.loss)
+    assert [event["type"] for event in events] == ["started", "completed"]
+    assert events[-1]["metrics"]["loss"] == first.loss
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"model": {"base": "other/model"}}, "model.base"),
+        ({"model": {"base": "farstep/tiny", "lora": {"r": 8}}}, "lora.r"),
+    ],
+)
+def test_a_run_is_not_gone_on_with_by_another_model_or_adapter(service, tmp_path, changes, field):
+    """The run would stay what it is, and the setting would count for nothing."""
+    config = settings(tmp_path, checkpoint=[{"type": "state", "auto_resume": True}], exit_iteration=1)
+    SFTTrainer(config, client=service, train_data=rows(8)).fit()
+    with pytest.raises(TrainerError, match=rf"{field}: is .* the run that is to be gone on with has"):
+        SFTTrainer(config | changes, client=service, train_data=rows(8)).fit()

@@ -19,7 +19,8 @@ _NO_METRICS = frozenset({"seq", "type", "time", "run", "step", "total_steps", "n
 class RunRecord:
     """
     Args:
-        started: the last `started` event; a run that was gone on with has several.
+        started: the last `started` event; a run that was gone on with has several. Of one that never began, its end,
+            which says what it was to be.
         logs, evals: by step; of a step that was made again, the later one.
         end: how it ended; None where it goes on, or was killed.
     """
@@ -68,19 +69,19 @@ def read_run(folder: str | Path) -> RunRecord:
         raise TrainerError(f"{folder} has no run: {error.strerror}: {EVENTS}", stage="report",
                            hint="the folder of one run, such as farstep-runs/NAME") from error  # fmt: skip
     started = [event for event in events if event.get("type") == "started"]
-    if not started:
+    if not events or not (started or events[-1].get("type") in TERMINAL):
         raise TrainerError(f"{folder / EVENTS} tells of no run that began", stage="report")
     last = events[-1]
     return RunRecord(
         folder=folder,
-        started=started[-1],
+        started=started[-1] if started else last,
         logs=_by_step(events, "log"),
         evals=_by_step(events, "eval"),
         rollouts=[event for event in events if event.get("type") == "rollout"],
         checkpoints=_latest(event for event in events if event.get("type") == "checkpoint"),
         end=last if last.get("type") in TERMINAL else None,
         batches=_read_batches(folder / BATCHES),
-        num_resumptions=len(started) - 1,
+        num_resumptions=max(0, len(started) - 1),
         last_time=str(last.get("time", "")),
     )
 

@@ -5,13 +5,13 @@ Where prompts have a limit, all are tokenized once, so that the horizon of a run
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from farstep.trainers.data.collection import RawRows, collected, given_rows
+from farstep.trainers.data.collection import Collected, RawRows, collected, given_parts, given_rows
 from farstep.trainers.data.loader import Cursor
 from farstep.trainers.data.prompts import PromptBatch, PromptLoader, PromptSettings
 from farstep.trainers.errors import DataError
@@ -75,19 +75,28 @@ class PromptRows:
 
 
 def load_prompt_rows(
-    config: TrainerConfig, tokenizer: Any, train_data: object, test_data: object
+    config: TrainerConfig,
+    tokenizer: Any,
+    train_data: object,
+    test_data: object,
+    *,
+    sources: Callable[[], Collected] | None = None,
 ) -> tuple[PromptRows, PromptRows | None]:
     """What is trained and evaluated on: what was given, else the configuration's sources.
+
+    Args:
+        sources: gives the sources' rows, where they were read before.
 
     Raises:
         DataError: there is nothing to train on, or a source or row is wrong.
     """
     data = config.data
     seed = config.seed if data.seed is None else data.seed
+    train_data, test_data = given_parts(data, train_data, test_data or None, seed=seed)
     train = given_rows(train_data) if train_data is not None else None
     test = given_rows(test_data, field="test_data") if test_data else None
     if train is None or (test is None and data.has_eval):
-        found, held_out = collected(data, seed=seed)
+        found, held_out = sources() if sources is not None else collected(data, seed=seed)
         train, test = train if train is not None else found, test if test is not None else held_out
     if train is None:
         raise DataError("there is nothing to train on", field="data.sources", hint="give dataset, or train_data")
