@@ -179,6 +179,10 @@ class PromptLoader:
         candidates = (key, *_SOLUTIONS) if key == DEFAULT_SOLUTIONS_KEY else (key,)
         return next((row[name] for name in candidates if name in row), None)
 
+    def lengths(self) -> np.ndarray[Any, Any]:
+        """[rows] tokens of each prompt, however long it is."""
+        return np.asarray([len(self.item(index).tokens) for index in range(len(self))], np.int64)
+
     def is_too_long(self, item: PromptItem) -> bool:
         return self.max_prompt_tokens is not None and len(item.tokens) > self.max_prompt_tokens
 

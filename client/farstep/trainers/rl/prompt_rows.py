@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,10 +37,10 @@ class PromptRows:
     """`Rows` whose batches are `PlacedPrompts`."""
 
     def __init__(self, loader: PromptLoader) -> None:
-        self._loader = loader
+        self.loader = loader
         fits = np.ones(len(loader), dtype=bool)
         if loader.max_prompt_tokens is not None:
-            fits[:] = [not loader.is_too_long(loader.item(index)) for index in range(len(loader))]
+            fits = self.lengths <= loader.max_prompt_tokens
         self._fits = fits
         if not fits.any():
             raise DataError(
@@ -49,28 +50,33 @@ class PromptRows:
     def __len__(self) -> int:
         return int(self._fits.sum())
 
+    @cached_property
+    def lengths(self) -> np.ndarray[Any, Any]:
+        """[rows] tokens of each prompt, those that are too long among them."""
+        return self.loader.lengths()
+
     @property
     def num_batches(self) -> int:
-        return -(-len(self) // self._loader.batch_size)
+        return -(-len(self) // self.loader.batch_size)
 
     @property
     def identity(self) -> str:
-        return f"{self._loader.data}.{self._loader.batch_size}.{len(self)}"
+        return f"{self.loader.data}.{self.loader.batch_size}.{len(self)}"
 
     @property
     def report(self) -> Mapping[str, Any]:
-        return {"rows": len(self._loader), "used": len(self), "skipped_long": len(self._loader) - len(self)}
+        return {"rows": len(self.loader), "used": len(self), "skipped_long": len(self.loader) - len(self)}
 
     def num_examples(self, index: int) -> int:
-        return min(self._loader.batch_size, len(self) - index * self._loader.batch_size)
+        return min(self.loader.batch_size, len(self) - index * self.loader.batch_size)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Any]:
         if first >= self.num_batches:
             return
-        fitting = np.flatnonzero(self._fits[self._loader.order(epoch)])
-        row = int(fitting[first * self._loader.batch_size]) if first else 0
-        cursor = Cursor(epoch, row, self._loader.data)
-        for index, prompts in enumerate(self._loader.batches(cursor), start=first):
+        fitting = np.flatnonzero(self._fits[self.loader.order(epoch)])
+        row = int(fitting[first * self.loader.batch_size]) if first else 0
+        cursor = Cursor(epoch, row, self.loader.data)
+        for index, prompts in enumerate(self.loader.batches(cursor), start=first):
             yield PlacedPrompts(epoch, index, prompts)
 
 
