@@ -171,6 +171,7 @@ class Session(Checked):
         self.early_stopping = self._early_stopping()
         if point is not None:
             self._load_state(point.state)
+            self.engines.adopt(self.global_step, point.path)
         self.folder.write(run_id=self.run_id)
         self.create_roles(point)
         self.load_data()
@@ -297,6 +298,8 @@ class Session(Checked):
 
     @cached_property
     def _steps_per_epoch(self) -> int:
+        if not hasattr(self, "train_rows"):
+            self._require_init("the number of steps")
         rows = self.train_rows
         return sum(self.steps_of_batch(rows.num_examples(index)) for index in range(rows.num_batches))
 

@@ -96,6 +96,9 @@ class TrainerConfig(Section):
     def _one_resumes(cls, value: tuple[CheckpointConfig, ...]) -> tuple[CheckpointConfig, ...]:
         if sum(one.auto_resume and one.enabled for one in value) > 1:
             raise ValueError("only one may have auto_resume: which of them would be resumed from?")
+        places = [(one.output_dir, one.name) for one in value if one.type == "export" and one.enabled]
+        if len(set(places)) < len(places):
+            raise ValueError("one export would write over another: give one of them a name, or another output_dir")
         return value
 
     @model_validator(mode="after")
