@@ -314,3 +314,21 @@ def test_a_run_is_not_gone_on_with_by_another_model_or_adapter(service, tmp_path
     SFTTrainer(config, client=service, train_data=rows(8)).fit()
     with pytest.raises(TrainerError, match=rf"{field}: is .* the run that is to be gone on with has"):
         SFTTrainer(config | changes, client=service, train_data=rows(8)).fit()
+
+
+def test_the_trainers_own_random_numbers_go_on(service, tmp_path):
+    drawn = []
+
+    class Draws(SFTTrainer):
+        def pre_step(self, batch):
+            drawn.append(self.rng.random())
+            return batch
+
+    whole = settings(tmp_path / "whole", epochs=4)
+    fit(service, whole, rows(4), trainer=Draws)
+    undisturbed, drawn[:] = list(drawn), []
+    pieces = settings(tmp_path / "pieces", epochs=4, checkpoint=RESUMED, exit_iteration_this_run=2)
+    for _ in range(2):
+        fit(service, pieces, rows(4), trainer=Draws)
+    assert drawn == undisturbed
+    assert len(set(drawn)) == 4
