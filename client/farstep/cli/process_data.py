@@ -33,6 +33,11 @@ def _process(arguments: argparse.Namespace) -> int:
     from farstep.trainers.preflight import local_tokenizer
 
     trainer = Program.of(arguments).trainer()
+    if trainer.requires_rollout or not trainer.has_rows_of_known_forms:
+        raise command.Refused(
+            f"{arguments.file}: of the trainer {trainer.name!r} nothing is processed beforehand; "
+            "`farstep check` looks at its rows"
+        )
     if arguments.cache_dir is not None:
         trainer.check_config({"data": {"cache_dir": arguments.cache_dir}})
     config = trainer.config

@@ -215,10 +215,15 @@ class Checked:
 
     @classmethod
     def _of_this_type(cls, config: TrainerConfig) -> TrainerConfig:
+        from farstep.trainers.config.mistakes import nearest
         from farstep.trainers.registry import Registered
 
         known = {getattr(base, "name", "") for base in cls.__mro__ if issubclass(base, Registered)}
         if cls.name and config.type not in known:
+            if issubclass(cls, Registered) and config.type not in (names := cls.names()):
+                raise ConfigError(
+                    f"there is no trainer {config.type!r}", field="type", hint=nearest(config.type, names)
+                )
             raise ConfigError(f"{config.type!r} is another trainer than {cls.name!r}", field="type",
                               hint=f"Trainer.get({config.type!r}) gives its class")  # fmt: skip
         return config.for_dry_run() if config.dry_run else config

@@ -85,6 +85,12 @@ def test_check_counts_prompts_as_training_will(capsys):
     assert "all 1 prompts are over 5 tokens" in capsys.readouterr().out
 
 
+def test_where_there_is_nothing_to_process_that_is_said(capsys):
+    text = CONFIG + "type: grpo\nreward: 'math:fsum'\n"
+    assert main(["process-data", config(text, [{"prompt": "a"}]), "--cache-dir", "cache"]) == 1
+    assert "of the trainer 'grpo' nothing is processed beforehand" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "rows", "what", "message"),
     [

@@ -225,3 +225,10 @@ def test_prompts_may_be_under_a_key_of_ones_own():
         GRPOTrainer(config).check_dataset([{"question": "x"}, {"prompt": "x"}])
     with pytest.raises(TrainerError, match="row 0, question: int, not a list of messages"):
         GRPOTrainer(config).check_dataset([{"question": 3}])
+
+
+def test_another_trainers_name_and_no_trainers_name_are_told_apart():
+    with pytest.raises(ConfigError, match=r"type: 'dpo' is another trainer than 'sft' \(Trainer.get\('dpo'\)"):
+        SFTTrainer({"model": "farstep/tiny", "type": "dpo"})
+    with pytest.raises(ConfigError, match=r"type: there is no trainer 'grop' \(did you mean 'grpo'\?\)"):
+        SFTTrainer({"model": "farstep/tiny", "type": "grop"})
