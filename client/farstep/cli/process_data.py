@@ -33,14 +33,13 @@ def _process(arguments: argparse.Namespace) -> int:
     from farstep.trainers.preflight import local_tokenizer
 
     trainer = Program.of(arguments).trainer()
-    if trainer.requires_rollout or not trainer.has_rows_of_known_forms:
-        raise command.Refused(
-            f"{arguments.file}: of the trainer {trainer.name!r} nothing is processed beforehand; "
-            "`farstep check` looks at its rows"
-        )
     if arguments.cache_dir is not None:
         trainer.check_config({"data": {"cache_dir": arguments.cache_dir}})
     config = trainer.config
+    if trainer.requires_rollout:
+        raise command.Refused(
+            f"prompts of {trainer.name!r} become tokens as they are asked: nothing to process; see `farstep check`"
+        )
     tokenizer = local_tokenizer(config)
     sets = process_data(config, tokenizer, max_length=arguments.max_length, progress=_bar())
     parts = {"train": sets.train, "eval": sets.eval}

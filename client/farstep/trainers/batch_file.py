@@ -1,9 +1,10 @@
 """`BatchFile`: a few batches of a run, token by token, for whoever looks at it later (`report`). Decides nothing.
 
-    {"step": 4, "num_rows": 8, "rewards": [0.0, 1.0, …], "rows": [{"tokens": […], "text": […], "mask": […], …}]}
+    {"step": 4, "num_rows": 8, "rewards": [0.0, 1.0, …], "rows": [{"row": 0, "tokens": […], "text": […], …}]}
 
-Kept are the batches of steps 1, 2, 4, 8, … and the last one: few, however long a run is. What cannot be written is one
-line in the log.
+Kept are the batches of steps 1, 2, 4, 8, … and the last one: few, however long a run is. Of each, the rows that say
+most: where there are advantages, those with the largest and the smallest. What cannot be written is one line in the
+log.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ class BatchFile:
     Args:
         text_of: the text of each token; None where no tokenizer is at hand.
         has_rewards: whether a row's reward says anything.
+        names: what the rows of a group are called, in turn: `chosen` and `rejected`.
     """
 
-    def __init__(self, path: Path, *, text_of: TextOf, has_rewards: bool) -> None:
+    def __init__(self, path: Path, *, text_of: TextOf, has_rewards: bool, names: Sequence[str] = ()) -> None:
         self._path = path
         self._text_of = text_of
         self._has_rewards = has_rewards
+        self._names = names
         self._newest: tuple[int, Sequence[PendingUpdate]] | None = None
         self._works = True
 
@@ -66,11 +69,11 @@ class BatchFile:
     def _described(self, step: int, updates: Sequence[PendingUpdate]) -> dict[str, Any]:
         rows = [row for update in updates for row in update.rows]
         logprobs = [values for update in updates for values in _logprobs(update)]
-        described = [self._row(row, found) for row, found in zip(rows[:MAX_ROWS], logprobs[:MAX_ROWS], strict=False)]
+        described = [self._row(place, rows[place], logprobs[place]) for place in telling(rows)]
         rewards = [row.reward for row in rows[:MAX_REWARDS]] if self._has_rewards else None
         return plain({"step": step, "num_rows": len(rows), "rewards": rewards, "rows": described})
 
-    def _row(self, row: TrainSequence, logprobs: list[float] | None) -> dict[str, Any]:
+    def _row(self, place: int, row: TrainSequence, logprobs: list[float] | None) -> dict[str, Any]:
         tokens = row.tokens[:MAX_TOKENS]
         per_token = {
             "mask": row.loss_mask,
@@ -80,6 +83,8 @@ class BatchFile:
             "advantages": row.advantages,
         }
         return {
+            "row": place,
+            **({"name": self._names[place % len(self._names)]} if self._names else {}),
             "tokens": tokens,
             "text": self._text_of(tokens),
             "num_tokens": len(row),
@@ -88,6 +93,17 @@ class BatchFile:
             "metadata": {str(key): _short(value) for key, value in row.metadata.items() if key != "kinds"},
             **{name: _rounded(values[:MAX_TOKENS]) for name, values in per_token.items() if values is not None},
         }
+
+
+def telling(rows: Sequence[TrainSequence]) -> list[int]:
+    """The places of MAX_ROWS rows: half with the largest advantages and half with the smallest, in their order; the
+    first ones where there are none, or all are zero."""
+    means = [math.fsum(row.advantages or ()) / max(1, row.num_targets) for row in rows]
+    places = range(len(rows))
+    if not any(means):
+        return list(places[:MAX_ROWS])
+    ranked = sorted(places, key=lambda place: -means[place])
+    return sorted({*ranked[: MAX_ROWS // 2], *ranked[-(MAX_ROWS // 2) :]})
 
 
 def _logprobs(update: PendingUpdate) -> list[list[float] | None]:

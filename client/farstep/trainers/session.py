@@ -374,7 +374,7 @@ class Session(Checked):
         self.pace = Pace(self.training_horizon)
         self.events.run = self.run_id
         path = self.folder.path / BATCHES
-        self.batches = BatchFile(path, text_of=self._texts, has_rewards=self.requires_rollout)
+        self.batches = BatchFile(path, text_of=self._texts, has_rewards=self.requires_rollout, names=self.row_names)
         self.progress = ProgressBar(self.config.name, self.training_horizon)
         self.progress.update(self.global_step, {})
         self._start_trackers(kinds, tracked)

@@ -15,7 +15,8 @@ which a rollout begins, unless `rl.max_staleness` lets rollouts run ahead of tra
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,6 +25,7 @@ from farstep.trainers.errors import ConfigError, RolloutError, TrainerError
 from farstep.trainers.gradients import Batch, LossFunction
 from farstep.trainers.horizon import num_steps
 from farstep.trainers.metrics import TrainMetrics
+from farstep.trainers.progress import sample_line
 from farstep.trainers.rl.policy_loss import Level, PolicyLoss
 from farstep.trainers.rl.reporting import described, experience_metrics
 from farstep.trainers.role import POLICY, Role
@@ -61,6 +63,8 @@ class RLTrainer(Trainer):
         self._threads: ThreadPoolExecutor | None = None
         self._experienced: dict[str, float] = {}  # of the batch that is trained on next
         self._reported: dict[str, float] = {}  # of the batch whose step is reported now
+        self._lost: Counter[str] = Counter()  # samples of this epoch's batches that had nothing to learn, by reason
+        self._has_lost_all = True  # none of them was scored
         self._metrics_of: dict[PendingStep, dict[str, float]] = {}
 
     # What it takes
@@ -119,6 +123,13 @@ class RLTrainer(Trainer):
     def loss_config(self) -> Mapping[str, float]:
         return self.policy_loss.settings if self._uses_policy_loss else {}
 
+    def normalizer(self, batch: Sequence[TrainSequence]) -> float:
+        """The weight of its tokens, for a mean; or what does not depend on how long answers are (Dr. GRPO,
+        arXiv:2503.20783, of which the length of answers is taken out twice, here and in the advantages)."""
+        if self.config.rl.loss_aggregation == "constant":
+            return float(len(batch) * self.config.sampling.max_tokens) or 1.0
+        return super().normalizer(batch)
+
     def surrogate(self, batch: Batch, logprobs: list[torch.Tensor]) -> Any:
         """The clipped surrogate where the worker has no loss of these settings; see `PolicyLoss`."""
         return self.policy_loss(batch, logprobs, self.normalizer(batch))
@@ -156,13 +167,17 @@ class RLTrainer(Trainer):
             references = self.score_logprobs(REFERENCE, rows)
             rows = [row.replace(ref_logprobs=ref) for row, ref in zip(rows, references, strict=True)]
         if rl.loss_aggregation == "sequence":
-            rows = [_one_vote(row) for row in rows]
+            rows = [row.averaged() for row in rows]
         self._experienced = rollout.metrics() | experience_metrics(rows)
         self.emit("rollout", step=self.global_step, **described(rollout, rows, self.get_tokenizer()))
         for sample in rollout.shown(self.config.sample_log_count):
-            self.progress.say(f"{sample['prompt']}\n→ {sample['completion']}  [{sample['reward']}]")
+            self.progress.say(sample_line(sample))
         if not rows:
-            log.warning("%s: a batch with nothing to learn is left out", self.config.name)
+            lost = rollout.stats.dropped + rollout.stats.failed
+            self._lost.update(lost)
+            self._has_lost_all = self._has_lost_all and not rollout.stats.funnel.scored
+            why = _counted(lost) or "no sample was asked for"
+            log.warning("%s: a batch with nothing to learn is left out: %s", self.config.name, why)
         return rows
 
     def begin_batch(self, batch: Any) -> Callable[[], Batch]:
@@ -238,10 +253,25 @@ class RLTrainer(Trainer):
 
     @property
     def train_batches(self) -> Iterator[Batch]:
-        """Rollouts of what is left of the epoch; batches with nothing to learn are left out."""
+        """Rollouts of what is left of the epoch; batches with nothing to learn are left out.
+
+        Raises:
+            TrainerError: of a whole epoch no sample was usable, for the reasons that it has.
+        """
+        self._lost.clear()
+        self._has_lost_all = True
+        is_whole = self.position.batch == 0
+        has_any = False
         for batch in super().train_batches:
+            has_any = has_any or bool(batch)
             if batch:
                 yield batch
+        if is_whole and not has_any and self._lost and self._has_lost_all and not self.should_stop:
+            raise TrainerError(
+                f"of a whole epoch nothing could be learnt: {_counted(self._lost)}", stage="train",
+                hint="prompts that leave no room for an answer: shorten them, or set data.max_prompt_length, which "
+                "leaves them out" if self._lost.keys() == {"prompt_too_long"} else "",
+            )  # fmt: skip
 
     def evaluate(self, test_data: Any = None) -> TrainMetrics:
         """The mean reward of one answer to each prompt: `accuracy`, and `eval/reward_mean` among others. No loss."""
@@ -276,10 +306,11 @@ class RLTrainer(Trainer):
         return type(self).loss_fn == Trainer.loss_fn
 
 
-def _one_vote(row: TrainSequence) -> TrainSequence:
-    """A row whose weights sum to 1: a mean over rows of each one's mean."""
-    total = row.weight or 1.0
-    return row.replace(loss_mask=[weight / total for weight in row.loss_mask])
+def _counted(reasons: Mapping[str, int]) -> str:
+    """`16 samples: prompt too long`, and so on."""
+    return ", ".join(
+        f"{count:,} sample{'s' * (count != 1)}: {reason.replace('_', ' ')}" for reason, count in reasons.items()
+    )
 
 
 def _require_torch() -> None:
@@ -289,5 +320,8 @@ def _require_torch() -> None:
     try:
         import_torch()
     except MissingExtraError as error:
-        raise ConfigError("the worker has no such loss, and here there is no torch", field="rl",
-                          hint="without dual_clip, and with kl_type k3, it is the worker's") from error  # fmt: skip
+        raise ConfigError(
+            "the worker has no such loss, and here there is no torch",
+            field="rl",
+            hint="without dual_clip and kl_corrected, and with kl_type k3, it is the worker's",
+        ) from error
