@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from farstep.cli import command
-from farstep.cli.output import Column, print_json, print_table
+from farstep.cli.output import Column, print_json, print_lines, print_table, visible
 from farstep.cli.program import Program, add_program
 from farstep.cli.registered import known_names
 from farstep.cli.server import look
@@ -27,6 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_program(parser)
     parser.add_argument("--resolved", action="store_true", help="print the configuration with every default, and end")
     parser.add_argument("--no-tokens", action="store_true", help="leave out making tokens of the rows")
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=1,
+        metavar="N",
+        help="show N rows as the model will see them, what is learnt between ⟦ and ⟧ (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     command.add_connection(parser)
 
@@ -45,7 +52,9 @@ def _check(arguments: argparse.Namespace) -> int:
         if arguments.resolved:
             print(trainer.config.resolved(), end="")  # noqa: T201
             return 0
-        findings = list(preflight(trainer, with_tokens=not arguments.no_tokens))
+        findings = list(
+            preflight(trainer, with_tokens=not arguments.no_tokens, num_examples=max(0, arguments.examples))
+        )
     server = look()
     findings.append(Finding("server", "ok" if server.answers else "skipped", server.told))
     if arguments.json:
@@ -56,5 +65,8 @@ def _check(arguments: argparse.Namespace) -> int:
             Column[Finding]("", lambda finding: finding.verdict),
             Column[Finding]("", lambda finding: finding.detail),
         )
-        print_table(findings, columns, nothing="")
+        print_table([finding for finding in findings if finding.what != "example"], columns, nothing="")
+        for finding in findings:
+            if finding.what == "example":
+                print_lines(["", *(visible(line) for line in finding.detail.split("\n"))])
     return int(any(finding.is_bad for finding in findings))

@@ -8,8 +8,9 @@
 A name is loaded when it is first used; none loads torch, transformers or datasets.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from farstep._lazy import lazy
 
 if TYPE_CHECKING:
     from farstep.trainers.callbacks import Callbacks
@@ -72,39 +73,30 @@ __all__ = [
     "load_config",
 ]
 
-_NAMES_OF = {
-    "farstep.trainers.callbacks": "Callbacks",
-    "farstep.trainers.causal": "CausalTrainer",
-    "farstep.trainers.checkpoints": "CheckpointEngine",
-    "farstep.trainers.config": "TrainerConfig load_config",
-    "farstep.trainers.dpo": "DPOTrainer IPOTrainer",
-    "farstep.trainers.errors": (
-        "ConfigError DataError MissingRoleCapability RegistryError RoleError RolloutError TrainerError"
-    ),
-    "farstep.trainers.lifecycle": "TrainerState",
-    "farstep.trainers.metrics": "TrainMetrics",
-    "farstep.trainers.operators.trainer": "OperatorTrainer",
-    "farstep.trainers.registry": "Registered",
-    "farstep.trainers.rl.grpo": "GRPOTrainer",
-    "farstep.trainers.rl.gspo": "GSPOTrainer",
-    "farstep.trainers.rl.ppo": "PPOTrainer",
-    "farstep.trainers.rl.trainer": "RLTrainer",
-    "farstep.trainers.role": "Role",
-    "farstep.trainers.schedules": "Schedule",
-    "farstep.trainers.sequence": "TrainSequence",
-    "farstep.trainers.sft": "SFTTrainer",
-    "farstep.trainers.trackers.base": "Tracker",
-    "farstep.trainers.trainer": "Trainer",
-}
-_HOME_OF = {name: home for home, names in _NAMES_OF.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> object:
-    if home := _HOME_OF.get(name):
-        found = globals()[name] = getattr(import_module(home), name)
-        return found
-    raise AttributeError(f"module 'farstep.trainers' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "farstep.trainers.callbacks": "Callbacks",
+        "farstep.trainers.causal": "CausalTrainer",
+        "farstep.trainers.checkpoints": "CheckpointEngine",
+        "farstep.trainers.config": "TrainerConfig load_config",
+        "farstep.trainers.dpo": "DPOTrainer IPOTrainer",
+        "farstep.trainers.errors": (
+            "ConfigError DataError MissingRoleCapability RegistryError RoleError RolloutError TrainerError"
+        ),
+        "farstep.trainers.lifecycle": "TrainerState",
+        "farstep.trainers.metrics": "TrainMetrics",
+        "farstep.trainers.operators.trainer": "OperatorTrainer",
+        "farstep.trainers.registry": "Registered",
+        "farstep.trainers.rl.grpo": "GRPOTrainer",
+        "farstep.trainers.rl.gspo": "GSPOTrainer",
+        "farstep.trainers.rl.ppo": "PPOTrainer",
+        "farstep.trainers.rl.trainer": "RLTrainer",
+        "farstep.trainers.role": "Role",
+        "farstep.trainers.schedules": "Schedule",
+        "farstep.trainers.sequence": "TrainSequence",
+        "farstep.trainers.sft": "SFTTrainer",
+        "farstep.trainers.trackers.base": "Tracker",
+        "farstep.trainers.trainer": "Trainer",
+    },
+)

@@ -18,8 +18,10 @@ from farstep.trainers.parts import check_parts
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from farstep.trainers.config import TrainerConfig
+    from farstep.trainers.config import DataConfig, TrainerConfig
+    from farstep.trainers.data.collection import Collected
 
+_OURS = "farstep.trainers."
 ConfigLike = Any  # a TrainerConfig, a mapping, a path, YAML text, or a dataclass
 
 
@@ -33,6 +35,7 @@ class Checked:
     rows_per_group: ClassVar[int] = 1
     row_names: ClassVar[Sequence[str]] = ()  # of the rows of a group, in the report
     requires_rollout: ClassVar[bool] = False
+    has_own_rows: ClassVar[bool] = False
 
     def __init__(self, config: ConfigLike | None) -> None:
         self._lifecycle = Lifecycle(self.needs)
@@ -41,6 +44,21 @@ class Checked:
         self._train_data: Any = None
         self._test_data: Any = None
         self._reward_fn: Callable[..., Any] | None = None
+        self._read: tuple[DataConfig, int, Collected] | None = None
+
+    def read_sources(self) -> Collected:
+        """The raw rows of the configuration's sources; read once, whoever asks first.
+
+        Raises:
+            DataError: a source cannot be read, or gives nothing.
+        """
+        from farstep.trainers.data.collection import collected
+
+        data = self.config.data
+        seed = self.config.seed if data.seed is None else data.seed
+        if self._read is None or self._read[0] is not data or self._read[1] != seed:
+            self._read = (data, seed, collected(data, seed=seed))
+        return self._read[2]
 
     @property
     def state(self) -> TrainerState:
@@ -62,6 +80,12 @@ class Checked:
     def given_agent(self) -> Any:
         """Of rollouts; None where there is none."""
         return self._agent
+
+    @property
+    def has_rows_of_known_forms(self) -> bool:
+        """Whether what a row means is not this trainer's own affair, as it is where it loads its data by itself."""
+        deciding = (type(self)._check_rows, getattr(type(self), "load_data", None))
+        return not self.has_own_rows and all(getattr(each, "__module__", "").startswith(_OURS) for each in deciding)
 
     @property
     def has_reward(self) -> bool:
@@ -192,10 +216,15 @@ class Checked:
 
     @classmethod
     def _of_this_type(cls, config: TrainerConfig) -> TrainerConfig:
+        from farstep.trainers.config.mistakes import nearest
         from farstep.trainers.registry import Registered
 
         known = {getattr(base, "name", "") for base in cls.__mro__ if issubclass(base, Registered)}
         if cls.name and config.type not in known:
+            if issubclass(cls, Registered) and config.type not in (names := cls.names()):
+                raise ConfigError(
+                    f"there is no trainer {config.type!r}", field="type", hint=nearest(config.type, names)
+                )
             raise ConfigError(f"{config.type!r} is another trainer than {cls.name!r}", field="type",
                               hint=f"Trainer.get({config.type!r}) gives its class")  # fmt: skip
         return config.for_dry_run() if config.dry_run else config

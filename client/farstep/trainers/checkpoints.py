@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -39,7 +40,9 @@ class Moment:
         state: the trainer's, as JSON can hold it.
         folder: the run's, here.
         score: how good this step is, more is better; None where nobody knows.
+        engines: all of the run's: what one of them keeps is no other's to remove.
         path: of this step's training checkpoint, once there is one: several engines share it.
+        lasts_s: how long that is kept.
     """
 
     step: int
@@ -48,17 +51,27 @@ class Moment:
     service: ServiceClient | None
     folder: Path
     score: float | None = None
+    engines: Sequence[CheckpointEngine] = ()
     path: str = ""
+    lasts_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Another engine may have saved this very step before."""
+        for engine in self.engines:
+            for saved in engine.kept:
+                if isinstance(engine, StateEngine) and saved.step == self.step:
+                    self.path, self.lasts_s = saved.place, max(self.lasts_s, _lasting(engine.config.ttl_seconds))
 
     @property
     def label(self) -> str:
         return f"step-{self.step:06d}"
 
     def save_state(self, ttl_seconds: int | None) -> str:
-        if not self.path:
+        """Its path; saved once, and again only where it is to be kept longer than it is."""
+        if not self.path or self.lasts_s < _lasting(ttl_seconds):
             metadata = {STATE_KEY: json.dumps(self.state)}
             saved = self.client.save_state(self.label, metadata=metadata, ttl_seconds=ttl_seconds, overwrite=True)
-            self.path = saved.result().path
+            self.path, self.lasts_s = saved.result().path, _lasting(ttl_seconds)
         return self.path
 
 
@@ -112,6 +125,8 @@ class CheckpointEngine(Registered):
         self.kept = [each for each in self.kept if each.place != saved.place] + [saved]
         for old in self._surplus():
             self.kept.remove(old)
+            if any(old.place == each.place for engine in moment.engines for each in engine.kept):
+                continue
             try:
                 self.remove(old, moment)
             except (FarstepError, OSError) as error:
@@ -151,7 +166,7 @@ class StateEngine(CheckpointEngine):
 
 
 class ExportEngine(CheckpointEngine):
-    """The folder `<output_dir>/step-000100`: whole, or not there."""
+    """The folder `<output_dir>/step-000100` (`-name` behind it, where it has one): whole, or not there."""
 
     name = "export"
 
@@ -160,7 +175,7 @@ class ExportEngine(CheckpointEngine):
             raise TrainerError("only a ServiceClient exports checkpoints", stage="checkpoint",
                                hint="give client=ServiceClient(…) instead of a TrainingClient")  # fmt: skip
         folder = Path(self.config.output_dir).expanduser() if self.config.output_dir else moment.folder
-        place = folder / moment.label
+        place = folder / (f"{moment.label}-{self.config.name}" if self.config.name else moment.label)
         path = moment.save_state(STEPPING_STONE_S)
         filling = place.with_name(f"{place.name}~")
         shutil.rmtree(filling, ignore_errors=True)
@@ -193,6 +208,16 @@ class Engines:
     def load(self, state: list[list[Mapping[str, Any]]]) -> None:
         for engine, kept in zip(self.all, state, strict=False):
             engine.load([Saved(int(each["step"]), str(each["place"]), each["score"]) for each in kept])
+
+    def adopt(self, step: int, path: str) -> None:
+        """The checkpoint that is gone on from, which cannot tell of itself: whoever resumes keeps it, or removes it."""
+        for engine in self.all:
+            if isinstance(engine, StateEngine) and engine.config.auto_resume:
+                engine.load([*(each for each in engine.kept if each.place != path), Saved(step, path)])
+
+
+def _lasting(ttl_seconds: int | None) -> float:
+    return math.inf if ttl_seconds is None else ttl_seconds
 
 
 def _by_score(saved: Saved) -> float:

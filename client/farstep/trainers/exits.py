@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from farstep.trainers.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class Exit:
@@ -60,9 +62,17 @@ class EarlyStopping:
     num_bad: int = 0
 
     def look(self, metrics: Mapping[str, float]) -> Exit | None:
-        """After an evaluation."""
+        """After an evaluation.
+
+        Raises:
+            ConfigError: the first one has no such metric.
+        """
         if self.metric not in metrics:
-            return None
+            if not metrics or not math.isnan(self.best):  # of nothing, or of something else by hand
+                return None
+            names = ", ".join(sorted(metrics))
+            raise ConfigError(f"an evaluation gives no {self.metric!r}", field="early_stopping.metric",
+                              hint=f"it gives {names}")  # fmt: skip
         value, sign = metrics[self.metric], 1.0 if self.mode == "max" else -1.0
         if self.threshold is not None and sign * value >= sign * self.threshold:
             self.best, self.num_bad = value, 0

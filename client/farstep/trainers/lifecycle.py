@@ -37,6 +37,7 @@ class Lifecycle:
         self.state = TrainerState.CREATED
         self._needs = tuple(needs)
         self._passed: set[str] = set()
+        self.was_checked = False  # a check was made, whatever came of it
 
     @property
     def missing(self) -> list[str]:
@@ -53,10 +54,12 @@ class Lifecycle:
             )
 
     def passed(self, check: str) -> None:
+        self.was_checked = True
         self._passed.add(check)
 
     def failed(self, check: str) -> None:
         """A check that was made again and did not pass stands in the way, whatever it said before."""
+        self.was_checked = True
         self._passed.discard(check)
         if self.state is TrainerState.VALIDATED and check in self._needs:
             self.state = TrainerState.CREATED

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from farstep.trainers.checkpoints import CheckpointEngine
+from farstep.trainers.errors import DataError
 from farstep.trainers.exits import Exit
 from farstep.trainers.gradients import Batch, Gradients, LossFunction
 from farstep.trainers.hooks import hooked
@@ -93,10 +94,13 @@ class Loop(Gradients):
 
         Raises:
             TrainerError: before `init`.
-            DataError: the rows are not whole groups.
+            DataError: the rows are not whole groups, or a size is none.
         """
         self._require_init("step")
         self.announce()
+        for field, given in (("mini_bs", mini_bs), ("gradient_accumulation_steps", gradient_accumulation_steps)):
+            if given is not None and given < 1:
+                raise DataError(f"{given}, and at least 1 is needed", field=field)
         wanted = self.loss_fn if loss_fn is None else loss_fn
         return self._finish(self._submit(batch, wanted, mini_bs=mini_bs, accumulation=gradient_accumulation_steps))
 
@@ -121,6 +125,7 @@ class Loop(Gradients):
         """Saves with every engine that is due (`engines_due`; called by hand: with all), and says so."""
         from farstep.trainers.saving import save
 
+        self._require_init("checkpoint")
         due, self.engines_due = self.engines_due, None
         self.settle()
         step = self.global_step

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,11 +39,12 @@ class Finding:
         return self.verdict in ("wrong", "missing")
 
 
-def preflight(trainer: Trainer, *, with_tokens: bool = True) -> Iterator[Finding]:
+def preflight(trainer: Trainer, *, with_tokens: bool = True, num_examples: int = 0) -> Iterator[Finding]:
     """Findings in the order in which things are needed.
 
     Args:
         with_tokens: whether rows are made tokens of as well, where the model's tokenizer is on this machine.
+        num_examples: so many of these rows are shown as the model will see them.
     """
     config = trainer.config
     yield Finding("configuration", "ok", f"{trainer.name}, {config.model.base}")
@@ -58,8 +60,8 @@ def preflight(trainer: Trainer, *, with_tokens: bool = True) -> Iterator[Finding
         return
     data = _looked("data", lambda: _read(trainer))
     yield data
-    if with_tokens and not data.is_bad and "_check_rows" not in vars(type(trainer)):
-        yield _tokens(trainer)
+    if with_tokens and not data.is_bad and trainer.has_rows_of_known_forms:
+        yield from _tokens(trainer, num_examples)
 
 
 def local_tokenizer(config: TrainerConfig) -> PreTrainedTokenizerBase:
@@ -147,49 +149,50 @@ def _name_of(given: Any) -> str:
 
 def _read(trainer: Trainer) -> str:
     """Every row of every source, as far as that goes without a tokenizer."""
-    from farstep.trainers.data.adapters.base import adapter_for
-    from farstep.trainers.data.collection import collected
-    from farstep.trainers.errors import DataError
+    from farstep.trainers.row_sources import check_sources
 
-    config = trainer.config
     if trainer.given_rows is not None:
         return f"{len(trainer.given_rows):,} rows that were given"
-    seed = config.seed if config.data.seed is None else config.data.seed
-    train, held_out = collected(config.data, seed=seed)
-    told = []
-    has_own_rows = "_check_rows" in vars(type(trainer))  # what its rows mean is the trainer's own affair
-    for rows, name in ((train, "rows"), (held_out, "rows to evaluate on")):
-        if rows is None:
-            continue
-        for one in () if has_own_rows else rows:
-            row = one.named()
-            try:
-                adapter_for(row, one.reading.format or config.data.format).check(row)
-            except DataError as error:
-                raise one.blamed(error) from error
-        told.append(f"{len(rows):,} {name}")
-    return ", ".join(told) or "none"
+    check_sources(trainer)
+    train, held_out = trainer.read_sources()
+    parts = ((train, "rows"), (held_out, "rows to evaluate on"))
+    return ", ".join(f"{len(rows):,} {name}" for rows, name in parts if rows is not None) or "none"
 
 
-def _tokens(trainer: Trainer) -> Finding:
-    """What the rows come to, where a tokenizer is at hand."""
-    from farstep.trainers.data.load import load
-
-    if trainer.requires_rollout:
-        return Finding("tokens", "skipped", "prompts become tokens as they are asked")
+def _tokens(trainer: Trainer, num_examples: int) -> Iterator[Finding]:
+    """What the rows come to, where a tokenizer is at hand; and some of them as the model will see them."""
     try:
         tokenizer = local_tokenizer(trainer.config)
     except FarstepError as error:
-        return Finding("tokens", "skipped", str(error))
+        yield Finding("tokens", "skipped", str(error))
+        return
+    try:
+        told, examples = (_prompts if trainer.requires_rollout else _sequences)(trainer, tokenizer)
+    except MissingExtraError as error:
+        yield Finding("tokens", "missing", str(error))
+        return
+    except FarstepError as error:
+        yield Finding("tokens", "wrong", str(error))
+        return
+    yield Finding("tokens", "ok", told)
+    yield from (Finding("example", "ok", text) for text in islice(examples, num_examples))
+
+
+def _sequences(trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> tuple[str, Iterator[str]]:
+    from farstep.trainers.data.load import load
+    from farstep.trainers.examples import of_sequences
     from farstep.trainers.row_sources import is_sequences
 
-    if is_sequences(trainer.given_rows):
-        return Finding("tokens", "ok", "given as tokens")
-    return _looked(
-        "tokens",
-        lambda: str(
-            load(
-                trainer.config, tokenizer, train_data=trainer.given_rows, rows_per_group=trainer.rows_per_group
-            ).train.report
-        ),
-    )
+    given, group = trainer.given_rows, trainer.rows_per_group
+    if is_sequences(given):
+        return "given as tokens", iter(())
+    loaded = load(trainer.config, tokenizer, train_data=given, rows_per_group=group, sources=trainer.read_sources)
+    return str(loaded.train.report), of_sequences(loaded.train, tokenizer)
+
+
+def _prompts(trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> tuple[str, Iterator[str]]:
+    from farstep.trainers.examples import of_prompts, prompt_lengths
+    from farstep.trainers.rl.prompt_rows import load_prompt_rows
+
+    rows, _ = load_prompt_rows(trainer.config, tokenizer, trainer.given_rows, None, sources=trainer.read_sources)
+    return prompt_lengths(rows), of_prompts(rows, tokenizer)

@@ -26,6 +26,11 @@ class Reports(Session):
         self._evaluated: dict[str, float] = {}
         self._device: str | None = None
 
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        super()._load_state(state)
+        self.metrics = dict(state.get("metrics") or {})
+        self._logged_step = self.global_step
+
     # What others ask
 
     @property
@@ -113,24 +118,32 @@ class Reports(Session):
         """`started`, once."""
         if self._has_announced:
             return
-        from farstep.trainers.config.resolved import shown_settings
-
         self._has_announced = True
-        config = self.config
         self.emit(
             "started",
-            trainer=self.name,
-            name=config.name,
+            **self.identity(),
             run_id=self.run_id,
-            base_model=config.model.base,
             step=self.global_step,
             total_steps=self.training_horizon,
             resumed=self.is_resume,
-            dry_run=config.dry_run,
             num_examples=len(self.train_rows),
             data=self.train_rows.report,
-            config=shown_settings(config),
         )
+
+    def identity(self) -> dict[str, Any]:
+        """What a run is by its configuration: known before anything has begun."""
+        from farstep.trainers.config.resolved import shown_settings
+
+        if self._config is None:
+            return {"trainer": self.name}
+        config = self._config
+        return {
+            "trainer": self.name,
+            "name": config.name,
+            "base_model": config.model.base,
+            "dry_run": config.dry_run,
+            "config": shown_settings(config),
+        }
 
     def report_step(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Counts a step's tokens and time, and logs it where it is its turn."""

@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from farstep.errors import FarstepError, NotFoundError
 from farstep.trainers.checkpoints import STATE_KEY
-from farstep.trainers.errors import TrainerError
+from farstep.trainers.errors import ConfigError, TrainerError
 from farstep.trainers.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from farstep.checkpoints import Checkpoint
     from farstep.service import ServiceClient
+    from farstep.trainers.config import ModelConfig
     from farstep.training import TrainingClient
 
 log = logging.getLogger("farstep")
 
 STATE_VERSION = 1
+_FIXED = ("r", "alpha", "target_modules", "dropout", "train_attn", "train_mlp", "train_unembed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,21 @@ def read_state(metadata: Mapping[str, str], *, trainer: str) -> dict[str, Any]:
         raise TrainerError(f"the run here is of the trainer {of!r}, not of {trainer!r}", stage="init",
                            hint="give this run another name, or begin from its checkpoint by model.path")  # fmt: skip
     return state
+
+
+def adapter_identity(model: ModelConfig) -> dict[str, Any]:
+    """What of a model cannot be otherwise when a run is gone on with."""
+    return {"base": model.base, **{name: getattr(model.lora, name) for name in _FIXED}}
+
+
+def check_adapter(state: Mapping[str, Any], model: ModelConfig) -> None:
+    """Raises ConfigError where the run has another model or adapter than the configuration: it would stay as it is."""
+    kept, wanted = state.get("model") or {}, json.loads(json.dumps(adapter_identity(model)))
+    for name in kept:
+        if name in wanted and kept[name] != wanted[name]:
+            field = "model.base" if name == "base" else f"model.lora.{name}"
+            raise ConfigError(f"is {wanted[name]!r}, and the run that is to be gone on with has {kept[name]!r}",
+                              field=field, hint="give this run another name to begin anew, or put it back")  # fmt: skip
 
 
 def taken_over(service: ServiceClient, point: ResumePoint, **options: Any) -> TrainingClient:

@@ -11,8 +11,26 @@ from farstep.trainers.sequence import TrainSequence
 
 if TYPE_CHECKING:
     from farstep.trainers.checked import Checked
+    from farstep.trainers.config.data import DataConfig
     from farstep.trainers.data.dataset import Dataset, Examples
     from farstep.trainers.session import Session
+
+
+def check_sources(trainer: Checked) -> None:
+    """Reads the configuration's sources, and whether their rows are of a form: before anything is paid for.
+
+    Raises:
+        DataError: a source cannot be read, or a row is none.
+    """
+    for rows in trainer.read_sources():
+        if rows is None or not trainer.has_rows_of_known_forms:
+            continue
+        for one in rows:
+            row = one.named()
+            try:
+                _check_form(row, type(trainer), trainer.config.data, one.reading.format)
+            except DataError as error:
+                raise one.blamed(error) from error
 
 
 def load_rows(trainer: Session, train_data: Any, test_data: Any) -> tuple[Rows, Rows | None]:
@@ -37,6 +55,7 @@ def load_rows(trainer: Session, train_data: Any, test_data: Any) -> tuple[Rows, 
         train_data=Dataset.of([given[index] for index in range(len(given))]) if given is not None else train_data,
         rows_per_group=trainer.rows_per_group,
         max_length=trainer.client.get_info().max_seq_len,
+        sources=trainer.read_sources,
     )
     train = _rows(trainer, given, {}) if given is not None else _loaded(trainer, loaded.train)
     if test_rows is None and loaded.eval is not None:
@@ -74,9 +93,13 @@ def is_sequences(data: Any) -> bool:
 def check_given(rows: Any, trainer: type[Checked], config: Any, *, field: str) -> None:
     """Raises TrainerError where rows are none, naming the row and its keys; tokenises nothing."""
     from farstep.trainers.checks import check_rows
+    from farstep.trainers.config.data import DataConfig
     from farstep.trainers.data.dataset import Dataset
-    from farstep.trainers.data.load import check_rows as check_mappings
 
+    has_tokens = isinstance(rows, Dataset) or is_sequences(rows)
+    if has_tokens and field == "train_data" and config is not None and config.data.train_eval_share:
+        raise TrainerError("parts rows, and these are tokens already", field="data.train_eval_split",
+                           hint="give test_data instead", stage="validate")  # fmt: skip
     if isinstance(rows, Dataset):
         return
     check_rows(rows, field=field)
@@ -84,28 +107,44 @@ def check_given(rows: Any, trainer: type[Checked], config: Any, *, field: str) -
         if is_sequences(rows):
             given_examples(rows, trainer.rows_per_group, field=field)
         else:
-            check_mappings(rows, config, field=field)
-            _check_forms(rows, trainer, config.data.format if config is not None else None)
+            _check_forms(rows, trainer, config.data if config is not None else DataConfig(), field=field)
     except DataError as error:
         place = error.field if error.field.startswith(field) else f"{field}, {error.field}" if error.field else field
         raise TrainerError(error.message, hint=error.hint, field=place, stage="validate") from error
 
 
-def _check_forms(rows: Any, trainer: type[Checked], name: str | None) -> None:
-    """Whether rows of these forms are something to train on: the form alone may be good for something else."""
-    from farstep.trainers.data.adapters.base import RowAdapter, adapter_for, keys_of
+def _check_forms(rows: Any, trainer: type[Checked], data: DataConfig, *, field: str) -> None:
+    from farstep.trainers.data.collection import given_rows
 
-    for index, row in enumerate(rows):
-        adapter = adapter_for(row, name)
-        if not trainer.requires_rollout and type(adapter).to_sequences is RowAdapter.to_sequences:
-            raise DataError("has nothing to learn, only something to answer", field=f"row {index}", hint=keys_of(row))
-        if adapter.rows_per_group != trainer.rows_per_group and not trainer.requires_rollout:
-            raise DataError(
-                f"is of the form {adapter.name!r}, of {adapter.rows_per_group} sequences, and this trainer takes "
-                f"{trainer.rows_per_group}",
-                field=f"row {index}",
-                hint=keys_of(row),
-            )
+    for one in given_rows(rows, field=field):
+        try:
+            _check_form(one.row, trainer, data, None)
+        except DataError as error:
+            raise one.blamed(error) from error
+
+
+def _check_form(row: Mapping[str, Any], trainer: type[Checked], data: DataConfig, name: str | None) -> None:
+    """Whether a row is something to train on: the form alone may be good for something else.
+
+    Raises:
+        DataError: with the keys that it has.
+    """
+    from farstep.trainers.data.adapters.base import RowAdapter, adapter_for, keys_of
+    from farstep.trainers.data.prompts import check_prompt
+
+    if trainer.requires_rollout:
+        check_prompt(row, data.prompt_key)
+        return
+    adapter = adapter_for(row, name or data.format)
+    adapter.check(row)
+    if type(adapter).to_sequences is RowAdapter.to_sequences:
+        raise DataError("has nothing to learn, only something to answer", hint=keys_of(row))
+    if adapter.rows_per_group != trainer.rows_per_group:
+        raise DataError(
+            f"is of the form {adapter.name!r}, of {adapter.rows_per_group} sequences, and this trainer takes "
+            f"{trainer.rows_per_group}",
+            hint=keys_of(row),
+        )
 
 
 def _loaded(trainer: Session, dataset: Dataset, *, is_eval: bool = False) -> Rows:

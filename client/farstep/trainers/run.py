@@ -79,9 +79,12 @@ def end(trainer: Trainer, state: TrainerState, *, error: BaseException | None = 
         trainer._lifecycle.end(state)
     if not hasattr(trainer, "events") or trainer.events.has_ended:
         return
-    trainer.progress.close()
-    trainer.batches.flush()
+    if trainer._is_initialized:
+        trainer.progress.close()
+        trainer.batches.flush()
     facts: dict[str, Any] = {"step": trainer.global_step, "reason": trainer.early_stop_reason}
+    if not trainer._has_announced:
+        facts |= trainer.identity()
     if error is not None:
         facts |= {"error": str(error), "error_class": type(error).__name__}
     else:
@@ -98,7 +101,7 @@ def end(trainer: Trainer, state: TrainerState, *, error: BaseException | None = 
 
 def _report(trainer: Trainer) -> None:
     """The page about the run; a run is no worse for not having one."""
-    if not trainer.config.report:
+    if not (hasattr(trainer, "folder") and trainer.folder.is_held and trainer.config.report):
         return
     try:
         from farstep.trainers.report import write_report
@@ -129,5 +132,7 @@ def _explained(trainer: Trainer, error: Exception) -> TrainerError:
             f"lower mini_bs (now {config.mini_bs or config.batch_size}), data.max_length "
             f"({config.data.max_length or 'the model’s own limit'}) or model.lora.r ({config.model.lora.r})"
         )
-    step = getattr(trainer, "global_step", 0)
+    if not trainer._is_initialized:
+        return TrainerError(f"the run could not begin: {type(error).__name__}: {error}", stage="init")
+    step = trainer.global_step
     return TrainerError(f"training failed after step {step}: {type(error).__name__}: {error}", hint=hint, stage="train")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from farstep.trainers.errors import TrainerError
+from farstep.trainers.events import read_events
 
 RUN, EVENTS, METRICS = "run.json", "events.jsonl", "metrics.jsonl"
 BATCHES, REPORT = "batches.jsonl", "report.html"
@@ -48,6 +49,10 @@ class RunFolder:
                 stage="init",
             ) from error
         self._lock = lock
+
+    @property
+    def is_held(self) -> bool:
+        return self._lock is not None
 
     def release(self) -> None:
         if self._lock is not None:
@@ -93,9 +98,10 @@ class RunFolder:
                                "with auto_resume") from error  # fmt: skip
 
     def put_away(self) -> None:
-        """Moves what an earlier run left here out of the way."""
+        """Moves what an earlier run left here out of the way; attempts that never began are no run."""
         left = [self.path / name for name in (RUN, EVENTS, METRICS, BATCHES, REPORT)]
-        if not any(file.exists() for file in left):
+        events = self.path / EVENTS
+        if not any(file.exists() for file in left) or (events.exists() and not _has_begun(events)):
             return
         number = 1
         while (self.path / "earlier" / str(number)).exists():
@@ -105,6 +111,10 @@ class RunFolder:
         for file in left:
             if file.exists():
                 os.replace(file, away / file.name)
+
+
+def _has_begun(events: Path) -> bool:
+    return any(event.get("type") == "started" for event in read_events(events))
 
 
 def _lock_file(file: IO[str]) -> None:

@@ -21,6 +21,7 @@ def save(trainer: Loop, engines: Sequence[CheckpointEngine]) -> None:
         service=trainer.service,
         folder=trainer.folder.path,
         score=trainer.score,
+        engines=trainer.engines.all,
     )
     for engine in engines:
         saved = engine.save(moment)

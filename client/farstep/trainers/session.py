@@ -23,7 +23,14 @@ from farstep.trainers.exits import EarlyStopping, Exit, Limits
 from farstep.trainers.hooks import Hook, given_hooks, hooked
 from farstep.trainers.horizon import Horizon, num_steps
 from farstep.trainers.progress import Pace, ProgressBar
-from farstep.trainers.resume import STATE_VERSION, ResumePoint, find_resume_point, taken_over
+from farstep.trainers.resume import (
+    STATE_VERSION,
+    ResumePoint,
+    adapter_identity,
+    check_adapter,
+    find_resume_point,
+    taken_over,
+)
 from farstep.trainers.row_sources import load_rows
 from farstep.trainers.rows import Rows
 from farstep.trainers.run_folder import BATCHES, EVENTS, RunFolder
@@ -71,6 +78,7 @@ class Session(Checked):
         self._given_sinks = tuple(event_sinks)
         self.service: ServiceClient | None = None
         self._owns_service = False
+        self._callbacks = CallbackList(())
         self._is_initialized = False
         self._is_closed = False
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -104,38 +112,81 @@ class Session(Checked):
         if self._is_initialized:
             raise TrainerError("init was called before", stage="init", hint="it is once and for all")
         config = self.config
-        kinds = [(Tracker.get(each.name), each) for each in config.trackers if each.enabled]
-        for kind, _ in kinds:
-            kind.require()
         self._callbacks = CallbackList(self._given_callbacks, on_error=config.callback_errors)
-        self.engines = Engines.of(config.checkpoint)
-        self.folder = RunFolder(config.output_dir, config.name)
-        self.folder.take()
+        self._begin_events()
         try:
+            kinds = [(Tracker.get(each.name), each) for each in config.trackers if each.enabled]
+            for kind, _ in kinds:
+                kind.require()
+            self.engines = Engines.of(config.checkpoint)
             self._open(kinds)
-        except BaseException:
+        except BaseException as error:
+            self._end_early(error)
             self._release()
             raise
         self._is_initialized = True
 
+    def _begin_events(self) -> None:
+        """Takes the run's folder; from here on it tells of the run, also of one that comes to nothing.
+
+        Raises:
+            TrainerError: another process has the folder, or it cannot be written.
+        """
+        self.folder = RunFolder(self.config.output_dir, self.config.name)
+        self.folder.take()
+        if not self._may_go_on:
+            self.folder.put_away()
+        self._open_events()
+
+    def _open_events(self) -> None:
+        file = EventFile(self.folder.path / EVENTS)
+        file.path.touch()
+        self.events = EventLog([file, *self._given_sinks], last_seq=file.last_seq)
+
+    @property
+    def _may_go_on(self) -> bool:
+        """Whether what is in the run's folder may be this run's own."""
+        return any(each.auto_resume and each.enabled for each in self.config.checkpoint)
+
+    def _begin_anew(self) -> None:
+        """Moves away what another run has left in the folder; what was said of this one so far stays."""
+        self.folder.put_away()
+        self._open_events()
+
+    def _end_early(self, error: BaseException) -> None:
+        """Says of a run that did not begin that it came to nothing, and why."""
+
     def _open(self, kinds: list[tuple[type[Tracker], Any]]) -> None:
         config = self.config
+        self._look_at_sources()
         self._connect()
         point = self._resume_point()
-        if point is None:
-            self.folder.put_away()
+        if point is None and self._may_go_on:
+            self._begin_anew()
+        if point is not None:
+            check_adapter(point.state, config.model)
         self.client = self.create_client(point)
+        self.events.run = self.run_id
         self.rng = np.random.default_rng(config.seed)
         self.early_stopping = self._early_stopping()
         if point is not None:
             self._load_state(point.state)
+            self.engines.adopt(self.global_step, point.path)
         self.folder.write(run_id=self.run_id)
         self.create_roles(point)
         self.load_data()
+        self._read = None  # rows as they came have served their turn
         if point is not None:
             self._check_data(point.state)
         self.schedule = self.create_schedule()
         self._start_reports(kinds, point.state.get("trackers", {}) if point is not None else {})
+
+    def _look_at_sources(self) -> None:
+        """What is wrong with rows is found before a server is asked for anything. Rows of a cache stay unread."""
+        from farstep.trainers.row_sources import check_sources
+
+        if self.config.data.cache_dir is None and self._train_data is None:
+            check_sources(self)
 
     @property
     def run_id(self) -> str:
@@ -152,7 +203,7 @@ class Session(Checked):
             self.service = given
 
     def _resume_point(self) -> ResumePoint | None:
-        if not any(each.auto_resume and each.enabled for each in self.config.checkpoint):
+        if not self._may_go_on:
             return None
         given = self._given_client if isinstance(self._given_client, TrainingClient) else None
         return find_resume_point(self.folder, service=self.service, client=given, trainer=self.name)
@@ -247,6 +298,8 @@ class Session(Checked):
 
     @cached_property
     def _steps_per_epoch(self) -> int:
+        if not hasattr(self, "train_rows"):
+            self._require_init("the number of steps")
         rows = self.train_rows
         return sum(self.steps_of_batch(rows.num_examples(index)) for index in range(rows.num_batches))
 
@@ -282,6 +335,8 @@ class Session(Checked):
             "epoch": self.position.epoch,
             "batch": self.position.batch,
             "data": self.train_rows.identity,
+            "model": adapter_identity(self.config.model),
+            "metrics": self.metrics,
             "num_tokens": self.num_tokens,
             "rng": self.rng.bit_generator.state,
             "early_stopping": self.early_stopping.state() if self.early_stopping is not None else {},
@@ -317,8 +372,7 @@ class Session(Checked):
     def _start_reports(self, kinds: list[tuple[type[Tracker], Any]], tracked: Mapping[str, str]) -> None:
         """`tracked`: the trackers' ids of the run that is gone on with."""
         self.pace = Pace(self.training_horizon)
-        events = EventFile(self.folder.path / EVENTS)
-        self.events = EventLog([events, *self._given_sinks], run=self.run_id, last_seq=events.last_seq)
+        self.events.run = self.run_id
         path = self.folder.path / BATCHES
         self.batches = BatchFile(path, text_of=self._texts, has_rewards=self.requires_rollout, names=self.row_names)
         self.progress = ProgressBar(self.config.name, self.training_horizon)
@@ -364,7 +418,8 @@ class Session(Checked):
 
     def _require_init(self, call: str) -> None:
         if self._is_closed:
-            raise TrainerError(f"{call}: this trainer is closed", stage="train", hint="make a new one")
+            hint = "train() in a with block leaves it open until the end, fit() closes it; or make a new one"
+            raise TrainerError(f"{call}: this trainer is closed", stage="train", hint=hint)
         if not self._is_initialized:
             raise TrainerError(f"{call} needs init() first", stage="init", hint="fit() does it all")
 

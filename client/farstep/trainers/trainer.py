@@ -17,8 +17,9 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from farstep.errors import FarstepError
 from farstep.trainers.checked import ConfigLike
-from farstep.trainers.events import EventSink
+from farstep.trainers.events import EventLog, EventSink
 from farstep.trainers.gradients import Batch, LossFunction
 from farstep.trainers.hooks import HOOKED, find_hooks, hooked
 from farstep.trainers.lifecycle import TrainerState
@@ -105,12 +106,10 @@ class Trainer(Toolkit, Registered):
         Raises:
             TrainerError: from whatever went wrong.
         """
-        try:
+        with self:
             if self.state is TrainerState.CREATED:
                 self.validate()
             self.train()
-        finally:
-            self.close()
         return self.result
 
     def close(self) -> None:
@@ -172,6 +171,23 @@ class Trainer(Toolkit, Registered):
             return
         if self._is_initialized and self._has_announced:  # steps by hand have no other end
             end(self, TrainerState.FAILED if error is not None else TrainerState.COMPLETED, error=error, quietly=True)
+        elif error is not None and self._lifecycle.was_checked:
+            self._end_early(error)
         self._is_closed = True
         if self._is_initialized:
             self._release()
+        elif hasattr(self, "folder"):
+            self.folder.release()
+
+    def _end_early(self, error: BaseException) -> None:
+        if not hasattr(self, "events"):
+            try:
+                self._begin_events()
+            except FarstepError:  # no configuration, or the folder is another's
+                self.events = EventLog(self._given_sinks)
+        if not isinstance(error, KeyboardInterrupt):
+            end(self, TrainerState.FAILED, error=error, quietly=True)
+            return
+        self.cancel("interrupted from the keyboard")
+        assert self.should_stop  # for that reason
+        end(self, TrainerState.CANCELLED, quietly=True)

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 
-from farstep.trainers import DPOTrainer, SFTTrainer, Tracker, TrainerError
+from farstep.trainers import ConfigError, DPOTrainer, SFTTrainer, Tracker, TrainerError
 from tests.support.processes import KEY
 from tests.support.trainees import Recorder, pairs, rows, settings
 
@@ -164,6 +164,45 @@ def test_only_the_last_and_the_best_are_kept(service, tmp_path):
     assert kept == sorted({5, 6, min(losses, key=losses.get)})
 
 
+def test_an_export_of_a_step_that_was_saved_leaves_its_state_for_good(service, tmp_path):
+    """The stepping stone of an export expires; what a run goes on from does not."""
+    config = settings(
+        tmp_path, epochs=2, checkpoint=[{"save_every_n_steps": 2, "ttl_seconds": None}, {"type": "export"}]
+    )
+    _, events = fit(service, config, rows(4))
+    assert events.values("kind", "checkpoint") == ["state", "export"]
+    assert [(kept.step, kept.expires_at) for kept in service.list_checkpoints(events[0]["run_id"])] == [(2, None)]
+    short = [{"save_every_n_steps": 1, "ttl_seconds": 600}, {"save_every_n_steps": 1}, {"type": "export"}]
+    _, events = fit(service, settings(tmp_path, checkpoint=short), rows(4))
+    assert [kept.expires_at for kept in service.list_checkpoints(events[0]["run_id"])] == [None]
+
+
+def test_what_one_engine_keeps_no_other_removes(service, tmp_path):
+    often = {"save_every_n_steps": 1, "keep_last": 1, "auto_resume": True}
+    seldom = {"save_every_n_steps": 2, "save_end_of_training": False}
+    _, events = fit(service, settings(tmp_path, epochs=5, checkpoint=[often, seldom]), rows(4))
+    assert [kept.step for kept in service.list_checkpoints(events[0]["run_id"])] == [2, 4, 5]
+
+
+def test_what_a_run_goes_on_from_is_removed_in_its_turn(service, tmp_path):
+    saving = [{"save_every_n_steps": 1, "keep_last": 1, "auto_resume": True}]
+    config = settings(tmp_path, epochs=3, checkpoint=saving, exit_iteration_this_run=1)
+    for step in (1, 2, 3):
+        result, events = fit(service, config, rows(4))
+        assert [kept.step for kept in service.list_checkpoints(events[0]["run_id"])] == [step]
+    assert result.steps == 3
+
+
+def test_two_exports_do_not_write_over_each_other(service, tmp_path):
+    both = [{"type": "export", "save_every_n_steps": 1}, {"type": "export", "name": "again"}]
+    _, events = fit(service, settings(tmp_path, checkpoint=both), rows(4))
+    places = [Path(event["path"]) for event in events.of("checkpoint")]
+    assert [place.name for place in places] == ["step-000001", "step-000001-again"]
+    assert all((place / "adapter_config.json").is_file() for place in places)
+    with pytest.raises(ConfigError, match="one export would write over another"):
+        SFTTrainer(settings(tmp_path, checkpoint=[{"type": "export"}, {"type": "export", "format": "merged"}]))
+
+
 def test_the_kill_switch_ends_a_run_that_goes_on_without_it(service, tmp_path):
     switch = tmp_path / "stop"
     config = settings(tmp_path, epochs=2, checkpoint=RESUMED, kill_switch_path=str(switch))
@@ -250,3 +289,46 @@ def test_an_exported_adapter_loads_in_plain_peft(service, tmp_path):
         # fp32; the worker multiplies through oneDNN, torch does not
         assert logprobs.tolist() == pytest.approx(expected.to_numpy().tolist(), abs=1e-4)
         base = model.unload()
+
+
+def test_of_a_run_that_was_done_nothing_is_made_again_and_its_numbers_are_told(service, tmp_path):
+    config = settings(tmp_path, checkpoint=[{"type": "state", "auto_resume": True}])
+    first = SFTTrainer(config, client=service, train_data=rows(8)).fit()
+    events = Recorder()
+    again = SFTTrainer(config, client=service, train_data=rows(8), event_sinks=[events]).fit()
+    assert (again.steps, again.loss) == (first.steps, first.loss)
+    assert [event["type"] for event in events] == ["started", "completed"]
+    assert events[-1]["metrics"]["loss"] == first.loss
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"model": {"base": "other/model"}}, "model.base"),
+        ({"model": {"base": "farstep/tiny", "lora": {"r": 8}}}, "lora.r"),
+    ],
+)
+def test_a_run_is_not_gone_on_with_by_another_model_or_adapter(service, tmp_path, changes, field):
+    """The run would stay what it is, and the setting would count for nothing."""
+    config = settings(tmp_path, checkpoint=[{"type": "state", "auto_resume": True}], exit_iteration=1)
+    SFTTrainer(config, client=service, train_data=rows(8)).fit()
+    with pytest.raises(TrainerError, match=rf"{field}: is .* the run that is to be gone on with has"):
+        SFTTrainer(config | changes, client=service, train_data=rows(8)).fit()
+
+
+def test_the_trainers_own_random_numbers_go_on(service, tmp_path):
+    drawn = []
+
+    class Draws(SFTTrainer):
+        def pre_step(self, batch):
+            drawn.append(self.rng.random())
+            return batch
+
+    whole = settings(tmp_path / "whole", epochs=4)
+    fit(service, whole, rows(4), trainer=Draws)
+    undisturbed, drawn[:] = list(drawn), []
+    pieces = settings(tmp_path / "pieces", epochs=4, checkpoint=RESUMED, exit_iteration_this_run=2)
+    for _ in range(2):
+        fit(service, pieces, rows(4), trainer=Draws)
+    assert drawn == undisturbed
+    assert len(set(drawn)) == 4

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from farstep.errors import RemoteOpError
-from farstep.trainers import ConfigError, SFTTrainer, TrainerError
+from farstep.trainers import ConfigError, DataError, SFTTrainer, TrainerError
 from farstep.trainers.events import read_events
 from tests.support.trainees import Recorder, rows, settings
 
@@ -232,6 +232,11 @@ def test_init_is_once_and_what_needs_it_says_so(service, tmp_path):
         trainer.step(rows(4))
     with pytest.raises(TrainerError, match="the tokenizer comes with the model"):
         trainer.get_tokenizer()
+    with pytest.raises(TrainerError, match=r"checkpoint needs init\(\) first"):
+        trainer.checkpoint()
+    for name in ("training_horizon", "warmup_steps"):
+        with pytest.raises(TrainerError, match=r"the number of steps needs init\(\) first"):
+            getattr(trainer, name)
     with trainer:
         trainer.init()
         with pytest.raises(TrainerError, match="init was called before"):
@@ -240,6 +245,9 @@ def test_init_is_once_and_what_needs_it_says_so(service, tmp_path):
         assert trainer.model_unwrapped is trainer.client
         with pytest.raises(TypeError, match=r"batch\[1\]: must be a TrainSequence"):
             trainer.step([rows(1)[0], {"tokens": []}])
+        for name in ("mini_bs", "gradient_accumulation_steps"):
+            with pytest.raises(DataError, match=f"{name}: 0, and at least 1 is needed"):
+                trainer.step(rows(1), **{name: 0})
     with pytest.raises(TrainerError, match="this trainer is closed"):
         trainer.step(rows(4))
     trainer.close()

@@ -248,3 +248,23 @@ def test_a_row_weighted_otherwise_counts_so(service, tmp_path):
     _, half = fit(service, {**config, "name": "half"}, [weighted])
     # a mean by weight: all weights halved change nothing
     assert half.values("loss") == pytest.approx(plain.values("loss"), rel=1e-6)
+
+
+def test_an_evaluations_loss_is_the_mean_over_all_targets_however_they_are_cut(service, tmp_path):
+    """1e-6 relative: the same fp32 sums in another order."""
+    data = rows(11, answer=(1, 9))
+
+    class Own(SFTTrainer):
+        def loss(self, batch):
+            logprobs = self.forward(batch)
+            weights = [torch.tensor(row.loss_mask) for row in batch]
+            return -sum((p * w).sum() for p, w in zip(logprobs, weights, strict=True)) / self.normalizer(batch)
+
+    found = []
+    for kind, batch_size, mini_bs in ((SFTTrainer, 16, None), (SFTTrainer, 3, 2), (Own, 16, None), (Own, 3, None)):
+        name = f"{kind.__name__}-{batch_size}"
+        config = settings(tmp_path, name=name, batch_size=batch_size, mini_bs=mini_bs)
+        with kind(config, client=service, train_data=data) as trainer:
+            trainer.init()
+            found.append(trainer.evaluate(data).loss)
+    assert found == pytest.approx([found[0]] * 4, rel=1e-6)

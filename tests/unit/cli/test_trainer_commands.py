@@ -58,6 +58,33 @@ def test_check_says_what_there_is_and_that_a_server_is_not_needed_yet(capsys):
     assert {each["verdict"] for each in found.values()} == {"ok", "skipped"}
 
 
+def test_check_shows_rows_as_the_model_will_see_them(capsys):
+    rows = [{"prompt": "say ae", "response": "ae"}, {"prompt": "b", "response": "c\x1b[2J"}]
+    path = config(CONFIG.replace("data: {", "data: {mixing: concatenate, "), rows)
+    assert main(["check", path, "--examples", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "<|im_start|>user\nsay ae<|im_end|>\n<|im_start|>assistant\n⟦ae<|im_end|>⟧\n" in shown
+    assert "⟦c�[2J<|im_end|>⟧" in shown  # and nothing of a row moves the cursor
+    assert main(["check", path, "--examples", "0"]) == 0
+    assert "⟦" not in capsys.readouterr().out
+
+
+def test_check_counts_prompts_as_training_will(capsys):
+    text = CONFIG.replace(
+        "data: {", "type: grpo\nreward: 'math:fsum'\ndata: {max_prompt_length: 15, mixing: concatenate, "
+    )
+    path = config(text, [{"prompt": "a", "answer": "x"}, {"prompt": "b" * 30}, {"prompt": "cc"}])
+    assert main(["check", path, "--json", "--examples", "2"]) == 0
+    found = [each for each in json.loads(capsys.readouterr().out) if each["what"] in ("tokens", "example")]
+    tokens, first, second = (each["detail"] for each in found)
+    assert tokens.startswith("2 of 3 prompts, 1 skipped: over 15 tokens; shortest 13, ")
+    assert first == "example 1: 13 tokens; solutions: 'x'\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    assert ", too long: skipped" in second
+    path = config(text.replace("15", "5"), [{"prompt": "a"}])
+    assert main(["check", path]) == 1
+    assert "all 1 prompts are over 5 tokens" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "rows", "what", "message"),
     [

@@ -9,6 +9,7 @@ except ImportError as error:
     raise MissingExtraError("trainers need pydantic and PyYAML", hint="pip install 'farstep[trainers]'") from error
 
 from farstep.trainers.config.algorithms import CriticConfig, LossMaskConfig, PreferenceConfig, RLConfig, SamplingConfig
+from farstep.trainers.config.allowed import ANYTHING, NOTHING, Allowed
 from farstep.trainers.config.checkpoints import CheckpointConfig
 from farstep.trainers.config.data import DataConfig
 from farstep.trainers.config.load import load_config
@@ -28,6 +29,9 @@ from farstep.trainers.config.trainer import TrainerConfig
 from farstep.trainers.errors import ConfigError
 
 __all__ = [
+    "ANYTHING",
+    "NOTHING",
+    "Allowed",
     "BlobConfig",
     "CallableConfig",
     "CheckpointConfig",

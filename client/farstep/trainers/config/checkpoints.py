@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from farstep.trainers.config.model import Name
 from farstep.trainers.config.numbers import Count, Positive
@@ -15,7 +15,9 @@ class CheckpointConfig(Section):
     """`state` can be resumed from, `export` is an adapter (`peft`) or a whole model (`merged`) on the user's disk."""
 
     type: Literal["state", "export"] = "state"
-    name: str = ""
+    name: Annotated[str, StringConstraints(pattern=r"^[\w.-]*$")] = Field(
+        default="", description="export: at the end of its folders' names"
+    )
     enabled: bool = True
     output_dir: Name | None = Field(default=None, description="export: the trainer's output_dir where absent")
     format: Literal["peft", "merged"] = "peft"
@@ -37,4 +39,6 @@ class CheckpointConfig(Section):
     def _possible(self) -> CheckpointConfig:
         if self.auto_resume and self.type != "state":
             raise ValueError("auto_resume needs a checkpoint of type state: an export has no optimizer")
+        if self.name and self.type != "export":
+            raise ValueError("name is for exports: a state is known by its step")
         return self

@@ -107,7 +107,12 @@ class DataConfig(Section):
     @property
     def has_eval(self) -> bool:
         """Whether there are rows to evaluate on in here."""
-        return bool(self.eval_sources) or (self.train_eval_split is not None and self.train_eval_split[1] > 0)
+        return bool(self.eval_sources) or self.train_eval_share > 0
+
+    @property
+    def train_eval_share(self) -> float:
+        """Of rows that are held out to evaluate on; 0: none."""
+        return self.train_eval_split[1] if self.train_eval_split is not None else 0.0
 
 
 def _is_row(item: object) -> bool:

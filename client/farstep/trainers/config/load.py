@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+from farstep.trainers.config.allowed import ANYTHING, Allowed
 from farstep.trainers.config.code import load_code
 from farstep.trainers.config.trainer import TrainerConfig
 from farstep.trainers.config.yaml_text import mapping_from_yaml
@@ -20,7 +21,7 @@ def load_config(
     source: str | PathLike[str] | Mapping[str, Any] | object,
     config_class: type[C] = TrainerConfig,  # type: ignore[assignment]
     *,
-    allow_code: bool = True,
+    allowed: Allowed = ANYTHING,
     **changes: Any,
 ) -> C:
     """
@@ -28,27 +29,30 @@ def load_config(
         source: the path of a YAML file, YAML text (anything with a line break or a colon and a space), a mapping, a
             `TrainerConfig`, or a dataclass with fields of these names.
         config_class: what to make of it.
-        allow_code: whether the Python files that `code` names may be loaded.
-        changes: settings that win over the source's (`max_steps=10`).
+        allowed: what the source may name that reaches beyond it: `NOTHING` of somebody else's. It binds no `changes`.
+        changes: settings that win over the source's (`max_steps=10`), the caller's own.
 
     Raises:
-        ConfigError: no such file, no YAML, a wrong setting, or code that cannot (or may not) be loaded.
+        ConfigError: no such file, no YAML, a wrong setting, or one that may not be there.
     """
     if isinstance(source, config_class):
+        allowed.check(source)
         return source.merged(changes) if changes else source
     settings = settings_of(source)
     if unnamed := [key for key in settings if not isinstance(key, str)]:
         raise ConfigError(f"the key {unnamed[0]!r} is no text")
-    _load_code(source, {**settings, **changes}.get("code"), allowed=allow_code)
+    if settings.get("code") and not allowed.code:  # before any of it runs; the rest is looked at when it is understood
+        raise ConfigError("Python files may not be named here", field="code")
+    _load_code(source, {**settings, **changes}.get("code"))
+    if allowed != ANYTHING:
+        allowed.check(config_class(**settings))
     config = config_class(**settings) if not changes.keys() & {"type"} else config_class(**{**settings, **changes})
     return config.merged(changes) if changes else config
 
 
-def _load_code(source: object, code: object, *, allowed: bool) -> None:
+def _load_code(source: object, code: object) -> None:
     """Sources and trainers of the user's own must be known before the settings of theirs are checked."""
     paths = [code] if isinstance(code, str) else list(code) if isinstance(code, list | tuple) else []
-    if paths and not allowed:
-        raise ConfigError("Python files may not be loaded here", field="code")
     is_file = isinstance(source, PathLike) or (isinstance(source, str) and not _is_text(source))
     load_code(paths, folder=Path(str(source)).expanduser().parent if is_file else Path())
 

@@ -96,6 +96,9 @@ class TrainerConfig(Section):
     def _one_resumes(cls, value: tuple[CheckpointConfig, ...]) -> tuple[CheckpointConfig, ...]:
         if sum(one.auto_resume and one.enabled for one in value) > 1:
             raise ValueError("only one may have auto_resume: which of them would be resumed from?")
+        places = [(one.output_dir, one.name) for one in value if one.type == "export" and one.enabled]
+        if len(set(places)) < len(places):
+            raise ValueError("one export would write over another: give one of them a name, or another output_dir")
         return value
 
     @model_validator(mode="after")
@@ -129,6 +132,10 @@ class TrainerConfig(Section):
             ConfigError: it is not.
         """
         has_data = self.data.has_eval or test_data
+        if not self.eval_interval:
+            self._check_nobody_waits()
+        if test_data and self.data.train_eval_share:
+            raise ConfigError("there is test data already", field="data.train_eval_split", hint="give one of them")
         if self.eval_interval and not has_data:
             raise ConfigError(
                 "there is nothing to evaluate on",
@@ -137,6 +144,15 @@ class TrainerConfig(Section):
             )
         if has_data and not self.eval_interval:
             raise ConfigError("missing: there is data to evaluate on", field="eval_interval")
+
+    def _check_nobody_waits(self) -> None:
+        """For evaluations, where there will be none."""
+        waiting = {"early_stopping": self.early_stopping is not None}
+        waiting |= {f"checkpoint[{index}].keep_best": bool(one.keep_best) for index, one in enumerate(self.checkpoint)}
+        for field, waits in waiting.items():
+            if waits:
+                raise ConfigError("goes by evaluations, and there are none", field=field,
+                                  hint="give test data and eval_interval")  # fmt: skip
 
     def merged(self, changes: Mapping[str, Any]) -> Self:
         """This configuration with `changes`, section by section; lists are replaced whole.

@@ -99,12 +99,17 @@ class RawRows:
         return RawRows(self.tables, self.readings, self.sources[chosen], self.numbers[chosen], self.from_sources)
 
 
+Collected = tuple[RawRows | None, RawRows | None]  # to train on, to evaluate on
+
+
 def given_rows(rows: object, *, field: str = "train_data") -> RawRows:
     """Rows that are there already.
 
     Raises:
         DataError: no list of rows, or an empty one.
     """
+    if isinstance(rows, RawRows):
+        return rows
     if isinstance(rows, str | bytes | Mapping) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
         raise DataError(f"{type(rows).__name__}, not a list of rows", field=field)
     table: Any = rows
@@ -114,7 +119,7 @@ def given_rows(rows: object, *, field: str = "train_data") -> RawRows:
     return RawRows((table,), (Reading(),), np.zeros_like(numbers), numbers, from_sources=False)
 
 
-def collected(config: DataConfig, *, seed: int) -> tuple[RawRows | None, RawRows | None]:
+def collected(config: DataConfig, *, seed: int) -> Collected:
     """What the configuration has to train on and to evaluate on; None where it names nothing.
 
     Raises:
@@ -122,13 +127,28 @@ def collected(config: DataConfig, *, seed: int) -> tuple[RawRows | None, RawRows
     """
     train = _mixed(config, config.sources, seed, "data.sources")
     held_out = _mixed(config, config.eval_sources, seed, "data.eval_sources")
-    if train is not None and config.train_eval_split is not None and config.train_eval_split[1] > 0:
-        contents = [content_of(raw.row) for raw in train]
-        train_rows, eval_rows = parted(contents, config.train_eval_split[1], seed, "split")
-        if not len(train_rows) or not len(eval_rows):
-            raise DataError(f"{len(train)} rows cannot be parted", field="data.train_eval_split")
-        return train.only(train_rows), train.only(eval_rows)
+    if train is not None and config.train_eval_share:
+        return _parted(train, config.train_eval_share, seed)
     return train, held_out
+
+
+def given_parts(config: DataConfig, train_data: object, test_data: object, *, seed: int) -> tuple[object, object]:
+    """Rows that were given, parted for evaluation where the configuration says so and nothing else was given for it.
+
+    Raises:
+        DataError: no list of rows, an empty one, or one that cannot be parted.
+    """
+    if train_data is None or test_data is not None or not config.train_eval_share:
+        return train_data, test_data
+    return _parted(given_rows(train_data), config.train_eval_share, seed)
+
+
+def _parted(rows: RawRows, eval_share: float, seed: int) -> tuple[RawRows, RawRows]:
+    contents = [content_of(raw.row) for raw in rows]
+    train, held_out = parted(contents, eval_share, seed, "split")
+    if not len(train) or not len(held_out):
+        raise DataError(f"{len(rows)} rows cannot be parted", field="data.train_eval_split")
+    return rows.only(train), rows.only(held_out)
 
 
 def _mixed(config: DataConfig, sources: Sequence[SourceConfig], seed: int, field: str) -> RawRows | None:

@@ -6,13 +6,14 @@ It needs a tokenizer, and neither a GPU nor a server.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from farstep.trainers.config.trainer import TrainerConfig
 from farstep.trainers.data.adapters.base import Limits, adapter_for
 from farstep.trainers.data.cache import Cache, key_of, source_key
-from farstep.trainers.data.collection import RawRows, collected, content_of, given_rows
+from farstep.trainers.data.collection import Collected, RawRows, collected, content_of, given_parts, given_rows
 from farstep.trainers.data.dataset import Dataset
 from farstep.trainers.data.processing import Plan, Progress, processed
 from farstep.trainers.data.tokens import tokenizer_fingerprint
@@ -39,6 +40,7 @@ def load(
     rows_per_group: int | None = None,
     max_length: int | None = None,
     progress: Progress | None = None,
+    sources: Callable[[], Collected] | None = None,
 ) -> Datasets:
     """
     Args:
@@ -46,6 +48,7 @@ def load(
         rows_per_group: sequences that belong together; 2 for dpo and ipo where absent, else 1.
         max_length: what the model takes; the configuration's limits hold where they are lower.
         progress: called with rows done and rows in all.
+        sources: gives the sources' rows, where they were read before.
 
     Raises:
         DataError: there is nothing to train on, a source or row is wrong, or a cache is missing that must be there.
@@ -54,7 +57,10 @@ def load(
     plan = plan_of(config, max_length=max_length, rows_per_group=groups)
     if plan.config.join_texts and plan.limits.max_length is None:
         raise DataError("to join texts into rows of one length, give that length", field="data.max_length")
-    loading = _Loading(config, plan, tokenizer, progress)
+    seed = config.seed if config.data.seed is None else config.data.seed
+    if not isinstance(train_data, Dataset):
+        train_data, test_data = given_parts(config.data, train_data, test_data, seed=seed)
+    loading = _Loading(config, plan, tokenizer, seed, progress, sources)
     train = _given(train_data, groups) or loading.part("train", train_data)
     held_out = _given(test_data, groups) or loading.part("eval", test_data)
     if train is None:
@@ -82,8 +88,10 @@ class _Loading:
     config: TrainerConfig
     plan: Plan
     tokenizer: PreTrainedTokenizerBase
+    seed: int
     progress: Progress | None
-    sources_rows: tuple[RawRows | None, RawRows | None] | None = None
+    read: Callable[[], Collected] | None
+    sources_rows: Collected | None = None
 
     def part(self, part: str, data: object) -> Dataset | None:
         raw = None if data is None else given_rows(data, field="train_data" if part == "train" else "test_data")
@@ -109,12 +117,8 @@ class _Loading:
 
     def _collected(self, part: str) -> RawRows | None:
         if self.sources_rows is None:
-            self.sources_rows = collected(self.plan.config, seed=self._seed)
+            self.sources_rows = self.read() if self.read else collected(self.plan.config, seed=self.seed)
         return self.sources_rows[0 if part == "train" else 1]
-
-    @property
-    def _seed(self) -> int:
-        return self.config.seed if self.plan.config.seed is None else self.plan.config.seed
 
     def _key(self, part: str, raw: RawRows | None) -> str:
         settings = self.plan.config
@@ -127,7 +131,7 @@ class _Loading:
             sources = settings.eval_sources if of_eval else settings.sources
             rows, formats = [source_key(source) for source in sources], [source.format for source in sources]
         print_ = tokenizer_fingerprint(self.tokenizer)
-        return key_of(self.plan, rows, formats=formats, tokenizer=print_, seed=self._seed, part=part)
+        return key_of(self.plan, rows, formats=formats, tokenizer=print_, seed=self.seed, part=part)
 
 
 def _given(data: object, rows_per_group: int) -> Dataset | None:

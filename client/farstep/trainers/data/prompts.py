@@ -6,8 +6,10 @@ batch or in a skip count.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +17,8 @@ import numpy as np
 from farstep.trainers.config.data import DataConfig
 from farstep.trainers.config.trainer import TrainerConfig
 from farstep.trainers.data.adapters.base import RowAdapter, keys_of
-from farstep.trainers.data.collection import RawRows, collected, given_rows
-from farstep.trainers.data.conversation import tools_of
+from farstep.trainers.data.collection import RawRows, collected, content_of, given_rows
+from farstep.trainers.data.conversation import messages_of, tools_of
 from farstep.trainers.data.loader import Cursor
 from farstep.trainers.data.order import permutation
 from farstep.trainers.data.sequences import prompt_tokens
@@ -112,9 +114,12 @@ class PromptLoader:
     def max_prompt_tokens(self) -> int | None:
         return self._settings.max_prompt_tokens
 
-    @property
+    @cached_property
     def data(self) -> str:
-        return f"prompts.{len(self.rows)}.{self._settings.seed}.{self._settings.shuffle}"
+        """Names the rows and their order: equal where they are."""
+        digest = hashlib.sha256(b"".join(content_of(raw.row) for raw in self.rows)).hexdigest()
+        how = f"{self._settings.prompt_key}.{self._settings.seed}.{self._settings.shuffle}"
+        return f"prompts.{digest[:16]}.{len(self.rows)}.{how}"
 
     def batches(self, cursor: Cursor | None = None) -> Iterator[PromptBatch]:
         """The rest of the cursor's pass; the last batch may be smaller.
@@ -157,7 +162,7 @@ class PromptLoader:
         """
         raw = self.rows[index]
         row = raw.named()
-        key = self._prompt_key(row)
+        key = _key_of(row, self._settings.prompt_key)
         if key is None:
             raise raw.blamed(DataError(f"no {self._settings.prompt_key!r}", hint=keys_of(row)))
         try:
@@ -169,16 +174,14 @@ class PromptLoader:
             raise raw.blamed(error) from error
         return PromptItem(row, row[key], tuple(tokens), self._solutions(row), index)
 
-    def _prompt_key(self, row: Mapping[str, Any]) -> str | None:
-        """The configured key; or, where none was configured, the one that other forms of row have."""
-        key = self._settings.prompt_key
-        candidates = (key, "input", *_CONVERSATIONS) if key == DEFAULT_PROMPT_KEY else (key,)
-        return next((name for name in candidates if name in row), None)
-
     def _solutions(self, row: Mapping[str, Any]) -> Any:
         key = self._settings.solutions_key
         candidates = (key, *_SOLUTIONS) if key == DEFAULT_SOLUTIONS_KEY else (key,)
         return next((row[name] for name in candidates if name in row), None)
+
+    def lengths(self) -> np.ndarray[Any, Any]:
+        """[rows] tokens of each prompt, however long it is."""
+        return np.asarray([len(self.item(index).tokens) for index in range(len(self))], np.int64)
 
     def is_too_long(self, item: PromptItem) -> bool:
         return self.max_prompt_tokens is not None and len(item.tokens) > self.max_prompt_tokens
@@ -188,6 +191,27 @@ class PromptLoader:
         if not self._settings.shuffle:
             return np.arange(len(self.rows))
         return permutation(len(self.rows), self._settings.seed, "epoch", epoch, 0)
+
+
+def check_prompt(row: Mapping[str, Any], prompt_key: str = DEFAULT_PROMPT_KEY) -> None:
+    """Whether a row has a prompt, as far as that is seen without a tokenizer.
+
+    Raises:
+        DataError: it has none; with the keys that it has.
+    """
+    key = _key_of(row, prompt_key)
+    if key is None:
+        raise DataError(f"no {prompt_key!r}", hint=keys_of(row))
+    if key in _CONVERSATIONS:
+        RowAdapter.get("messages")().check(row)
+    elif not isinstance(row[key], str):
+        messages_of(row[key], field=key)
+
+
+def _key_of(row: Mapping[str, Any], wanted: str) -> str | None:
+    """The wanted key; or, where that is the default one, the one that other forms of row have."""
+    candidates = (wanted, "input", *_CONVERSATIONS) if wanted == DEFAULT_PROMPT_KEY else (wanted,)
+    return next((name for name in candidates if name in row), None)
 
 
 def load_prompt_batches(

@@ -3,8 +3,9 @@
 A name is loaded when it is first used.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from farstep._lazy import lazy
 
 if TYPE_CHECKING:
     from farstep.trainers.evolution.config import EvolutionConfig
@@ -25,22 +26,12 @@ __all__ = [
     "TrainerStrategy",
 ]
 
-_HERE = "farstep.trainers.evolution"
-_NAMES_OF = {
-    f"{_HERE}.config": "EvolutionConfig",
-    f"{_HERE}.driver": "Evolution EvolutionState",
-    f"{_HERE}.result": "EpochRecord EvolutionError EvolutionResult",
-    f"{_HERE}.strategy": "EvolutionStrategy Round Trained TrainerStrategy",
-}
-_HOME_OF = {name: home for home, names in _NAMES_OF.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> object:
-    if home := _HOME_OF.get(name):
-        found = globals()[name] = getattr(import_module(home), name)
-        return found
-    raise AttributeError(f"module 'farstep.trainers.evolution' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "farstep.trainers.evolution.config": "EvolutionConfig",
+        "farstep.trainers.evolution.driver": "Evolution EvolutionState",
+        "farstep.trainers.evolution.result": "EpochRecord EvolutionError EvolutionResult",
+        "farstep.trainers.evolution.strategy": "EvolutionStrategy Round Trained TrainerStrategy",
+    },
+)

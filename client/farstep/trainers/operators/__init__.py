@@ -3,8 +3,9 @@
 A name is loaded when it is first used.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from farstep._lazy import lazy
 
 if TYPE_CHECKING:
     from farstep.trainers.operators.agent import OperatorAgent
@@ -41,32 +42,22 @@ __all__ = [
     "TunableSpec",
 ]
 
-_HERE = "farstep.trainers.operators"
-_NAMES_OF = {
-    f"{_HERE}.agent": "OperatorAgent",
-    f"{_HERE}.cases": "Case",
-    f"{_HERE}.checkpoint_files": "CheckpointFiles",
-    f"{_HERE}.config": "OperatorConfig",
-    f"{_HERE}.instruction": "InstructionOptimizer",
-    f"{_HERE}.llm_call": "LLMCallOperator",
-    f"{_HERE}.memory_call": "MemoryCallOperator",
-    f"{_HERE}.operator": "Operator",
-    f"{_HERE}.optimizer": "Change OperatorOptimizer",
-    f"{_HERE}.tool_call": "ToolCallOperator",
-    f"{_HERE}.tool_descriptions": "ToolOptimizer",
-    f"{_HERE}.traces": "Trace Traces",
-    f"{_HERE}.trainer": "OperatorTrainer",
-    f"{_HERE}.tunable": "TunableSpec",
-}
-_HOME_OF = {name: home for home, names in _NAMES_OF.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> object:
-    if home := _HOME_OF.get(name):
-        found = globals()[name] = getattr(import_module(home), name)
-        return found
-    raise AttributeError(f"module 'farstep.trainers.operators' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "farstep.trainers.operators.agent": "OperatorAgent",
+        "farstep.trainers.operators.cases": "Case",
+        "farstep.trainers.operators.checkpoint_files": "CheckpointFiles",
+        "farstep.trainers.operators.config": "OperatorConfig",
+        "farstep.trainers.operators.instruction": "InstructionOptimizer",
+        "farstep.trainers.operators.llm_call": "LLMCallOperator",
+        "farstep.trainers.operators.memory_call": "MemoryCallOperator",
+        "farstep.trainers.operators.operator": "Operator",
+        "farstep.trainers.operators.optimizer": "Change OperatorOptimizer",
+        "farstep.trainers.operators.tool_call": "ToolCallOperator",
+        "farstep.trainers.operators.tool_descriptions": "ToolOptimizer",
+        "farstep.trainers.operators.traces": "Trace Traces",
+        "farstep.trainers.operators.trainer": "OperatorTrainer",
+        "farstep.trainers.operators.tunable": "TunableSpec",
+    },
+)

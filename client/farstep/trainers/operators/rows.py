@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from farstep.trainers.data.collection import collected, content_of, given_rows
+from farstep.trainers.data.collection import collected, content_of, given_parts, given_rows
 from farstep.trainers.data.order import permutation
 from farstep.trainers.errors import DataError, TrainerError
 
@@ -72,7 +72,11 @@ def load_mappings(config: Any, train_data: Any, test_data: Any) -> tuple[Mapping
         DataError: there is nothing to train on, or a source cannot be read.
     """
     seed = config.data.seed if config.data.seed is not None else config.seed
-    train, held_out = collected(config.data, seed=seed) if train_data is None else (given_rows(train_data), None)
+    if train_data is None:
+        train, held_out = collected(config.data, seed=seed)
+    else:
+        given, kept = given_parts(config.data, train_data, test_data, seed=seed)
+        train, held_out = given_rows(given), given_rows(kept) if kept is not None and test_data is None else None
     if train is None:
         raise DataError("there is nothing to train on", field="data.sources")
     rows = [raw.named() for raw in train][: config.data.max_rows]

@@ -51,6 +51,7 @@ class OperatorTrainer(Trainer):
     config_class = OperatorConfig
     needs = ("agent", "dataset", "reward", "config")
     lookahead = 0
+    has_own_rows = True
 
     def __init__(
         self,
@@ -155,13 +156,17 @@ class OperatorTrainer(Trainer):
         if state is not None:
             self._go_on_from(state)
         if state is None or left is None or left["run_id"] != self.run_id:  # whatever is here is of another run
-            self.folder.put_away()
+            self._begin_anew()
             self.files.put_away()
             self._saved_epoch = None
         else:
             self.files.put_away(after=state["epoch"])
         self.folder.write(run_id=self.run_id)
         self._start_reports(kinds, state["trackers"] if state is not None else {})
+
+    @property
+    def _may_go_on(self) -> bool:
+        return super()._may_go_on or self.config.operators.resume_from is not None
 
     def _connect(self) -> None:
         asked = connect(self.config, self._given_client, is_needed=not self._given_optimizers)

@@ -20,7 +20,8 @@ _NO_METRICS = frozenset({"seq", "type", "time", "run", "step", "total_steps", "n
 class RunRecord:
     """
     Args:
-        started: the last `started` event; a run that was gone on with has several.
+        started: the last `started` event; a run that was gone on with has several. Of one that never began, its end,
+            which says what it was to be.
         logs, evals: by step; of a step that was made again, the later one.
         end: how it ended; None where it goes on, or was killed.
         took_s: from each beginning to the last that was heard of it, without what lies between.
@@ -71,20 +72,20 @@ def read_run(folder: str | Path) -> RunRecord:
         raise TrainerError(f"{folder} has no run: {error.strerror}: {EVENTS}", stage="report",
                            hint="the folder of one run, such as farstep-runs/NAME") from error  # fmt: skip
     started = [event for event in events if event.get("type") == "started"]
-    if not started:
+    if not events or not (started or events[-1].get("type") in TERMINAL):
         raise TrainerError(f"{folder / EVENTS} tells of no run that began", stage="report")
     last = events[-1]
     return RunRecord(
         folder=folder,
-        started=started[-1],
+        started=started[-1] if started else last,
         logs=_by_step(events, "log"),
         evals=_by_step(events, "eval"),
         rollouts=[event for event in events if event.get("type") == "rollout"],
         checkpoints=_latest(event for event in events if event.get("type") == "checkpoint"),
         end=last if last.get("type") in TERMINAL else None,
         batches=_read_batches(folder / BATCHES),
-        num_resumptions=len(started) - 1,
-        began=str(started[0].get("time", "")),
+        num_resumptions=max(0, len(started) - 1),
+        began=str((started or [last])[0].get("time", "")),
         took_s=_took_s(events),
     )
 
@@ -97,7 +98,7 @@ def _took_s(events: Sequence[Event]) -> float | None:
             now = datetime.fromisoformat(str(event.get("time"))).timestamp()
             if event.get("type") != "started":
                 total += now - begun if begun else 0.0
-            begun = now
+            begun = 0.0 if event.get("type") in TERMINAL else now
     except ValueError:
         return None
     return total

@@ -248,7 +248,7 @@ class RLTrainer(Trainer):
         from farstep.trainers.rl.prompt_rows import load_prompt_rows
 
         self.train_rows, self.eval_rows = load_prompt_rows(
-            self.config, self.get_tokenizer(), self._train_data, self._test_data
+            self.config, self.get_tokenizer(), self._train_data, self._test_data, sources=self.read_sources
         )
 
     @property

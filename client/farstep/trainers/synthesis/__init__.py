@@ -3,8 +3,9 @@
 A name is loaded when it is first used.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from farstep._lazy import lazy
 
 if TYPE_CHECKING:
     from farstep.trainers.synthesis.augment import AugmentSynthesizer
@@ -41,28 +42,18 @@ __all__ = [
     "synthesize_async",
 ]
 
-_HERE = "farstep.trainers.synthesis"
-_NAMES_OF = {
-    f"{_HERE}.augment": "AugmentSynthesizer",
-    f"{_HERE}.augmentation": "add_noise swap_in_out",
-    f"{_HERE}.chats": "ChatBatch ChatOutcome ChatTask run_chats run_chats_async",
-    f"{_HERE}.config": "SynthesisConfig",
-    f"{_HERE}.llm": "LLMSynthesizer",
-    f"{_HERE}.pipeline": "synthesize synthesize_async",
-    f"{_HERE}.result": "Failure SynthesisResult",
-    f"{_HERE}.selection": "deduplicate filter_by_score split",
-    f"{_HERE}.synthesizer": "Made Synthesizer",
-    f"{_HERE}.template": "TemplateSynthesizer",
-}
-_HOME_OF = {name: home for home, names in _NAMES_OF.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> object:
-    if home := _HOME_OF.get(name):
-        found = globals()[name] = getattr(import_module(home), name)
-        return found
-    raise AttributeError(f"module 'farstep.trainers.synthesis' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "farstep.trainers.synthesis.augment": "AugmentSynthesizer",
+        "farstep.trainers.synthesis.augmentation": "add_noise swap_in_out",
+        "farstep.trainers.synthesis.chats": "ChatBatch ChatOutcome ChatTask run_chats run_chats_async",
+        "farstep.trainers.synthesis.config": "SynthesisConfig",
+        "farstep.trainers.synthesis.llm": "LLMSynthesizer",
+        "farstep.trainers.synthesis.pipeline": "synthesize synthesize_async",
+        "farstep.trainers.synthesis.result": "Failure SynthesisResult",
+        "farstep.trainers.synthesis.selection": "deduplicate filter_by_score split",
+        "farstep.trainers.synthesis.synthesizer": "Made Synthesizer",
+        "farstep.trainers.synthesis.template": "TemplateSynthesizer",
+    },
+)

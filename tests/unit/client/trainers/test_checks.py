@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from farstep.trainers import ConfigError, SFTTrainer, Trainer, TrainerError, TrainSequence
+from farstep.trainers import ConfigError, GRPOTrainer, SFTTrainer, Trainer, TrainerError, TrainSequence
 from farstep.trainers.lifecycle import Lifecycle, TrainerState
 
 CONFIG = {"name": "run", "model": "farstep/tiny"}
@@ -196,3 +196,39 @@ def test_a_class_of_ones_own_has_its_parents_defaults(tmp_path):
     file.write_text("type: sft\nname: run\nmodel: farstep/tiny\n")
     with pytest.raises(ConfigError, match="'sft' is another trainer than 'dpo'"):
         Trainer.get("dpo")(file)
+
+
+def test_early_stopping_and_the_best_checkpoint_want_evaluations():
+    for changes, field in (
+        ({"early_stopping": {"patience": 2}}, "early_stopping"),
+        ({"checkpoint": {"keep_best": 1}}, r"checkpoint\[0\].keep_best"),
+    ):
+        trainer = SFTTrainer({"model": "farstep/tiny", **changes}, train_data=ROWS)
+        with pytest.raises(ConfigError, match=f"{field}: goes by evaluations, and there are none"):
+            trainer.validate()
+        SFTTrainer({"model": "farstep/tiny", "eval_interval": 1, **changes}, train_data=ROWS, test_data=ROWS).validate()
+
+
+def test_what_is_held_out_is_of_rows_and_only_where_nothing_else_is_there():
+    config = {"model": "farstep/tiny", "eval_interval": 1, "data": {"train_eval_split": 0.5}}
+    texts = [{"prompt": "a", "response": "b"}]
+    with pytest.raises(ConfigError, match="train_eval_split: there is test data already"):
+        SFTTrainer(config, train_data=texts, test_data=texts).validate()
+    with pytest.raises(TrainerError, match="train_eval_split: parts rows, and these are tokens already"):
+        SFTTrainer(config, train_data=ROWS).validate()
+
+
+def test_prompts_may_be_under_a_key_of_ones_own():
+    config = {"model": "farstep/tiny", "data": {"prompt_key": "question"}}
+    GRPOTrainer(config, train_data=[{"question": "x"}], reward_fn=len).check_dataset([{"question": "x"}])
+    with pytest.raises(TrainerError, match=r"row 1: no 'question' .*'prompt'"):
+        GRPOTrainer(config).check_dataset([{"question": "x"}, {"prompt": "x"}])
+    with pytest.raises(TrainerError, match="row 0, question: int, not a list of messages"):
+        GRPOTrainer(config).check_dataset([{"question": 3}])
+
+
+def test_another_trainers_name_and_no_trainers_name_are_told_apart():
+    with pytest.raises(ConfigError, match=r"type: 'dpo' is another trainer than 'sft' \(Trainer.get\('dpo'\)"):
+        SFTTrainer({"model": "farstep/tiny", "type": "dpo"})
+    with pytest.raises(ConfigError, match=r"type: there is no trainer 'grop' \(did you mean 'grpo'\?\)"):
+        SFTTrainer({"model": "farstep/tiny", "type": "grop"})

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from farstep.trainers.data.sources.base import Row, Source
-from farstep.trainers.data.sources.download import Rules, download, shown
+from farstep.trainers.data.sources.download import Rules, shown
 from farstep.trainers.data.sources.files import SUFFIXES, read_rows, suffix_of
+from farstep.trainers.data.sources.kept import fetched
 from farstep.trainers.errors import DataError
 
 _BY_TYPE = {
@@ -23,17 +22,15 @@ _BY_TYPE = {
 
 
 class Blob(Source):
-    """Downloaded when asked for, into a temporary file that is gone afterwards."""
+    """Asked for whenever its rows are; sent only where it is not what was kept (`kept`)."""
 
     name = "blob"
 
     def rows(self) -> Sequence[Row]:
         config = self.config
         rules = Rules(config.allow_http, config.allow_private, config.max_bytes, config.timeout_s)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "blob"
-            content_type = download(config.url, path, token=self._token(), rules=rules)
-            return read_rows(path, self._suffix(content_type), shown=shown(config.url))
+        with fetched(config.url, token=self._token(), rules=rules) as found:
+            return read_rows(found.path, self._suffix(found.content_type), shown=shown(config.url))
 
     def fingerprint(self) -> str:
         """The address stands for its content: asking for it at every start would need the network for a cached run."""

@@ -86,10 +86,14 @@ def download(
     *,
     token: str | None,
     rules: Rules,
+    known: Validator | None = None,
     resolve: Resolve = addresses_of,
     verify: ssl.SSLContext | bool = True,
-) -> str:
-    """Writes what is at `url` to `to`, and says of what type the server calls it.
+) -> Downloaded:
+    """Writes what is at `url` to `to`, and says what the server calls it.
+
+    Args:
+        known: of content that is here already: where it is still that, nothing is written.
 
     Raises:
         DataError: refused by the rules, not found, too large, or broken off. Never holds the token.
@@ -97,22 +101,42 @@ def download(
     origin = _origin(url)
     for _ in range(MAX_REDIRECTS + 1):
         headers = {"Authorization": f"Bearer {token}"} if token and _origin(url) == origin else {}
+        headers |= known.asked_for() if known is not None else {}
         found = _fetch_from_any(url, to, headers, rules, judged_addresses(url, rules, resolve), verify)
-        if found.location is None:
-            return found.content_type
-        url = urljoin(url, found.location)
+        if isinstance(found, Downloaded):
+            return found
+        url = urljoin(url, found)
     raise DataError(f"more than {MAX_REDIRECTS} redirects", field=shown(url))
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Validator:
+    """What a server gives to tell contents apart by; empty where it gives nothing."""
+
+    etag: str = ""
+    last_modified: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.etag or self.last_modified)
+
+    def asked_for(self) -> dict[str, str]:
+        """The headers that ask whether the content is another by now."""
+        headers = {"If-None-Match": self.etag, "If-Modified-Since": "" if self.etag else self.last_modified}
+        return {name: value for name, value in headers.items() if value}
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """`is_unchanged`: it is what was known, and nothing was written."""
+
     content_type: str = ""
-    location: str | None = None
+    validator: Validator = Validator()
+    is_unchanged: bool = False
 
 
 def _fetch_from_any(
     url: str, to: Path, headers: dict[str, str], rules: Rules, addresses: list[str], verify: ssl.SSLContext | bool
-) -> _Found:
+) -> Downloaded | str:
     """From the first address that takes the connection: some of a host's may be out of reach from here."""
     failure: httpx.HTTPError | httpx.InvalidURL | None = None
     for address in addresses:
@@ -128,7 +152,8 @@ def _fetch_from_any(
 
 def _fetch(
     url: str, to: Path, headers: dict[str, str], rules: Rules, address: str, verify: ssl.SSLContext | bool
-) -> _Found:
+) -> Downloaded | str:
+    """What was written; or where to go instead."""
     parts = urlsplit(url)
     literal = f"[{address}]" if ":" in address else address
     port = f":{parts.port}" if parts.port else ""
@@ -142,12 +167,22 @@ def _fetch(
         ) as response,
     ):
         if response.status_code in _REDIRECTS and "location" in response.headers:
-            return _Found(location=response.headers["location"])
+            return response.headers["location"]
+        validator = Validator(response.headers.get("etag", ""), response.headers.get("last-modified", ""))
+        if _is_unchanged(response.status_code, validator, headers):
+            return Downloaded(validator=validator, is_unchanged=True)
         if response.status_code != 200:
             hint = "is the token right?" if response.status_code in (401, 403) else ""
             raise DataError(f"HTTP {response.status_code} {response.reason_phrase}", field=shown(url), hint=hint)
         _write(response, to, rules, url)
-        return _Found(content_type=response.headers.get("content-type", ""))
+        return Downloaded(response.headers.get("content-type", ""), validator)
+
+
+def _is_unchanged(status: int, validator: Validator, asked: dict[str, str]) -> bool:
+    """Whether it is what was asked about; of a server that does not look at headers, too."""
+    if status == 304:
+        return bool(asked.keys() & {"If-None-Match", "If-Modified-Since"})
+    return status == 200 and bool(validator.etag) and validator.etag == asked.get("If-None-Match")
 
 
 def _write(response: httpx.Response, to: Path, rules: Rules, url: str) -> None:

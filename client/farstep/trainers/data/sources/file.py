@@ -37,8 +37,7 @@ class File(Source):
             return [path]
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
         if not found:
-            hint = "a folder: name its files, as in folder/*.jsonl" if path.is_dir() else f"looked in {Path.cwd()}"
-            raise DataError("no such file", field=str(self.config.path), hint=hint)
+            raise DataError("no such file", field=str(self.config.path), hint=_hint(path))
         return found
 
     def _suffix(self, path: Path) -> str:
@@ -46,3 +45,11 @@ class File(Source):
         if suffix is None:
             raise DataError("what kind of file is it?", field=str(path), hint=f"give suffix: {' | '.join(SUFFIXES)}")
         return suffix
+
+
+def _hint(path: Path) -> str:
+    if not path.is_dir():
+        return f"looked in {Path.cwd()}"
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return f"a folder of save_to_disk: write {{name: {path}}}"
+    return "a folder: name its files, as in folder/*.jsonl"

@@ -419,8 +419,6 @@ def test_code_is_loaded_before_what_it_defines_is_looked_up(tmp_path: Path) -> N
     path.write_text("model: x\ncode: own.py\ndataset: {type: own_for_this_test, num: 3}\n")
     for _ in range(2):
         assert load_config(path).data.sources[0].num == 3  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="code: Python files may not be loaded here"):
-        load_config(path, allow_code=False)
     (tmp_path / "bad.py").write_text("1 / 0\n")
     for name, message in (("bad.py", "cannot be loaded: ZeroDivisionError"), ("none.py", "no Python file")):
         with pytest.raises(ConfigError, match=message):

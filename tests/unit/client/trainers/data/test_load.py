@@ -318,3 +318,17 @@ def test_reports_add_up() -> None:
     total = DataReport(rows=1, longest=3)
     total.add(DataReport(rows=2, longest=2, truncated=1))
     assert total == DataReport(rows=3, longest=3, truncated=1)
+
+
+def test_rows_that_were_given_are_parted_as_a_source_is() -> None:
+    rows = [{"text": f"row {index}"} for index in range(10)]
+    split = config(rows, data={"train_eval_split": 0.3}, eval_interval=1)
+    given = load(split, CHAT, train_data=rows)
+    assert given.eval is not None
+    train, held_out = all_tokens(given.train), all_tokens(given.eval)
+    assert (len(train), len(held_out)) == (7, 3)
+    assert sorted(train + held_out) == sorted(all_tokens(load(config(rows), CHAT).train))
+    again = load(split, CHAT, train_data=rows)
+    assert (all_tokens(again.train), again.eval and all_tokens(again.eval)) == (train, held_out)
+    with_test_data = load(split, CHAT, train_data=rows, test_data=rows[:2])
+    assert (len(with_test_data.train), len(with_test_data.eval or ())) == (10, 2)

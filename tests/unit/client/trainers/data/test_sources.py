@@ -69,6 +69,10 @@ def test_several_files_come_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name in ("2", "1", "3"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}))
     assert read(FileConfig(path=str(tmp_path / "*.jsonl"))) == [{"text": "1"}, {"text": "2"}, {"text": "3"}]
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    with pytest.raises(DataError, match=r"no such file \(a folder of save_to_disk: write \{name: .*saved\}"):
+        read(FileConfig(path=str(tmp_path / "saved")))
     with pytest.raises(DataError, match=r"no such file \(a folder: name its files"):
         read(FileConfig(path=str(tmp_path)))
 
