@@ -85,6 +85,7 @@ class Assembly:
                 "kinds": [kind.value for kind in row.kinds],
                 "policy_versions": [None if version == UNSAMPLED else version for version in row.versions],
                 "policy_version": min(row.sampled_versions, default=None),
+                "is_models_own": all(turn.is_models_own for turn in row.turns),
             },
         )
 

@@ -35,7 +35,7 @@ class DirectSampler:
         Raises:
             InvalidInputError: the prompt or the parameters cannot be sampled.
         """
-        prompt = list(items[0].input_tokens or ())
+        prompt = tuple(items[0].input_tokens or ())  # one for all of the group
         params = self._params
         if params.max_prompt_len is not None and len(prompt) > params.max_prompt_len:
             return [RolloutSample(item, outcome="dropped", reason="prompt_too_long") for item in items]
@@ -60,13 +60,14 @@ class DirectSampler:
         messages = item.prompt if isinstance(item.prompt, list | tuple) else ()
         reply = {"role": "assistant", "content": self._text(sequence)}
         turn = Turn(
-            prompt=tuple(prompt),
+            prompt=prompt,
             tokens=tuple(sequence.tokens),
             logprobs=tuple(sequence.logprobs),
             versions=tuple(sequence.policy_versions),
             messages=tuple(messages),
             reply=reply,
             finish_reason=sequence.stop_reason,
+            is_models_own=self._params.is_models_own,
         )
         return self._assembly.sample(item, [turn])
 

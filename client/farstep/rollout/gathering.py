@@ -65,8 +65,15 @@ class Gathering:
             if self._settings.on_progress is not None:
                 self._settings.on_progress(progress)
 
+        settings = self._settings
         scoring = Scoring(
-            self._reward, self._threads, total=total, room=self._settings.max_running_rewards, moved=moved
+            self._reward,
+            self._threads,
+            total=total,
+            room=settings.max_running_rewards,
+            timeout_s=settings.reward_timeout_s,
+            on_error=settings.on_reward_error,
+            moved=moved,
         )
         watching = watch.watching() if self._settings.stall_warning_s else contextlib.nullcontext()
         async with watching:

@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from dataclasses import fields
 from typing import Any
 
+from farstep.rollout.calling import contained
 from farstep.rollout.records import RewardRecord
 from farstep.trainers.errors import RolloutError
 
@@ -47,12 +48,9 @@ class Reward:
     async def __call__(self, record: RewardRecord, threads: Executor) -> float:
         """A number; synchronous functions run on a thread. Raises ValueError where it is none that is finite."""
         arguments = self._arguments(record)
-        if self._is_async:
-            value = await self._function(**arguments) if self._names else await self._function(record)
-        else:
-            loop = asyncio.get_running_loop()
-            call = (lambda: self._function(**arguments)) if self._names else (lambda: self._function(record))
-            value = await loop.run_in_executor(threads, call)
+        call = (lambda: self._function(**arguments)) if self._names else (lambda: self._function(record))
+        with contained("the reward function"):
+            value = call() if self._is_async else await asyncio.get_running_loop().run_in_executor(threads, call)
             if isinstance(value, Awaitable):
                 value = await value
         return finite(value)
@@ -75,16 +73,20 @@ def finite(value: Any) -> float:
 
 
 def raise_for(failures: Mapping[tuple[int, int], Exception]) -> None:
-    """Raises RewardError where there are any, naming the first few."""
-    if not failures:
-        return
+    """Raises RewardError, naming the first few."""
+    places = sorted(failures)
+    raise RewardError(described(failures), places=places) from failures[places[0]]
+
+
+def described(failures: Mapping[tuple[int, int], Exception]) -> str:
+    """Which records have no reward, and why, of the first few."""
     places = sorted(failures)
     shown = "; ".join(
         f"prompt {prompt}, sample {sample}: {type(failures[prompt, sample]).__name__}: {failures[prompt, sample]}"
         for prompt, sample in places[:5]
     )
     more = f"; and {len(places) - 5} more" if len(places) > 5 else ""
-    raise RewardError(f"no reward for {len(places)} records: {shown}{more}", places=places) from failures[places[0]]
+    return f"no reward for {len(places)} records: {shown}{more}"
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ Opened on a TrainingClient, it samples the weights of that moment. Trains nothin
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -28,6 +28,7 @@ from farstep.rollout.results import Group, Rollout
 from farstep.rollout.rewards import Reward
 from farstep.rollout.settings import RolloutSettings
 from farstep.rollout.spans import Spans
+from farstep.rollout.threads import DaemonThreads
 from farstep.sampling import SamplingClient
 from farstep.trainers.errors import RolloutError
 from farstep.training import TrainingClient
@@ -66,8 +67,8 @@ class RolloutSession:
         self._client = client
         self._proxy: Proxy | None = None
         self._loop: LoopThread | None = None
-        self._threads: ThreadPoolExecutor | None = None
-        self._reward_threads: ThreadPoolExecutor | None = None
+        self._threads: Executor | None = None
+        self._reward_threads: Executor | None = None
         self._num_prompts = 0
 
     # the block
@@ -327,8 +328,7 @@ class RolloutSession:
 
     def _begin(self) -> None:
         settings = self.settings
-        self._threads = ThreadPoolExecutor(settings.max_running_prompts, thread_name_prefix="agent")
-        self._reward_threads = ThreadPoolExecutor(settings.max_running_rewards, thread_name_prefix="reward")
+        self._threads, self._reward_threads = DaemonThreads("agent"), DaemonThreads("reward")
         if settings.proxy:
             proxy = Proxy(settings, endpoint=self._policy.endpoint, policy_version=lambda: self.policy_version)
             proxy.start()
@@ -352,7 +352,7 @@ class RolloutSession:
             self._loop = LoopThread()
         return self._loop.run(coroutine)
 
-    def _threads_or_refuse(self) -> ThreadPoolExecutor:
+    def _threads_or_refuse(self) -> Executor:
         if self._threads is None:
             raise RolloutError("this session is not open", hint="with RolloutSession(…) as session: …")
         return self._threads

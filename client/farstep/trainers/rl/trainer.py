@@ -146,12 +146,11 @@ class RLTrainer(Trainer):
     def experience(self, rollout: Rollout) -> Batch:
         """What is trained: rows with advantages, scores of the reference and weights as `rl` has them."""
         rl = self.config.rl
+        _require_rewards(rollout)
         if rl.drop_zero_variance:
             rollout = rollout.with_signal()
         rows = self.advantages(rollout)
-        if rows and self._recomputes:
-            logprobs = self.score_logprobs(POLICY, rows)
-            rows = [row.replace(logprobs=own) for row, own in zip(rows, logprobs, strict=True)]
+        rows = self._with_old_logprobs(rows)
         if rows and self.needs_reference:
             references = self.score_logprobs(REFERENCE, rows)
             rows = [row.replace(ref_logprobs=ref) for row, ref in zip(rows, references, strict=True)]
@@ -200,14 +199,22 @@ class RLTrainer(Trainer):
     def needs_reference(self) -> bool:
         return self.config.rl.kl_coef > 0
 
-    @property
-    def _recomputes(self) -> bool:
-        """Whether old log-probabilities are the trainer's own: also where those that were sampled with are of another
-        distribution than the model's (a temperature, top-p and the like)."""
-        from farstep.trainers.rl.sampling import is_policys_own
-
+    def _with_old_logprobs(self, rows: Batch) -> Batch:
+        """The rows with the trainer's own log-probabilities where that is asked for, or where those that were sampled
+        with are of another distribution than the model's: a temperature, a grammar, an agent's own parameters."""
         rl = self.config.rl
-        return rl.recompute_old_logprobs or (rl.ratio == "sampled" and not is_policys_own(self.rollout_params()))
+        places = [
+            index
+            for index, row in enumerate(rows)
+            if rl.recompute_old_logprobs or (rl.ratio == "sampled" and not row.metadata.get("is_models_own", True))
+        ]
+        if not places:
+            return rows
+        logprobs = self.score_logprobs(POLICY, [rows[index] for index in places])
+        found = list(rows)
+        for index, own in zip(places, logprobs, strict=True):
+            found[index] = rows[index].replace(logprobs=own)
+        return found
 
     # What the loop asks
 
@@ -291,3 +298,16 @@ def _require_torch() -> None:
     except MissingExtraError as error:
         raise ConfigError("the worker has no such loss, and here there is no torch", field="rl",
                           hint="without dual_clip, and with kl_type k3, it is the worker's") from error  # fmt: skip
+
+
+def _require_rewards(rollout: Rollout) -> None:
+    """Raises TrainerError where samples were to be trained and nobody has said how good they are."""
+    lacking = [sample for sample in rollout.samples if sample.rows and sample.reward is None]
+    if lacking:
+        first = lacking[0]
+        raise TrainerError(
+            f"{len(lacking)} of {len(rollout.samples)} samples have no reward, the first is sample "
+            f"{first.sample_index} of prompt {first.prompt_index}: the agent gave none for them",
+            field="reward_fn", stage="train",
+            hint="have the agent return a number or drop the sample (ctx.drop), or give reward_fn",
+        )  # fmt: skip
