@@ -60,7 +60,10 @@ class LossMaskPolicy:
 
     def mask(self, kinds: Sequence[SpanKind]) -> list[float]:
         """[T], 1 where a token is trained; token 0 is predicted from nothing and never is."""
-        return [float(index > 0 and self.trains(kind)) for index, kind in enumerate(kinds)]
+        weight_of = {kind: 1.0 if self.trains(kind) else 0.0 for kind in set(kinds)}
+        mask = [weight_of[kind] for kind in kinds]
+        mask[:1] = [0.0] * len(mask[:1])
+        return mask
 
 
 def spans_of(kinds: Sequence[SpanKind]) -> list[tuple[SpanKind, int, int]]:

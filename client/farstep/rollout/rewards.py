@@ -1,7 +1,8 @@
 """Rewards: a function of a record, called for many at once, whose numbers are finite or named.
 
 A function is called with what its parameters are named after: `record` (or any single parameter of another name) is the
-`RewardRecord`; `prompt`, `completion`, `answer` and the record's other fields are these.
+`RewardRecord`; `prompt`, `completion`, `answer` and the record's other fields are these. It gives a number, or several
+by name, whose sum is the reward: each is then told by itself, too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from farstep.rollout.calling import contained
@@ -27,6 +28,14 @@ class RewardError(RolloutError):
     def __init__(self, message: str, *, places: list[tuple[int, int]], hint: str = "") -> None:
         super().__init__(message, hint=hint, field="reward_fn")
         self.places = places
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A reward, and the parts that it is the sum of, where they were told."""
+
+    value: float
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 class Reward:
@@ -46,17 +55,36 @@ class Reward:
         self._names = _parameters(function)
 
     async def __call__(self, record: RewardRecord, threads: Executor) -> float:
-        """A number; synchronous functions run on a thread. Raises ValueError where it is none that is finite."""
+        """As `score`, without its parts."""
+        return (await self.score(record, threads)).value
+
+    async def score(self, record: RewardRecord, threads: Executor) -> Score:
+        """Synchronous functions run on a thread. Raises ValueError where it is no number that is finite."""
         arguments = self._arguments(record)
         call = (lambda: self._function(**arguments)) if self._names else (lambda: self._function(record))
         with contained("the reward function"):
             value = call() if self._is_async else await asyncio.get_running_loop().run_in_executor(threads, call)
             if isinstance(value, Awaitable):
                 value = await value
-        return finite(value)
+        return score_of(value)
 
     def _arguments(self, record: RewardRecord) -> dict[str, Any]:
         return {name: record if name == "record" else getattr(record, name) for name in self._names}
+
+
+def score_of(value: Any) -> Score:
+    """Raises ValueError for what is no finite number, nor several by name."""
+    if not isinstance(value, Mapping):
+        return Score(finite(value))
+    if not value:
+        raise ValueError("an empty mapping is no reward")
+    parts: dict[str, float] = {}
+    for name, each in value.items():
+        try:
+            parts[str(name)] = finite(each)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return Score(finite(math.fsum(parts.values())), parts)
 
 
 def finite(value: Any) -> float:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from farstep.rollout.results import RolloutSample
-from farstep.rollout.rewards import Reward, described, finite, raise_for
+from farstep.rollout.rewards import Reward, Score, described, finite, raise_for
 from farstep.rollout.settings import OnRewardError, Progress
 
 log = logging.getLogger("farstep")
@@ -46,7 +46,7 @@ class Scoring:
         self._moved = moved
         self._total = total
         self._samples: dict[tuple[int, int], RolloutSample] = {}
-        self._tasks: dict[tuple[int, int], asyncio.Task[float]] = {}
+        self._tasks: dict[tuple[int, int], asyncio.Task[Score]] = {}
         self._num_scored = 0
         self.began_at: float | None = None
         self.sampled_at = time.monotonic()
@@ -73,7 +73,8 @@ class Scoring:
         for place, task in self._tasks.items():
             error = task.exception()
             if error is None:
-                self._samples[place] = replace(self._samples[place], reward=task.result())
+                score = task.result()
+                self._samples[place] = replace(self._samples[place], reward=score.value, reward_parts=score.parts)
             elif isinstance(error, Exception):
                 self._failures[place] = error
             else:
@@ -107,13 +108,13 @@ class Scoring:
         places = [place for place, task in self._tasks.items() if not task.done()]
         return [f"prompt {prompt}, sample {sample}: its reward" for prompt, sample in places]
 
-    async def _score(self, sample: RolloutSample) -> float:
+    async def _score(self, sample: RolloutSample) -> Score:
         assert self._reward is not None
         assert sample.record is not None
         async with self._room:
             try:
                 async with asyncio.timeout(self._timeout_s) as limit:
-                    value = await self._reward(sample.record, self._threads)
+                    value = await self._reward.score(sample.record, self._threads)
             except TimeoutError as error:
                 if not limit.expired():
                     raise

@@ -291,7 +291,7 @@ class RolloutSession:
         async def sample(items: Sequence[AgentItem]) -> Any:
             return await sampler.sample(self._policy.client, items)
 
-        return await self._gather(list(batch.iter_samples()), batch.n_samples, sample, reward_fn, list)
+        return await self._gather(list(batch.iter_samples()), batch.n_samples, sample, reward_fn, sampler.waiting)
 
     async def _gather(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from farstep.rollout.failures import RetryPolicy
 from farstep.rollout.kinds import LossMaskPolicy
@@ -40,8 +40,8 @@ class RolloutSettings:
     max_resamples: how often a group is, before it is dropped.
     max_row_len: rows with more tokens are dropped; None: what the trainer takes.
     on_failure: of samples that failed for good: "drop" them, give them `failure_reward`, or "raise".
-    on_reward_error: of samples without a finite reward, from a function or from their agent: "raise" an error that names
-        them when all others are scored, or "drop" them, counted as failed for the reason "reward".
+    on_reward_error: of samples without a finite reward, from a function or from their agent: "raise" an error that
+        names them when all others are scored, or "drop" them, counted as failed for the reason "reward".
     reward_timeout_s: for one reward; None: no limit.
     answer_key: where records have what is right; None: answer, solution, solutions, target or label.
     stall_warning_s: a warning where nothing has ended for so long; None: none.
@@ -69,29 +69,28 @@ class RolloutSettings:
 
     def __post_init__(self) -> None:
         for name in ("max_running_prompts", "max_running_rewards", "max_resamples", "max_row_len", "max_turns"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise RolloutError(f"{value!r} is not a whole number of at least 1", field=name)
+            self._require(name, lambda value: value is None or _is_whole(value, 1), "a whole number of at least 1")
+        self._require("max_staleness", lambda value: value is None or _is_whole(value, 0), "a whole number from 0 on")
         for name in ("timeout_s", "stall_warning_s", "reward_timeout_s"):
-            value = getattr(self, name)
-            if value is not None and not (_is_number(value) and value > 0):
-                raise RolloutError(f"{value!r} is not positive", field=name)
-        staleness = self.max_staleness
-        if staleness is not None and (not isinstance(staleness, int) or isinstance(staleness, bool) or staleness < 0):
-            raise RolloutError(f"{staleness!r} is not a whole number of at least 0", field="max_staleness")
-        if not (_is_number(self.failure_reward) and math.isfinite(self.failure_reward)):
-            raise RolloutError(f"{self.failure_reward!r} is not a finite number", field="failure_reward")
+            self._require(name, lambda value: value is None or (_is_number(value) and value > 0), "positive")
+        self._require("failure_reward", lambda value: _is_number(value) and math.isfinite(value), "a finite number")
         for name, allowed in _CHOICES.items():
-            if (value := getattr(self, name)) not in allowed:
-                raise RolloutError(f"{value!r} is none of {', '.join(allowed)}", field=name)
+            self._require(name, allowed.__contains__, f"one of {', '.join(allowed)}")
         for name, kind in _KINDS.items():
-            if not isinstance(value := getattr(self, name), kind):
-                raise RolloutError(f"a {type(value).__name__} is no {kind.__name__}", field=name)
+            self._require(name, lambda value, kind=kind: isinstance(value, kind), f"a {kind.__name__}")
+
+    def _require(self, name: str, holds: Callable[[Any], bool], what: str) -> None:
+        if not holds(value := getattr(self, name)):
+            raise RolloutError(f"{value!r} is not {what}", field=name)
 
 
 _CHOICES = {"in_flight": ("finish", "switch"), "on_failure": ("drop", "reward", "raise"),
             "on_reward_error": ("raise", "drop")}  # fmt: skip
 _KINDS = {"sampling_params": SamplingParams, "loss_mask_policy": LossMaskPolicy, "retries": RetryPolicy}
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_number(value: object) -> bool:

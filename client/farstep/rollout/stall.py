@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 log = logging.getLogger("farstep")
 
 _MOST_SHOWN = 5
-_TICK_S, _HELD_UP_S = 1.0, 5.0
+_TICK_S, _HELD_UP_S = 1.0, 10.0
 
 
 class StallWatch:
@@ -26,7 +26,7 @@ class StallWatch:
         self._waiting = waiting
         self._moved_at = self._warned_at = time.monotonic()
         self.num_warnings = 0
-        self._held_up_s = 0.0
+        self._has_said_held_up = False
 
     def moved(self) -> None:
         self._moved_at = self._warned_at = time.monotonic()
@@ -53,13 +53,13 @@ class StallWatch:
                 log.warning("no sample has ended for %.0f s; %s", now - self._moved_at, self._describe())
 
     def _note_late(self, late_s: float) -> None:
-        """Says once that the loop was held up, when it has been for some time in all."""
-        before, self._held_up_s = self._held_up_s, self._held_up_s + max(late_s - _TICK_S / 4, 0.0)
-        if before < _HELD_UP_S <= self._held_up_s:
+        """Says once that the loop was held up for long at a stretch."""
+        if late_s >= _HELD_UP_S and not self._has_said_held_up:
+            self._has_said_held_up = True
             log.warning(
-                "the event loop was held up for %.0f s: an async agent or reward waits without awaiting, and all others "
-                "wait with it; make it a plain function, which runs on a thread, or await what it waits for",
-                self._held_up_s,
+                "the event loop was held up for %.0f s: an async agent or reward that waits without awaiting makes all "
+                "others wait; make it a plain function, which runs on a thread, or await what it waits for",
+                late_s,
             )
 
     def _describe(self) -> str:

@@ -7,13 +7,21 @@ and log-probabilities is one: nothing is tokenized anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from farstep.trainers.errors import RolloutError
 
 Message = Mapping[str, Any]
+
+
+_IDS: dict[int, int] = {}
+
+
+def shared_ids(ids: Iterable[int]) -> tuple[int, ...]:
+    """The same numbers, each as one object in this process: a token costs the place in a list, not a number, too."""
+    return tuple(_IDS.setdefault(each, each) for each in ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +37,11 @@ class Turn:
         is_models_own: whether it was sampled from the model's own distribution (no temperature, grammar and the like).
     """
 
-    prompt: Sequence[int]
-    tokens: Sequence[int]
-    logprobs: Sequence[float]
-    versions: Sequence[int]
-    messages: Sequence[Message] = ()
+    prompt: Sequence[int] = field(repr=False)
+    tokens: Sequence[int] = field(repr=False)
+    logprobs: Sequence[float] = field(repr=False)
+    versions: Sequence[int] = field(repr=False)
+    messages: Sequence[Message] = field(default=(), repr=False)
     reply: Message = field(default_factory=dict)
     tools: Sequence[Mapping[str, Any]] | None = None
     finish_reason: str = "stop"
@@ -73,7 +81,7 @@ def turns_of(
         RolloutError: it has no token ids or log-probabilities.
     """
     choices = answer.get("choices") or []
-    prompt = tuple(answer["prompt_token_ids"]) if answer.get("prompt_token_ids") is not None else None
+    prompt = shared_ids(answer["prompt_token_ids"]) if answer.get("prompt_token_ids") is not None else None
     found = [_turn(answer, choice, prompt) for choice in choices]
     about: dict[str, Any] = {"messages": tuple(messages), "tools": tools, "is_models_own": is_models_own}
     return [replace(turn, **about) for turn in found]
@@ -90,9 +98,9 @@ def _turn(answer: Mapping[str, Any], choice: Mapping[str, Any], prompt: Sequence
     versions = choice.get("policy_versions") or [answer.get("policy_version", 0)] * len(tokens)
     return Turn(
         prompt=prompt,
-        tokens=tuple(tokens),
+        tokens=shared_ids(tokens),
         logprobs=tuple(each["logprob"] for each in content),
-        versions=tuple(versions),
+        versions=shared_ids(versions),
         reply=choice["message"],
         finish_reason=choice.get("finish_reason") or "stop",
         request_id=str(answer.get("id", "")),

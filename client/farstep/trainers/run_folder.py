@@ -16,7 +16,7 @@ from typing import IO, Any
 from farstep.trainers.errors import TrainerError
 
 RUN, EVENTS, METRICS = "run.json", "events.jsonl", "metrics.jsonl"
-BATCHES, REPORT = "batches.jsonl", "report.html"
+BATCHES, REPORT, ROLLOUTS = "batches.jsonl", "report.html", "rollouts"
 
 
 class RunFolder:
@@ -84,7 +84,7 @@ class RunFolder:
 
     def put_away(self) -> None:
         """Moves what an earlier run left here out of the way."""
-        left = [self.path / name for name in (RUN, EVENTS, METRICS, BATCHES, REPORT)]
+        left = [self.path / name for name in (RUN, EVENTS, METRICS, BATCHES, REPORT, ROLLOUTS)]
         if not any(file.exists() for file in left):
             return
         number = 1

@@ -27,6 +27,7 @@ from farstep.trainers.metrics import TrainMetrics
 from farstep.trainers.rl.policy_loss import Level, PolicyLoss
 from farstep.trainers.rl.reporting import described, experience_metrics
 from farstep.trainers.role import POLICY, Role
+from farstep.trainers.run_folder import ROLLOUTS
 from farstep.trainers.sequence import TrainSequence
 from farstep.trainers.trainer import Trainer
 
@@ -54,6 +55,7 @@ class RLTrainer(Trainer):
 
     needs = ("dataset", "config", "reward")
     requires_rollout = True
+    crosses_epochs = True
     level: ClassVar[Level] = "token"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -61,6 +63,7 @@ class RLTrainer(Trainer):
         self._threads: ThreadPoolExecutor | None = None
         self._experienced: dict[str, float] = {}  # of the batch that is trained on next
         self._reported: dict[str, float] = {}  # of the batch whose step is reported now
+        self._begun_steps = 0  # that rollouts under way will make
         self._metrics_of: dict[PendingStep, dict[str, float]] = {}
 
     # What it takes
@@ -147,6 +150,8 @@ class RLTrainer(Trainer):
         """What is trained: rows with advantages, scores of the reference and weights as `rl` has them."""
         rl = self.config.rl
         _require_rewards(rollout)
+        if rl.drop_cut:
+            rollout = rollout.without_cut()
         if rl.drop_zero_variance:
             rollout = rollout.with_signal()
         rows = self.advantages(rollout)
@@ -157,7 +162,8 @@ class RLTrainer(Trainer):
         if rl.loss_aggregation == "sequence":
             rows = [_one_vote(row) for row in rows]
         self._experienced = rollout.metrics() | experience_metrics(rows)
-        self.emit("rollout", step=self.global_step, **described(rollout, rows, self.get_tokenizer()))
+        step, tokenizer = self.global_step, self.get_tokenizer()
+        self.emit("rollout", step=step, **described(rollout, rows, tokenizer, step=step, num_rows=rl.event_rows))
         for sample in rollout.shown(self.config.sample_log_count):
             self.progress.say(f"{sample['prompt']}\n→ {sample['completion']}  [{sample['reward']}]")
         if not rows:
@@ -168,8 +174,24 @@ class RLTrainer(Trainer):
         """Begins the rollout of a batch of prompts; it ends when its rows are asked for."""
         if self.should_stop:
             return list
-        collecting = self.collect(batch)
-        return lambda: self.prepare(self.experience(collecting.result()))
+        is_later = self._has_begun_enough()
+        collecting, num_steps = None if is_later else self.collect(batch), self.steps_of_batch(len(batch))
+        self._begun_steps += 0 if is_later else num_steps
+
+        def end() -> Batch:
+            self._begun_steps -= 0 if is_later else num_steps
+            if self.should_stop:
+                return []  # nobody trains on it
+            rollout = (collecting if collecting is not None else self.collect(batch)).result()
+            self._keep(batch, rollout)
+            return self.prepare(self.experience(rollout))
+
+        return end
+
+    def _has_begun_enough(self) -> bool:
+        """Whether the rollouts under way are all that the run will train on, unless one has nothing to learn."""
+        limit = self.config.max_steps
+        return limit is not None and self._submitted + self._begun_steps >= limit
 
     def collect(self, placed: PlacedPrompts, *, n_samples: int | None = None) -> Any:
         """Begins a rollout: its `result()` is the Rollout."""
@@ -188,6 +210,19 @@ class RLTrainer(Trainer):
             reward_fn=self._reward_fn,
             threads=self._threads,
         )
+
+    def _keep(self, placed: PlacedPrompts, rollout: Rollout) -> None:
+        """Writes a rollout down where that is asked for; what cannot be written ends no run."""
+        from farstep.trainers.rl.kept import write_rollout
+
+        wanted = self.config.rl.keep_rollouts
+        if wanted == "none":
+            return
+        place = self.folder.path / ROLLOUTS / f"epoch-{placed.epoch:03d}-batch-{placed.index:06d}.jsonl"
+        try:
+            write_rollout(place, rollout, step=self.global_step, with_tokens=wanted == "tokens")
+        except (OSError, ValueError) as error:
+            log.warning("a rollout is not kept: %s: %s", type(error).__name__, error)
 
     def rollout_params(self) -> SamplingParams:
         """How answers are sampled: as `sampling` says."""

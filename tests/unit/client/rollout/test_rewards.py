@@ -73,3 +73,15 @@ def test_functions_that_no_record_fits() -> None:
 def test_what_is_no_reward(value: object) -> None:
     with pytest.raises(ValueError, match="not"):
         finite(value)
+
+
+async def test_rewards_of_several_parts(record: RewardRecord) -> None:
+    """What a reward is the sum of is told by itself."""
+    with ThreadPoolExecutor(1) as threads:
+        parts = Reward(lambda record: {"format": 0.25, "right": np.float32(0.5)})
+        score = await parts.score(record, threads)
+        assert (score.value, score.parts) == (0.75, {"format": 0.25, "right": 0.5})
+        assert (await Reward(lambda record: 2).score(record, threads)).parts == {}
+        for wrong, message in (({}, "empty"), ({"format": float("nan")}, "format: nan is not finite")):
+            with pytest.raises(ValueError, match=message):
+                await Reward(lambda record, wrong=wrong: wrong).score(record, threads)
