@@ -77,7 +77,7 @@ class RolloutSettings:
         for name, allowed in _CHOICES.items():
             self._require(name, allowed.__contains__, f"one of {', '.join(allowed)}")
         for name, kind in _KINDS.items():
-            self._require(name, lambda value, kind=kind: isinstance(value, kind), f"a {kind.__name__}")
+            self._require(name, kind.__instancecheck__, f"a {kind.__name__}")
 
     def _require(self, name: str, holds: Callable[[Any], bool], what: str) -> None:
         if not holds(value := getattr(self, name)):
