@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from farstep._connection import Connection, path_of
+from farstep._connection import Connection
 from farstep._pages import items
 from farstep.checkpoints import Checkpoint, CheckpointArchive, archive_from_proto, checkpoint_from_proto
 from farstep.errors import checked
@@ -30,7 +30,7 @@ class CheckpointRequests:
         self._budget_s = budget_s
 
     async def list(self, run_id: str) -> list[Checkpoint]:
-        path = path_of(paths.RUN_CHECKPOINTS, run_id=run_id)
+        path = paths.of(paths.RUN_CHECKPOINTS, run_id=run_id)
         kind = pb.ListCheckpointsResponse
         found = await items(self._connection, path, kind, lambda page: page.checkpoints, budget_s=self._budget_s)
         return [checkpoint_from_proto(checkpoint) for checkpoint in found]
@@ -78,4 +78,4 @@ def checked_path(path_or_id: str) -> CheckpointPath:
 
 
 def _path_of(template: str, path: CheckpointPath) -> str:
-    return path_of(template, run_id=path.run_id, kind=path.kind, name=path.name)
+    return paths.of(template, run_id=path.run_id, kind=path.kind, name=path.name)

@@ -16,7 +16,6 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import quote
 
 from google.protobuf.message import Message
 
@@ -208,11 +207,11 @@ class Connection:
 
     async def look(self, operation_id: str, *, budget_s: float | None = None) -> operations_pb2.Operation:
         """An operation as it stands now."""
-        path = path_of(paths.OPERATION, operation_id=operation_id)
+        path = paths.of(paths.OPERATION, operation_id=operation_id)
         return await self.call("GET", path, operations_pb2.Operation, budget_s=budget_s)
 
     async def cancel(self, operation_id: str) -> bool:
-        path = path_of(paths.CANCEL, operation_id=operation_id)
+        path = paths.of(paths.CANCEL, operation_id=operation_id)
         return (await self.call("POST", path, operations_pb2.CancelResponse)).cancelled
 
     async def is_healthy(self) -> bool:
@@ -271,11 +270,6 @@ class Connection:
 
     def orphan_after_fork(self) -> None:
         self._poller.orphan_after_fork()
-
-
-def path_of(template: str, **parts: str) -> str:
-    """A path with its parts filled in, each escaped."""
-    return template.format(**{name: quote(part, safe=":") for name, part in parts.items()})
 
 
 async def _close_all() -> None:

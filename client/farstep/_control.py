@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from farstep import _retry
 from farstep._awake import clock
-from farstep._connection import MAX_PARKED_S, Connection, path_of
+from farstep._connection import MAX_PARKED_S, Connection
 from farstep._convert import lora_from_proto
 from farstep.errors import ProvisioningError, ResultTimeout
 from farstep.results import RunInfo, ServerCapabilities, SupportedModel
@@ -48,7 +48,7 @@ class ControlPlane:
         """A run whose trainer is ready."""
         run = await self.connection.call(
             "POST",
-            path_of(paths.SESSION_RUNS, session_id=session_id),
+            paths.of(paths.SESSION_RUNS, session_id=session_id),
             pb.ProvisionedRun,
             message=request,
             budget_s=timeout_s,
@@ -81,13 +81,13 @@ class ControlPlane:
     ) -> pb.ProvisionedSampler:
         sampler = await self.connection.call(
             "POST",
-            path_of(paths.SESSION_SAMPLERS, session_id=session_id),
+            paths.of(paths.SESSION_SAMPLERS, session_id=session_id),
             pb.ProvisionedSampler,
             message=request,
             headers=_once(),
         )
         deadline = clock() + ready_timeout_s
-        path = path_of(paths.SAMPLER, sampler_id=sampler.sampler_id)
+        path = paths.of(paths.SAMPLER, sampler_id=sampler.sampler_id)
         while sampler.state == "provisioning":
             wait_s = _left_s(deadline, f"sampler {sampler.sampler_id}", ready_timeout_s)
             sampler = await self.connection.call("GET", path, pb.ProvisionedSampler, wait_s=wait_s)
@@ -98,15 +98,15 @@ class ControlPlane:
     async def get_run(
         self, run_id: str, *, wait_s: float | None = None, budget_s: float | None = None
     ) -> pb.ProvisionedRun:
-        path = path_of(paths.RUN, run_id=run_id)
+        path = paths.of(paths.RUN, run_id=run_id)
         return await self.connection.call("GET", path, pb.ProvisionedRun, wait_s=wait_s, budget_s=budget_s)
 
     async def delete_run(self, run_id: str) -> None:
-        await self.connection.call("DELETE", path_of(paths.RUN, run_id=run_id), common_pb2.Empty)
+        await self.connection.call("DELETE", paths.of(paths.RUN, run_id=run_id), common_pb2.Empty)
 
     async def close_session(self, session_id: str) -> None:
         """Ends what was started for this session alone, such as fresh samplers."""
-        path = path_of(paths.SESSION, session_id=session_id)
+        path = paths.of(paths.SESSION, session_id=session_id)
         await self.connection.call("DELETE", path, common_pb2.Empty, budget_s=_retry.CONNECT_BUDGET_S)
 
     async def get_capabilities(self) -> ServerCapabilities:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from farstep import records
-from farstep._connection import Connection, path_of
+from farstep._connection import Connection
 from farstep._control import run_from_proto
 from farstep._pages import items
 from farstep.results import RunInfo
@@ -42,13 +42,13 @@ class ControlRequests:
         )  # fmt: skip
 
     async def get_run(self, run_id: str) -> RunInfo:
-        return run_from_proto(await self._call("GET", path_of(paths.RUN, run_id=run_id), pb.ProvisionedRun))
+        return run_from_proto(await self._call("GET", paths.of(paths.RUN, run_id=run_id), pb.ProvisionedRun))
 
     async def delete_run(self, run_id: str) -> None:
-        await self._call("DELETE", path_of(paths.RUN, run_id=run_id), common_pb2.Empty)
+        await self._call("DELETE", paths.of(paths.RUN, run_id=run_id), common_pb2.Empty)
 
     async def deactivate_run(self, run_id: str) -> RunInfo:
-        path = path_of(paths.RUN_DEACTIVATE, run_id=run_id)
+        path = paths.of(paths.RUN_DEACTIVATE, run_id=run_id)
         return run_from_proto(await self._call("POST", path, pb.ProvisionedRun))
 
     async def list_samplers(self) -> list[records.SamplerInfo]:
@@ -60,11 +60,11 @@ class ControlRequests:
         return [records.sampler_from_proto(sampler) for sampler in found]
 
     async def get_sampler(self, sampler_id: str) -> records.SamplerInfo:
-        path = path_of(paths.SAMPLER, sampler_id=sampler_id)
+        path = paths.of(paths.SAMPLER, sampler_id=sampler_id)
         return records.sampler_from_proto(await self._call("GET", path, pb.ProvisionedSampler))
 
     async def stop_sampler(self, sampler_id: str) -> None:
-        path = path_of(paths.SAMPLER, sampler_id=sampler_id)
+        path = paths.of(paths.SAMPLER, sampler_id=sampler_id)
         await self._call("DELETE", path, common_pb2.Empty, repeatable=False)
 
     async def list_sessions(self) -> list[records.SessionInfo]:
@@ -82,7 +82,7 @@ class ControlRequests:
         return [records.project_from_proto(project) for project in found]
 
     async def get_project(self, project: str) -> records.ProjectInfo:
-        path = path_of(paths.PROJECT, project=project)
+        path = paths.of(paths.PROJECT, project=project)
         return records.project_from_proto(await self._call("GET", path, pb.Project))
 
     async def create_project(self, project: str, quotas: records.Quotas) -> records.ProjectInfo:
@@ -91,12 +91,12 @@ class ControlRequests:
         return records.project_from_proto(made)
 
     async def set_quotas(self, project: str, quotas: records.Quotas) -> records.ProjectInfo:
-        path = path_of(paths.PROJECT, project=project)
+        path = paths.of(paths.PROJECT, project=project)
         changed = await self._call("PUT", path, pb.Project, message=pb.Project(quotas=records.quotas_to_proto(quotas)))
         return records.project_from_proto(changed)
 
     async def delete_project(self, project: str) -> None:
-        await self._call("DELETE", path_of(paths.PROJECT, project=project), common_pb2.Empty, repeatable=False)
+        await self._call("DELETE", paths.of(paths.PROJECT, project=project), common_pb2.Empty, repeatable=False)
 
     async def list_keys(self) -> list[records.KeyInfo]:
         found = await items(
@@ -111,7 +111,7 @@ class ControlRequests:
         return records.CreatedKey(records.key_from_proto(made.key), made.secret)
 
     async def revoke_key(self, key_id: str) -> None:
-        await self._call("DELETE", path_of(paths.KEY, key_id=key_id), common_pb2.Empty)
+        await self._call("DELETE", paths.of(paths.KEY, key_id=key_id), common_pb2.Empty)
 
     async def usage(
         self, *, by: str, since: date | None, until: date | None, project: str | None, run_id: str | None

@@ -88,10 +88,9 @@ class KeepAlive:
             await transport.aclose()
 
     async def _beat_once(self, transport: Transport) -> None:
-        from farstep._connection import path_of
         from farstep._transport import Request
 
-        path = path_of(paths.SESSION_HEARTBEAT, session_id=self._session_id)
+        path = paths.of(paths.SESSION_HEARTBEAT, session_id=self._session_id)
         message = pb.HeartbeatRequest(run_ids=sorted(filter(None, self._runs)))
         try:
             await transport.attempt(Request("POST", path, body=message.SerializeToString()), pb.Session)

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from farstep._connection import path_of
 from farstep._settings import ApiKey
 from farstep._transport import LOOPBACK, ssl_context
 from farstep.errors import FarstepError, ServerError, TransportError, error_from_refusal
@@ -42,7 +41,7 @@ async def log_text(
         async with (
             httpx.AsyncClient(timeout=timeout, verify=ssl_context(), trust_env=trust_env) as client,
             client.stream(
-                "GET", url + path_of(paths.PROCESS_LOG, name=name), params=params, headers=headers
+                "GET", url + paths.of(paths.PROCESS_LOG, name=name), params=params, headers=headers
             ) as response,
         ):
             if not response.is_success:

@@ -9,7 +9,7 @@ from typing import Any
 
 from farstep import _convert
 from farstep._closing import Closing
-from farstep._connection import Connection, path_of
+from farstep._connection import Connection
 from farstep._convert import Decode
 from farstep._loop import awaiting, blocking
 from farstep._submission import OnArrival, RunSubmitter
@@ -61,7 +61,7 @@ class OperationCalls(Closing):
     async def _trace(self, last: int = 100) -> list[OperationTrace]:
         """Where the time of this run's last operations went, oldest first; the server keeps a thousand."""
         count = _convert.whole_number("last", last, at_least=1)
-        path = path_of(paths.TRACE, run_id=self.run_id)
+        path = paths.of(paths.TRACE, run_id=self.run_id)
         traced = await self._trainer.call("GET", path, training_pb2.TraceResponse, params={"last": str(count)})
         return [_convert.operation_trace(trace) for trace in traced.operations]
 
@@ -77,7 +77,7 @@ class OperationCalls(Closing):
         """
         self._refuse_closed()
         await self._submitter.close_gaps()
-        path = path_of(paths.RUN_OPERATIONS, run_id=self.run_id)
+        path = paths.of(paths.RUN_OPERATIONS, run_id=self.run_id)
         found: list[operations_pb2.Operation] = []
         page: str | None = ""
         while page is not None:

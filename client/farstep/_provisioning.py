@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 from farstep import _retry
 from farstep._address import Address, Origin
 from farstep._checkpoint_requests import CheckpointRequests
-from farstep._connection import Connection, path_of
+from farstep._connection import Connection
 from farstep._control import ControlPlane
 from farstep._convert import lora_to_proto
 from farstep._keep_alive import KeepAlive
@@ -208,7 +208,7 @@ class LocalPair:
         return self._place(run_id)
 
     async def delete_run(self, run_id: str) -> None:
-        await self._trainer.call("DELETE", path_of(paths.RUN, run_id=run_id), common_pb2.Empty)
+        await self._trainer.call("DELETE", paths.of(paths.RUN, run_id=run_id), common_pb2.Empty)
 
     async def get_capabilities(self) -> ServerCapabilities:
         trainer = await self._trainer.load_info()

@@ -12,7 +12,7 @@ from typing import Any
 
 from farstep import _convert, _retry
 from farstep._adapter_files import find_adapter
-from farstep._connection import Connection, path_of
+from farstep._connection import Connection
 from farstep._provisioning import Place, Provisioner
 from farstep._wandb import WandbStream
 from farstep._wanted import WantedRun, wanted_run
@@ -60,7 +60,7 @@ async def _bind(
         if request is not None:
             created = await trainer.call("POST", paths.RUNS, training_pb2.Run, message=request)
         else:
-            created = await trainer.call("GET", path_of(paths.RUN, run_id=place.run_id), training_pb2.Run)
+            created = await trainer.call("GET", paths.of(paths.RUN, run_id=place.run_id), training_pb2.Run)
         created.base_model = place.base_model or created.base_model
         wandb = None
         if wandb_config is not None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from farstep._connection import Connection, path_of
+from farstep._connection import Connection
 from farstep._convert import Decode
 from farstep._pending import Pending
 from farstep.errors import ConflictError, FarstepError, NotFoundError, TransportError
@@ -115,7 +115,7 @@ class RunSubmitter:
         try:
             await self._skip_given_up()
             operation_id, pending = await self._connection.submit(
-                path_of(paths.VERB, run_id=self._run_id, verb=verb),
+                paths.of(paths.VERB, run_id=self._run_id, verb=verb),
                 bodies,
                 params={"seq": str(seq)},
                 on_arrival=on_arrival,
@@ -161,7 +161,7 @@ class RunSubmitter:
         await asyncio.shield(self._skipping)
 
     async def _skip_all(self) -> None:
-        path = path_of(paths.VERB, run_id=self._run_id, verb=Verb.SKIP)
+        path = paths.of(paths.VERB, run_id=self._run_id, verb=Verb.SKIP)
         while self._given_up:
             seq = min(self._given_up)
             try:

@@ -68,13 +68,12 @@ class Whereabouts:
 
     async def _look(self) -> tuple[str, str, str]:
         """State, message and address."""
-        from farstep._connection import path_of
         from farstep._transport import Lane, Request, Transport
 
         origin = self._origin
-        path = path_of(paths.RUN, run_id=origin.run_id)
+        path = paths.of(paths.RUN, run_id=origin.run_id)
         if origin.sampler_id:
-            path = path_of(paths.SAMPLER, sampler_id=origin.sampler_id)
+            path = paths.of(paths.SAMPLER, sampler_id=origin.sampler_id)
         request = Request("GET", path, params={"wait_s": f"{WAIT_S:g}"}, lane=Lane.PARKED, wait_s=WAIT_S)
         transport = Transport(origin.control_url, self._key)
         try:

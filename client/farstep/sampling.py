@@ -18,7 +18,7 @@ from farstep import _retry
 from farstep._address import Address
 from farstep._awake import clock
 from farstep._closing import Closing
-from farstep._connection import Connection, path_of
+from farstep._connection import Connection
 from farstep._convert import (
     Decode,
     checked_prompt,
@@ -343,7 +343,7 @@ async def wait_until_served(sampler: Connection, run_id: str, version: int, *, t
         PublishTimeoutError: it does not within the time.
     """
     deadline = clock() + timeout_s
-    path = path_of(paths.POLICY, run_id=run_id)
+    path = paths.of(paths.POLICY, run_id=run_id)
     newest = "none"
     while (left_s := deadline - clock()) > 0:
         try:

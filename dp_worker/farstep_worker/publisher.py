@@ -6,6 +6,7 @@ the weight-sync URI soon; until they are there they are found here. It knows nei
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ from farstep_model.adapter import Adapter
 from farstep_model.peft_format import CONFIG_FILE, TENSORS_FILE, encode_config
 from farstep_proto.errors import ApiError, InvalidInput, NotFound
 from farstep_worker.feed import Policy
+from farstep_worker.operations import split_operation_id
 from farstep_worker.shelf_writer import ShelfWriter
+
+log = logging.getLogger(__name__)
 
 DEFAULT_KEEP = 16
 _UNUSED_S = 7 * 86_400.0  # a run that published nothing for so long has its policies removed, not its numbers
@@ -69,10 +73,15 @@ class Publisher:
             begin=lambda: self._begun_elsewhere(run_id),
             operation=operation,
             is_over=self.is_over,
+            is_void=lambda earlier: self.is_over(earlier) and _precedes(earlier, operation),
         )
 
     def give_back(self, run_id: str, number: Numbered) -> None:
-        self._numbers.give_back(run_id, number)
+        """Of a policy that was not made. Where the disk refuses that too, the run's next operation takes the number."""
+        try:
+            self._numbers.give_back(run_id, number)
+        except ApiError as error:
+            log.warning("version %d of %s is not given back: %s", number.version, run_id, error)
 
     def publish(self, run_id: str, number: Numbered, adapter: Adapter, *, project: str = "") -> Policy:
         """The policy for the feed, with its copies on their way."""
@@ -170,3 +179,9 @@ class Publisher:
             else:
                 return Numbered(shelf.history, max(named, shelf.newest.version))
         return Numbered(self._numbers.new_history(), named) if named else None
+
+
+def _precedes(earlier: str, later: str) -> bool:
+    """Whether both are operations of one run, in this order."""
+    (run, seq), (its_run, its_seq) = split_operation_id(earlier), split_operation_id(later)
+    return run == its_run and seq < its_seq

@@ -1,5 +1,7 @@
 """URL paths, header names and media types of every Farstep server."""
 
+from urllib.parse import quote
+
 # Media types. Every route takes and gives both; the binary one costs nothing per element.
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
@@ -87,3 +89,8 @@ class Verb:
     RESET = "reset"
     IMPORT_ADAPTER = "import_adapter"
     SKIP = "skip"
+
+
+def of(template: str, **parts: str) -> str:
+    """A path with its parts filled in, each escaped."""
+    return template.format(**{name: quote(part, safe=":") for name, part in parts.items()})

@@ -113,8 +113,9 @@ class Campaign:
                     break
         finally:
             ports = census.ports(house.stack.mark)
+            ended_at = time.time()
             house.stack.stop()
-            left = census.left_behind(house.stack.mark, ports, house.stack.scratch)
+            left = census.left_behind(house.stack.mark, ports, house.stack.scratch, ended_at=ended_at)
             self._find(wave - 1, [Finding("left_behind", text) for text in left])
             census.end_all(house.stack.mark)
             house.close(keep=len(self.totals.findings) > num_findings)

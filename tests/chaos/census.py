@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 import time
@@ -42,18 +43,23 @@ def ports(mark: str) -> set[int]:
     return {port for port, pid in _listening() if pid in pids}
 
 
-def left_behind(mark: str, had: set[int], scratch: Path) -> list[str]:
+def left_behind(mark: str, had: set[int], scratch: Path, *, ended_at: float) -> list[str]:
     """What outlived its installation, after the time that it has for its end.
 
     Args:
         had: the ports that it listened on.
         scratch: where its temporary files were.
+        ended_at: when it was told to stop; who began later has taken a port that was free.
     """
     deadline = time.monotonic() + GONE_S
     while by_role(mark) and time.monotonic() < deadline:
         time.sleep(0.1)
     processes = [f"process {pid} ({role})" for role, pids in by_role(mark).items() for pid in pids]
-    listening = [f"port {port}, of process {pid}" for port, pid in _listening() if port in had]
+    listening = [
+        f"port {port}, of process {pid}"
+        for port, pid in _listening()
+        if port in had and (pid is None or _began_at(pid) <= ended_at)
+    ]
     return [*processes, *listening, *(f"file {path}" for path in sorted(scratch.rglob("*")) if path.is_file())]
 
 
@@ -77,6 +83,12 @@ def _listening() -> list[tuple[int, int | None]]:
     """Ports with the processes that hold them."""
     connections = psutil.net_connections("tcp")
     return [(each.laddr.port, each.pid) for each in connections if each.status == psutil.CONN_LISTEN]
+
+
+def _began_at(pid: int) -> float:
+    with suppress(psutil.Error):
+        return psutil.Process(pid).create_time()
+    return math.inf  # it has ended
 
 
 def _role(argv: list[str]) -> Role:

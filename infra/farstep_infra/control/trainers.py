@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from urllib.parse import quote
 
 import httpx
 
@@ -25,7 +24,7 @@ class Trainers:
         Raises:
             Internal: the trainer does not answer, or refuses.
         """
-        path = paths.RUN.format(run_id=quote(run_id, safe=":"))
+        path = paths.of(paths.RUN, run_id=run_id)
         try:
             response = await self._client.delete(url + path, timeout=_ANSWER_S)
         except httpx.HTTPError as error:

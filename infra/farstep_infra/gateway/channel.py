@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from urllib.parse import quote
 
 import httpx
 
@@ -149,7 +148,7 @@ class Channel:
 
     async def cancel(self, operation_id: str, *, project: str) -> bool:
         """Drops an operation that has not begun; whether it did. Raises as `call`."""
-        path = paths.CANCEL.format(operation_id=quote(operation_id, safe=":"))
+        path = paths.of(paths.CANCEL, operation_id=operation_id)
         return pb.CancelResponse.FromString(await self.call("POST", path, project=project)).cancelled
 
     async def call(
@@ -221,7 +220,7 @@ class Channel:
 
     async def _ask(self, operation_id: str) -> pb.Operation | None:
         """The outcome of an operation that this gateway did not submit, or has dropped; None: it is to come."""
-        path = paths.OPERATION.format(operation_id=quote(operation_id, safe=":"))
+        path = paths.of(paths.OPERATION, operation_id=operation_id)
         try:
             answer = await call(self._client, "GET", self.url + path)
         except Relayed as error:

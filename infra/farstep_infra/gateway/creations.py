@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from urllib.parse import quote
 
 from farstep_infra.control.control import Control
 from farstep_infra.control.db import Database
@@ -131,5 +130,5 @@ def _first(place: RunPlace, row: TinkerModelRow, operation_id: str) -> Submissio
         verb, body = Verb.LOAD_STATE, load.SerializeToString()
     else:
         verb, body = Verb.SKIP, b""
-    path = f"{paths.VERB.format(run_id=quote(place.run_id, safe=':'), verb=verb)}?seq={_FIRST_SEQ}"
+    path = f"{paths.of(paths.VERB, run_id=place.run_id, verb=verb)}?seq={_FIRST_SEQ}"
     return Submission(operation_id, path, [body], place.project)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from urllib.parse import quote
 
 from google.protobuf.message import Message
 
@@ -155,7 +154,7 @@ async def _insist(gateway: Gateway, place: RunPlace, line: RunLine, seq: int, ca
 
 
 async def _submit(gateway: Gateway, place: RunPlace, ours: int, call: Call) -> None:
-    path = f"{paths.VERB.format(run_id=quote(place.run_id, safe=':'), verb=call.verb)}?seq={ours}"
+    path = f"{paths.of(paths.VERB, run_id=place.run_id, verb=call.verb)}?seq={ours}"
     submission = Submission(
         _operation_id(place, ours),
         path,
@@ -190,7 +189,7 @@ async def _make_way(gateway: Gateway, place: RunPlace, line: RunLine, seq: int, 
 
 
 async def _first_free(gateway: Gateway, place: RunPlace) -> int:
-    path = paths.RUN.format(run_id=quote(place.run_id, safe=":"))
+    path = paths.of(paths.RUN, run_id=place.run_id)
     answer = await gateway.channels.of(place.trainer_url).call("GET", path, project=place.project)
     return int(training_pb2.Run.FromString(answer).next_seq)
 

@@ -69,7 +69,7 @@ async def _trace_of(gateway: Gateway, run_id: str) -> list[training_pb2.Operatio
     run = await gateway.control.runs.get(run_id, caller=OPERATOR)
     if not run.trainer_url:
         return None
-    path = paths.TRACE.format(run_id=quote(run_id, safe=":"))
+    path = paths.of(paths.TRACE, run_id=run_id)
     try:
         answered = await gateway.channels.ask("GET", f"{run.trainer_url}{path}?last={_LAST}")
     except (NotNow, Relayed):

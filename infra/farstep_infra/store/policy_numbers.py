@@ -53,6 +53,7 @@ class PolicyNumbers:
         begin: Callable[[], Numbered | None],
         operation: str = "",
         is_over: Callable[[str], bool] = lambda operation: True,
+        is_void: Callable[[str], bool] = lambda operation: False,
     ) -> Numbered:
         """The next number: over `above` and over every one given before; it is in the store before this returns.
 
@@ -60,6 +61,8 @@ class PolicyNumbers:
             begin: tells, for a run without numbers here, where else it has some, if anywhere.
             operation: what the number is for, where that may be repeated.
             is_over: whether an operation that was named earlier cannot be repeated any more.
+            is_void: whether one whose number is over `above` has ended, and so without a policy: nobody saw the number,
+                which could not be given back (on a full disk, say).
 
         Raises:
             Internal: the store is full or refuses, or what is in it is damaged; no number was given.
@@ -71,7 +74,11 @@ class PolicyNumbers:
             if operation in known.operations:
                 given.append(Numbered(known.last.history, known.operations[operation]))
                 return _encode(known)
-            given.append(Numbered(known.last.history, max(known.last.version, above) + 1))
+            void = {version for name, version in known.operations.items() if version > above and is_void(name)}
+            last = known.last.version
+            while last in void:
+                last -= 1
+            given.append(Numbered(known.last.history, max(last, above) + 1))
             named = {name: version for name, version in known.operations.items() if not is_over(name)}
             if operation:
                 named[operation] = given[-1].version

@@ -125,7 +125,8 @@ def test_missing_packages_are_named_with_the_command(monkeypatch, home):
     assert not home.exists()
 
 
-def test_status_where_nothing_runs(capsys):
+def test_status_where_nothing_runs(monkeypatch, capsys):
+    monkeypatch.setattr("farstep._settings.DEFAULT_BASE_URL", "http://127.0.0.1:9")  # where nobody listens
     assert status.main([]) == 1
     assert "farstep up" in capsys.readouterr().err
 

@@ -7,8 +7,9 @@ import pytest
 from farstep_infra.store.blobs import open_blobs
 from farstep_infra.store.checkpoints import CheckpointStore
 from farstep_infra.store.policies import PolicyShelves, ShelvedPolicy
+from farstep_infra.store.policy_numbers import PolicyNumbers
 from farstep_model.adapter import Adapter
-from farstep_proto.errors import Internal, NotFound
+from farstep_proto.errors import Internal, NotFound, StorageFull
 from farstep_proto.v1 import operations_pb2
 from farstep_worker.executor import Executor
 from farstep_worker.publisher import Publisher, WeightSync
@@ -221,3 +222,26 @@ def test_the_store_keeps_every_version_in_order():
         writer.put(shelved(version))  # waits for the disk once four are under way
     assert writer.flush(10)
     assert shelves.written == [("r", version) for version in range(1, 11)]
+
+
+@pytest.mark.parametrize(
+    ("operation", "is_over", "version"),
+    [("one:3", True, 2), ("one:3", False, 3), ("other:3", True, 3), ("one:2", False, 2)],
+    ids=["the next", "before the end of the first is written down", "another run's", "done again"],
+)
+def test_a_number_that_a_full_disk_keeps_goes_to_the_runs_next_operation(
+    store, monkeypatch, operation, is_over, version
+):
+    publisher = Publisher(store)
+    assert publisher.reserve("run", above=0, operation="one:1").version == 1
+    in_vain = publisher.reserve("run", above=1, operation="one:2")
+
+    def refused(*given):
+        raise StorageFull("no room")
+
+    monkeypatch.setattr(PolicyNumbers, "give_back", refused)
+    publisher.give_back("run", in_vain)
+    later = Publisher(store)
+    later.is_over = lambda name: is_over or name == "one:1"
+    assert later.reserve("run", above=1, operation=operation).version == version
+    assert later.reserve("run", above=version, operation="one:4").version == version + 1
