@@ -106,6 +106,8 @@ def probe_reward(function: Callable[..., Any], row: Any) -> float:
     from farstep.rollout.rewards import score_of
 
     try:
+        if isinstance(value, bool):  # a comparison where a number was meant, perhaps of the wrong things
+            raise ValueError("a bool is no reward")
         return score_of(value).value
     except ValueError as error:
         raise TrainerError(
