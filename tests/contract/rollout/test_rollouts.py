@@ -1,5 +1,6 @@
 """Direct rollouts against real servers: what is sampled, from which weights, and that the numbers are the trainer's."""
 
+import asyncio
 import logging
 import time
 
@@ -251,6 +252,28 @@ def test_samples_without_a_reward_are_left_out_where_that_is_wanted(run, caplog)
     with RolloutSession(run) as session, pytest.raises(RewardError, match="nan is not finite") as no:
         session.run_agents(lambda ctx, batch: float("nan"), AgentBatch([{}], ["x"]))  # an agent's own reward, too
     assert no.value.places == [(0, 0)]
+
+
+def test_no_more_run_at_once_than_may(run):
+    """Agents and rewards, each up to their own limit and no further."""
+
+    class Room:
+        def __init__(self):
+            self.now = self.most = 0
+
+        async def __call__(self, *given):
+            self.now += 1
+            self.most = max(self.most, self.now)
+            for _ in range(20):
+                await asyncio.sleep(0.005)
+            self.now -= 1
+            return 1.0
+
+    agents, rewards = Room(), Room()
+    with RolloutSession(run, max_running_prompts=3, max_running_rewards=2) as session:
+        session.run_agents(agents, AgentBatch([{}] * 4, ["x"] * 4, n_samples=3))
+        session.rollout_batch(["a"], 8, SamplingParams(max_new_tokens=2), reward_fn=rewards)
+    assert (agents.most, rewards.most) == (3, 2)
 
 
 def test_one_group_that_fails_loses_no_other(run, monkeypatch, caplog):

@@ -171,6 +171,9 @@ def test_groups_without_a_difference_are_zeros_or_dropped_and_counted(service, t
     result, events = fit(service, {**config, "name": "all"}, reward=lambda completion: 1.0)
     assert (result.steps, events.of("log")) == (0, [])  # a batch with nothing to learn is no step
     assert events.of("rollout")[0]["dropped"] == {"zero_variance": 64}
+    cut = {**config, "name": "cut", "rl": {"group_size": 8, "drop_cut": True}}  # every answer is, at four tokens
+    result, cut_events = fit(service, cut)
+    assert (result.steps, cut_events.of("rollout")[0]["dropped"]) == (0, {"cut": 64})
     assert events[-1]["type"] == "completed"
 
 
