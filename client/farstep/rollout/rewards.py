@@ -124,16 +124,17 @@ def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
     except (TypeError, ValueError):  # a builtin
         return ()
     takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    takes_any = any(each.kind is each.VAR_POSITIONAL for each in parameters)
     named = [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     required = [each for each in named if each.default is each.empty]
     known = [each.name for each in named if (each.name == "record" or each.name in _FIELDS)]
     if all(each.name in known and each.kind is not each.POSITIONAL_ONLY for each in required) and known:
         return tuple(known)
-    if len(required) == 1 or (not required and (named or takes_all)):
+    if len(required) == 1 or (not required and (named or takes_all or takes_any)):
         return ()
     unknown = [each.name for each in required if each.name not in known]
     raise RolloutError(
-        f"no record has {', '.join(unknown)}",
+        f"no record has {', '.join(unknown)}" if unknown else "it takes nothing, and it is to be given a record",
         field="reward_fn",
         hint=f"one parameter takes the record; several are named after its fields: {', '.join(sorted(_FIELDS))}",
     )

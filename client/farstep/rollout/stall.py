@@ -57,8 +57,8 @@ class StallWatch:
         if late_s >= _HELD_UP_S and not self._has_said_held_up:
             self._has_said_held_up = True
             log.warning(
-                "the event loop was held up for %.0f s, and all agents and rewards with it. An async one that waits without "
-                "awaiting does that: make it a plain function, which runs on a thread, or await what it waits for",
+                "the event loop was held up for %.0f s, and all agents and rewards with it. An async one that waits "
+                "without awaiting does that: make it a plain function, which runs on a thread, or await what it waits for",
                 late_s,
             )
 

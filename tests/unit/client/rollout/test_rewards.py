@@ -55,6 +55,7 @@ async def test_functions_get_what_they_are_named_after(record: RewardRecord) -> 
         (lambda prompt, completion, answer, record: len(prompt) + len(record.tokens) * 0): 6.0,
         (lambda trace, tool_calls: len(trace) + len(tool_calls)): 4.0,
         (lambda *, final_answer: final_answer == "42"): 1.0,
+        (lambda *given: len(given)): 1.0,
         (lambda record: asynchronous(record.completion, "no")): 0.0,
     }
     with ThreadPoolExecutor(1) as threads:
@@ -65,6 +66,8 @@ async def test_functions_get_what_they_are_named_after(record: RewardRecord) -> 
 def test_functions_that_no_record_fits() -> None:
     with pytest.raises(RolloutError, match=r"no record has ground_truth.*completion"):
         Reward(lambda completion, ground_truth: 0)
+    with pytest.raises(RolloutError, match="it takes nothing"):
+        Reward(lambda: 0)
     with pytest.raises(RolloutError, match="a str cannot be called"):
         Reward("reward")  # type: ignore[arg-type]
 
