@@ -58,7 +58,7 @@ class StallWatch:
             self._has_said_held_up = True
             log.warning(
                 "the event loop was held up for %.0f s, and all agents and rewards with it. An async one that waits "
-                "without awaiting does that: make it a plain function, which runs on a thread, or await what it waits for",
+                "without awaiting does that: make it a plain function, which has a thread, or await what it waits for",
                 late_s,
             )
 
