@@ -69,7 +69,7 @@ class RolloutSession:
         self._loop: LoopThread | None = None
         self._threads: Executor | None = None
         self._reward_threads: Executor | None = None
-        self._num_prompts = 0
+        self._num_prompts = self._num_running = 0
 
     # the block
 
@@ -117,12 +117,18 @@ class RolloutSession:
     def refresh(self) -> int:
         """Goes on with the run's weights as they are now; gives their version. What is under way keeps the old ones."""
         self._threads_or_refuse()
-        return self._policy.refresh()
+        version = self._policy.refresh()
+        if not self._num_running:
+            self._policy.close_earlier()
+        return version
 
     async def refresh_async(self) -> int:
         """As `refresh`."""
         self._threads_or_refuse()
-        return await self._policy.refresh_async()
+        version = await self._policy.refresh_async()
+        if not self._num_running:
+            await self._policy.close_earlier_async()
+        return version
 
     # the proxy
 
@@ -317,7 +323,11 @@ class RolloutSession:
                 waiting=waiting,
             )
             parts = [items[at : at + size] for at in range(0, len(items), size)]
-            return replace(await gathering.run(parts), again=run)
+            self._num_running += 1
+            try:
+                return replace(await gathering.run(parts), again=run)
+            finally:
+                self._num_running -= 1
 
         return await self.freshened_async(await run(items))
 

@@ -99,7 +99,10 @@ def test_a_session_samples_the_weights_of_its_beginning(run):
             assert set(row.metadata["policy_versions"]) == {None, 2}
             assert gaps(run, theirs.rows, where=lambda row: row.loss_mask).max() < TOLERANCE
             assert gaps(run, ours.rows, where=lambda row: row.loss_mask).max() > 10 * TOLERANCE
+        earlier = again.sampling_client
         assert again.refresh() == 2
+        with pytest.raises(farstep.ClientClosedError):  # nothing is under way with it any more
+            earlier.sample([1, 2])
         assert {sample.policy_version for sample in again.rollout_batch([CHAT], 2).samples} == {2}
 
 
