@@ -1,27 +1,35 @@
 """Preference optimisation: DPO and IPO, of pairs of a chosen and a rejected answer.
 
 The reference is the weights that the run began with: the adapter off where that was fresh, else as it was loaded; so a
-run after SFT does not refer to the bare base. Its log-probabilities are asked for a batch ahead, while the worker is
-busy with the one before, and remembered for the next epochs.
+run after SFT does not refer to the bare base. `preference.reference` names another checkpoint. Its log-probabilities
+are asked for a batch ahead, while the worker is busy with the one before, and remembered for the next epochs.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from farstep.trainers.gradients import Batch
 from farstep.trainers.horizon import chunks
+from farstep.trainers.role import Role
 from farstep.trainers.sequence import TrainSequence, aligned
 from farstep.trainers.trainer import Trainer
 
+if TYPE_CHECKING:
+    from farstep.future import Future
+    from farstep.results import ForwardBackwardOutput
+    from farstep.trainers.resume import ResumePoint
+
+REFERENCE = "ref"
 REMEMBERED_BYTES = 256 * 1024 * 1024
 
 _Key = tuple[bytes, bytes]
+_NAMED = {"sigmoid": "dpo", "ipo": "ipo"}
 
 
 class _References:
@@ -70,6 +78,16 @@ class DPOTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._references = _References()
 
+    def needed_roles(self) -> list[Role]:
+        path = self.config.preference.reference
+        return [] if path is None else [Role(REFERENCE, path)]
+
+    def create_roles(self, resume_from: ResumePoint | None = None) -> None:
+        super().create_roles(resume_from)
+        wanted = self.config.preference.loss
+        if wanted is not None and type(self).loss_fn in _NAMED.values():  # a function of one's own stays
+            self.loss_fn = _NAMED[wanted]
+
     def loss_config(self) -> Mapping[str, float]:
         wanted = self.config.preference
         return {"beta": wanted.beta, "label_smoothing": wanted.label_smoothing}
@@ -82,10 +100,7 @@ class DPOTrainer(Trainer):
         """Asks for what the reference has not said yet of these rows."""
         known = [self._references.get(self._references.key(row)) for row in batch]
         unknown = [row for row, logprobs in zip(batch, known, strict=True) if logprobs is None]
-        passes = [
-            self.client.forward([row.to_datum(weights=False) for row in part], adapter="start")
-            for part in (chunks(unknown, self.config.mini_bs) if unknown else [])
-        ]
+        passes = [self._asked(part) for part in (chunks(unknown, self.config.mini_bs) if unknown else [])]
 
         def finish() -> Batch:
             outputs = [output["logprobs"].to_numpy() for each in passes for output in each.result().loss_fn_outputs]
@@ -94,9 +109,17 @@ class DPOTrainer(Trainer):
             found = iter(aligned(np.asarray(values, np.float32)) for values in outputs)
             logprobs = [next(found) if values is None else values for values in known]
             ready = [row.replace(ref_logprobs=each.tolist()) for row, each in zip(batch, logprobs, strict=True)]
-            return self.prepare(ready)
+            return self.prepare(
+                [row.averaged() for row in ready] if self.config.preference.length_normalized else ready
+            )
 
         return finish
+
+    def _asked(self, rows: Batch) -> Future[ForwardBackwardOutput]:
+        data = [row.to_datum(weights=False) for row in rows]
+        if self.config.preference.reference is None:
+            return self.client.forward(data, adapter="start")
+        return self.roles.client_of(REFERENCE).forward(data)
 
 
 class IPOTrainer(DPOTrainer):

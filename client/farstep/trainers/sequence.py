@@ -96,6 +96,11 @@ class TrainSequence:
         """The same row with other values in some fields."""
         return type(self)(**({each.name: getattr(self, each.name) for each in fields(self)} | changes))
 
+    def averaged(self) -> Self:
+        """The same row with weights that sum to 1: what a loss sums over it is then a mean."""
+        total = self.weight or 1.0
+        return self.replace(loss_mask=[weight / total for weight in self.loss_mask])
+
     def to_datum(self, *names: str, targets: Targets = "trained", weights: bool = True) -> Datum:
         """What is sent: [T - 1] positions, each with the next token as its label.
 

@@ -70,6 +70,25 @@ def test_after_sft_the_reference_is_what_sft_made(service, tmp_path):
         np.testing.assert_allclose(row.ref_logprobs[1:], expected, atol=1e-5)
 
 
+def test_a_checkpoint_is_the_reference_where_it_is_named(service, tmp_path):
+    config = settings(tmp_path, epochs=4, optimizer={"lr": 1e-2})
+    sft = Recorder()
+    SFTTrainer(config, client=service, train_data=rows(8), event_sinks=[sft]).fit()
+    path = sft.of("checkpoint")[-1]["path"]
+    data, seen = pairs(4), []
+
+    class Watching(DPOTrainer):
+        def pre_loss(self, batch):
+            seen.extend(batch)
+            return batch
+
+    more = {**config, "name": "dpo", "data": {"shuffle": False}, "epochs": 1, "preference": {"reference": path}}
+    _, events = fit(service, more, data, trainer=Watching)
+    assert abs(events.values("loss")[0] - math.log(2)) > 1e-3  # a fresh adapter is not what SFT made
+    for row, expected in zip(seen, reference_logprobs(service, path, data), strict=True):
+        np.testing.assert_allclose(row.ref_logprobs[1:], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_loss_and_gradient_are_those_of_the_formula(service, tmp_path, smoothing):
     beta = 0.3

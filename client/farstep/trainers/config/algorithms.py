@@ -17,7 +17,10 @@ class PreferenceConfig(Section):
 
     beta: Annotated[Number, Field(gt=0)] = 0.1
     label_smoothing: Annotated[Fractional, Field(lt=0.5)] = 0.0
-    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    loss: Literal["sigmoid", "ipo"] | None = Field(default=None, description="the trainer's own where absent")
+    length_normalized: bool = Field(
+        default=False, description="preferences by means over tokens, as of TRL's ipo and sigmoid_norm, not by sums"
+    )
     reference: Name | None = Field(
         default=None, description="a checkpoint; the weights that the run began with where absent"
     )
@@ -80,12 +83,14 @@ class RLConfig(Section):
     recompute_old_logprobs: bool = False
     kl_coef: NonNegative = 0.0
     kl_type: Literal["k1", "abs", "k2", "k3"] = "k3"
+    kl_corrected: bool = Field(default=False, description="its estimate times the token's ratio: an unbiased gradient")
     reference: Name | None = None
     normalize_advantages: Literal["std", "mean", "batch", "none"] = "std"
     drop_zero_variance: bool = False
     drop_cut: bool = Field(default=False, description="answers that were cut by a limit are scored but not trained")
-    loss_aggregation: Literal["token", "sequence"] = Field(
-        default="token", description="a mean over all tokens, or over rows of each one's mean"
+    loss_aggregation: Literal["token", "sequence", "constant"] = Field(
+        default="token",
+        description="a mean over all tokens, or over rows of each one's mean, or of its sum over sampling.max_tokens",
     )
     gamma: Fractional = 1.0
     gae_lambda: Fractional = 0.95

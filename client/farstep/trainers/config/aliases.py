@@ -47,6 +47,24 @@ def _last_turn(value: Any) -> Mapping[str, Any]:
     return {"data.train_on": {True: "last", False: "all"}.get(value, value)}
 
 
+def _loss_type(value: Any) -> Mapping[str, Any]:
+    """TRL's, of policies and of preferences."""
+    aggregation = {"dapo": "token", "bnpo": "token", "grpo": "sequence", "dr_grpo": "constant"}
+    match value:
+        case "sigmoid":
+            return {"preference.loss": "sigmoid"}
+        case "ipo" | "sigmoid_norm":
+            loss = "ipo" if value == "ipo" else "sigmoid"
+            return {"preference.loss": loss, "preference.length_normalized": True}
+        case _:
+            return {"rl.loss_aggregation": aggregation.get(value, value) if isinstance(value, str) else value}
+
+
+def _scale_rewards(value: Any) -> Mapping[str, Any]:
+    names = {"group": "std", True: "std", "none": "mean", False: "mean"}
+    return {"rl.normalize_advantages": names.get(value, value) if isinstance(value, str | bool) else value}
+
+
 TOP: Mapping[str, Alias] = {
     # short forms
     "lora": "model.lora",
@@ -80,6 +98,16 @@ TOP: Mapping[str, Alias] = {
     "dataset_split": _split,
     "per_device_train_batch_size": "batch_size",
     "max_grad_norm": "optimizer.grad_clip",
+    # TRL
+    "num_generations": "rl.group_size",
+    "num_iterations": "rl.updates_per_rollout",
+    "max_completion_length": "sampling.max_tokens",
+    "epsilon": "rl.epsilon",
+    "epsilon_high": "rl.clip_high",
+    "delta": "rl.dual_clip",
+    "use_bias_correction_kl": "rl.kl_corrected",
+    "scale_rewards": _scale_rewards,
+    "loss_type": _loss_type,
     # ArcticTraining
     "train_iters": lambda value: {} if value == 0 else {"max_steps": value},
     "micro_batch_size": "mini_bs",

@@ -23,7 +23,7 @@ _REINFORCEMENT: Mapping[str, Any] = {"batch_size": 16, "optimizer": {"lr": 4e-5}
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "sft": _SUPERVISED,
     "causal": _SUPERVISED,
-    "dpo": _PREFERENCE,
+    "dpo": {**_PREFERENCE, "preference": {"loss": "sigmoid"}},
     "ipo": {**_PREFERENCE, "preference": {"loss": "ipo"}},
     "grpo": _REINFORCEMENT,
     "gspo": {**_REINFORCEMENT, "rl": {"clip_low": 3e-4, "clip_high": 3e-4, "loss_aggregation": "sequence"}},

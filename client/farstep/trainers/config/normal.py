@@ -51,7 +51,7 @@ def normalized(settings: Mapping[str, Any], *, own: frozenset[str]) -> tuple[dic
             _put(values, place, _long_form(place, setting), key, written)
     for section in SECTIONS:
         _normalize_section(values, section, written)
-    _settle(values, settings)
+    _settle(values, settings, written)
     return values, written
 
 
@@ -132,10 +132,15 @@ def _normalize_section(values: dict[str, Any], section: str, written: dict[str, 
             _put(values, place, _long_form(place, setting), key, written)
 
 
-def _settle(values: dict[str, Any], settings: Mapping[str, Any]) -> None:
+def _settle(values: dict[str, Any], settings: Mapping[str, Any], written: dict[str, str]) -> None:
     """What depends on two settings at once."""
     if "dataset_split" in values:
         _split_of_dataset(values, values.pop("dataset_split"))
+    rl = values.get("rl")
+    if isinstance(rl, dict) and "epsilon" in rl:  # TRL's, which is of both sides unless epsilon_high is given
+        epsilon = rl.pop("epsilon")
+        for side in ("clip_low", *(["clip_high"] if "clip_high" not in rl else [])):
+            _put(values, f"rl.{side}", epsilon, "epsilon", written)
     optimizer = values.get("optimizer")
     if isinstance(optimizer, dict) and optimizer.keys() & {"beta1", "beta2"} and "betas" not in optimizer:
         optimizer["betas"] = (optimizer.pop("beta1", 0.9), optimizer.pop("beta2", 0.95))

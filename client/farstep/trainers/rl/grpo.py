@@ -1,7 +1,8 @@
 """Group relative policy optimisation: an answer is as good as it is better than the others to the same prompt.
 
 DeepSeekMath, arXiv:2402.03300. With asymmetric `clip_low` and `clip_high`, `drop_zero_variance` and a mean over tokens
-(the default here) it is DAPO's (arXiv:2503.14476); with `normalize_advantages: mean`, Dr. GRPO's.
+(the default here) it is DAPO's (arXiv:2503.14476); with `normalize_advantages: mean` and `loss_aggregation: constant`,
+Dr. GRPO's (arXiv:2503.20783). Against TRL's: tests/unit/trl.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """`PolicyLoss`: which loss the settings of an algorithm come to, the worker's named one or the same formula here.
 
 A named loss is one pass. What the worker does not have (dual clipping, other estimates of the divergence from the
-reference than k3) is computed in torch on this machine, from log-probabilities that come here first: two passes.
+reference than k3, its correction) is computed in torch on this machine, from log-probabilities that come here first:
+two passes.
 
 Shapes: T tokens of a row.
 """
@@ -33,6 +34,8 @@ class PolicyLoss:
         level: what a ratio is of: each token (PPO, GRPO), or the geometric mean of a sequence's (GSPO, token form).
         low, high: bounds of the ratio.
         dual_clip: c of dual-clip PPO (arXiv:1912.09729): where the advantage is negative a token costs at most −c·A.
+        is_kl_corrected: the divergence from the reference is multiplied by the token's ratio, so that its gradient is
+            unbiased (DeepSeek-V3.2, arXiv:2512.02556).
         is_unit: every ratio has the value 1, and the loss the gradient of REINFORCE.
     """
 
@@ -43,6 +46,7 @@ class PolicyLoss:
     kl_coef: float = 0.0
     kl_type: KlType = "k3"
     is_unit: bool = False
+    is_kl_corrected: bool = False
 
     @classmethod
     def of(cls, rl: RLConfig, level: Level) -> PolicyLoss:
@@ -54,6 +58,7 @@ class PolicyLoss:
             rl.kl_coef,
             rl.kl_type,
             is_unit=rl.ratio == "unit",
+            is_kl_corrected=rl.kl_corrected,
         )
 
     @property
@@ -63,7 +68,8 @@ class PolicyLoss:
     @property
     def is_named(self) -> bool:
         """Whether the worker has it. Dual clipping does nothing where ratios are 1."""
-        return (self.dual_clip is None or self.is_unit) and (not self.kl_coef or self.kl_type == "k3")
+        has_named_kl = self.kl_type == "k3" and not self.is_kl_corrected
+        return (self.dual_clip is None or self.is_unit) and (not self.kl_coef or has_named_kl)
 
     @property
     def name(self) -> str:
@@ -120,8 +126,13 @@ class PolicyLoss:
         if reference:
             divergence = kl_estimate(p, reference[0], self.kl_type)
             metrics["kl_ref"] = divergence.detach()
-            cost = cost + self.kl_coef * divergence
+            cost = cost + self.kl_coef * self._corrected(divergence, p, log_ratio)
         return (weights * cost).sum(), metrics
+
+    def _corrected(self, divergence: Any, p: Any, log_ratio: Any) -> Any:
+        if not self.is_kl_corrected:
+            return divergence
+        return divergence * ((p - p.detach()).exp() if self.is_unit else log_ratio.exp())
 
     def _ratio(self, p: Any, log_ratio: Any) -> Any:
         """Its gradient is that of p, whatever its value."""

@@ -15,7 +15,7 @@ which a rollout begins, unless `rl.max_staleness` lets rollouts run ahead of tra
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -122,6 +122,13 @@ class RLTrainer(Trainer):
     def loss_config(self) -> Mapping[str, float]:
         return self.policy_loss.settings if self._uses_policy_loss else {}
 
+    def normalizer(self, batch: Sequence[TrainSequence]) -> float:
+        """The weight of its tokens, for a mean; or what does not depend on how long answers are (Dr. GRPO,
+        arXiv:2503.20783, of which the length of answers is taken out twice, here and in the advantages)."""
+        if self.config.rl.loss_aggregation == "constant":
+            return float(len(batch) * self.config.sampling.max_tokens) or 1.0
+        return super().normalizer(batch)
+
     def surrogate(self, batch: Batch, logprobs: list[torch.Tensor]) -> Any:
         """The clipped surrogate where the worker has no loss of these settings; see `PolicyLoss`."""
         return self.policy_loss(batch, logprobs, self.normalizer(batch))
@@ -160,7 +167,7 @@ class RLTrainer(Trainer):
             references = self.score_logprobs(REFERENCE, rows)
             rows = [row.replace(ref_logprobs=ref) for row, ref in zip(rows, references, strict=True)]
         if rl.loss_aggregation == "sequence":
-            rows = [_one_vote(row) for row in rows]
+            rows = [row.averaged() for row in rows]
         self._experienced = rollout.metrics() | experience_metrics(rows)
         step, tokenizer = self.global_step, self.get_tokenizer()
         self.emit("rollout", step=step, **described(rollout, rows, tokenizer, step=step, num_rows=rl.event_rows))
@@ -318,12 +325,6 @@ class RLTrainer(Trainer):
         return type(self).loss_fn == Trainer.loss_fn
 
 
-def _one_vote(row: TrainSequence) -> TrainSequence:
-    """A row whose weights sum to 1: a mean over rows of each one's mean."""
-    total = row.weight or 1.0
-    return row.replace(loss_mask=[weight / total for weight in row.loss_mask])
-
-
 def _require_torch() -> None:
     from farstep.errors import MissingExtraError
     from farstep.trainers.own_loss import import_torch
@@ -331,8 +332,11 @@ def _require_torch() -> None:
     try:
         import_torch()
     except MissingExtraError as error:
-        raise ConfigError("the worker has no such loss, and here there is no torch", field="rl",
-                          hint="without dual_clip, and with kl_type k3, it is the worker's") from error  # fmt: skip
+        raise ConfigError(
+            "the worker has no such loss, and here there is no torch",
+            field="rl",
+            hint="without dual_clip and kl_corrected, and with kl_type k3, it is the worker's",
+        ) from error
 
 
 def _require_rewards(rollout: Rollout) -> None:

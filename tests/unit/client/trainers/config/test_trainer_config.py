@@ -197,6 +197,30 @@ def test_verls_and_arenos_names() -> None:
     assert [(one.name, one.dir) for one in areno.trackers] == [("tensorboard", "tb")]
 
 
+def test_trls_names() -> None:
+    policy = minimal(
+        type="grpo", num_generations=4, num_iterations=2, max_completion_length=99, epsilon=0.1, epsilon_high=0.3,
+        delta=2.0, use_bias_correction_kl=True, scale_rewards="none", loss_type="dr_grpo",
+    )  # fmt: skip
+    rl = policy.rl
+    assert (rl.group_size, rl.updates_per_rollout, policy.sampling.max_tokens) == (4, 2, 99)
+    assert (rl.clip_low, rl.clip_high, rl.dual_clip, rl.kl_corrected) == (0.1, 0.3, 2.0, True)
+    assert (rl.normalize_advantages, rl.loss_aggregation) == ("mean", "constant")
+    assert minimal(type="grpo", epsilon=0.1).rl.clip_high == 0.1
+    assert minimal(type="grpo", scale_rewards=True, loss_type="grpo").rl.loss_aggregation == "sequence"
+    preference = minimal(type="dpo", loss_type="ipo", beta=0.3).preference
+    assert (preference.loss, preference.length_normalized, preference.beta) == ("ipo", True, 0.3)
+    assert not minimal(type="dpo", loss_type="sigmoid").preference.length_normalized
+    for wrong in ({"loss_type": "sapo"}, {"loss_type": ["sigmoid"]}, {"scale_rewards": 2}):
+        with pytest.raises(ConfigError):
+            minimal(type="grpo", **wrong)
+    for twice in ({"epsilon_high": 0.3, "rl": {"clip_high": 0.2}}, {"epsilon": 0.3, "rl": {"clip_low": 0.2}}):
+        with pytest.raises(ConfigError, match="given twice"):
+            minimal(type="grpo", **twice)
+    with pytest.raises(ConfigError, match="epsilon"):
+        minimal(type="grpo", epsilon="much")
+
+
 def test_what_has_no_meaning_here_is_left_out_with_a_warning() -> None:
     with pytest.warns(IgnoredSettingWarning, match="deepspeed is left out: how the model is spread"):
         assert minimal(deepspeed={"zero_optimization": {"stage": 3}}) == minimal()

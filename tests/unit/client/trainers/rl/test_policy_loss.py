@@ -1,7 +1,6 @@
 """The losses of algorithms against formulas written here from the papers, in fp64: value and gradient.
 
-TRL's GRPOTrainer computes the same for levels token and sequence (`importance_sampling_level`), its PPO for the dual
-clip is ByteDance's verl's; both are written out below rather than installed.
+Against TRL's own code they are in tests/unit/trl.
 """
 
 import itertools
@@ -39,7 +38,7 @@ def rows_and_logprobs(seed=0):
     return rows, present
 
 
-def by_the_papers(rows, present, *, level, low, high, dual_clip, kl_coef, kl_type, unit):
+def by_the_papers(rows, present, *, level, low, high, dual_clip, kl_coef, kl_type, unit, is_kl_corrected=False):
     """Token by token, in plain Python over autograd scalars."""
     total = 0.0
     for row, p in zip(rows, present, strict=True):
@@ -58,6 +57,8 @@ def by_the_papers(rows, present, *, level, low, high, dual_clip, kl_coef, kl_typ
                 gain = torch.max(gain, torch.tensor(dual_clip * a, dtype=torch.float64))
             d = p[t] - row.ref_logprobs[t]
             kl = {"k1": d, "abs": abs(d), "k2": d**2 / 2, "k3": torch.exp(-d) - 1 + d}[kl_type]
+            if is_kl_corrected:  # DeepSeek-V3.2: π_θ / π_old of the token, whatever the loss's ratio is of
+                kl = kl * (torch.exp(p[t] - p[t].detach()) if unit else torch.exp(p[t] - row.logprobs[t]))
             total = total + row.loss_mask[t] * (kl_coef * kl - gain)
     return total / NORMALIZER
 
@@ -72,12 +73,16 @@ CASES = [
         itertools.product(["token", "sequence"], [None, 1.1], [0.0], ["k3"], [False, True]),
         itertools.product(["token"], [None], [0.3], ["k1", "abs", "k2", "k3"], [False]),
     )
+] + [
+    {"level": level, "dual_clip": None, "kl_coef": 0.3, "kl_type": "k3", "unit": unit, "is_kl_corrected": True}
+    for level, unit in [("token", False), ("token", True), ("sequence", False)]
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_value_and_gradient_are_those_of_the_papers(case):
     rows, present = rows_and_logprobs()
+    case = dict(case)
     unit = case.pop("unit")
     bounds = {"low": 0.8, "high": 1.3} if case["level"] == "token" else {"low": 0.99, "high": 1.01}
     loss = PolicyLoss(**bounds, is_unit=unit, **case)
@@ -132,6 +137,8 @@ def test_what_the_worker_has_is_left_to_it():
     assert loss().settings == {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
     assert loss(kl_coef=0.1).is_named
     assert not loss(kl_coef=0.1, kl_type="k2").is_named
+    assert not loss(kl_coef=0.1, kl_corrected=True).is_named
+    assert loss(kl_corrected=True).is_named  # nothing to correct
     assert not loss(dual_clip=3).is_named
     assert loss(dual_clip=3, ratio="unit").is_named  # ratios of 1 are never above c
     assert loss(ratio="unit").settings == {"clip_low_threshold": 1, "clip_high_threshold": 1}
