@@ -137,13 +137,46 @@ def test_the_loop_of_the_readme(stack):
     assert "bt://loops:" in result.stdout
 
 
-def test_the_trainer_of_the_readme(stack, tmp_path):
-    """As it stands there, with fewer epochs."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    block = next(block for block in blocks if "SFTTrainer" in block).replace('"epochs": 20', '"epochs": 2')
+BLOCKS = {
+    "../README.md": ["trainer.fit().loss"],
+    "trainers.md": ["result.loss", "class Watch", "class Shy", "trainer.init()", "GRPOTrainer(config", "class Ranked"],
+    "data.md": ["sets = load(", "class Wiki("],
+    "rollouts.md": ["rollout_batch("],
+}
+SMALLER = {
+    '"epochs": 20': '"epochs": 2',
+    '"max_steps": 12': '"max_steps": 1',
+    "8,\n        SamplingParams": "2,\n        SamplingParams",
+}
+
+
+def text_of(page):
+    return (README.parent / "docs" / page).read_text()
+
+
+def test_what_the_documentation_shows_runs_as_it_stands_there(stack, tmp_path):
+    """Page by page, each block after the one before it, in small; data.md's files are those that it shows."""
+    program = [
+        "from farstep.trainers.config import load_config",
+        "from farstep.trainers.preflight import local_tokenizer",
+        "tokenizer = local_tokenizer(load_config({'model': 'farstep/tiny'}))",
+    ]
+    for page, wanted in BLOCKS.items():
+        blocks = re.findall(r"```python\n(.*?)```", text_of(page), flags=re.DOTALL)
+        chosen = [
+            block for block in blocks if any(sign.replace("result.loss", "result.loss") in block for sign in wanted)
+        ]
+        assert len(chosen) == len(wanted), page
+        program += chosen
+    (tmp_path / "config.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text_of("data.md"), flags=re.DOTALL)[0])
+    (tmp_path / "answers.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    source = "\n".join(program)
+    for large, small in SMALLER.items():
+        assert large in source, large
+        source = source.replace(large, small)
     environment = {**os.environ, "FARSTEP_BASE_URL": stack.base_url, "FARSTEP_API_KEY": stack.api_key}
-    argv = [sys.executable, "-c", block]
+    argv = [sys.executable, "-W", "error", "-c", source]
     result = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert float(result.stdout) > 0
+    assert "rows 1, used 1" in result.stdout
     assert (tmp_path / "farstep-runs" / "vowels" / "report.html").is_file()

@@ -5,7 +5,10 @@ On standard error, but for the last line, which says what came of it. An event s
 
 from __future__ import annotations
 
+import math
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,8 +20,8 @@ if TYPE_CHECKING:
     from farstep.trainers.preview import LaunchPreview
 
 _SAY_EVERY_S = 2.0
+_NO_END = 2**31  # columns of what is no terminal
 _ENDS = ("completed", "failed", "cancelled")
-_SAMPLE_CHARACTERS = 400
 
 
 class Narrator:
@@ -35,8 +38,21 @@ class Narrator:
             return
         lines = preview.lines()
         width = max(map(len, lines))
+        columns = shutil.get_terminal_size().columns - 1 if sys.stderr.isatty() else _NO_END
         for name, text in lines.items():
-            self._say(f"{name:{width}}  {text}")
+            for line in textwrap.wrap(
+                f"{name:{width}}  {text}",
+                columns,
+                subsequent_indent=" " * (width + 2),
+                break_long_words=False,
+                break_on_hyphens=False,
+            ):
+                self._say(line)
+
+    def begin(self, file: object) -> None:
+        """To whoever waits at a terminal: until there is a bar, some seconds go into packages and data."""
+        if not self._is_silent and _progress.is_shown():
+            self._say(f"reading {file} and its data …")
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         match event["type"]:
@@ -57,7 +73,11 @@ class Narrator:
         if self._is_silent or str(trainer.state) not in _ENDS:
             return
         result = trainer.result
-        told = f"{trainer.state} after {result.steps} steps, loss {_number(result.loss)}"
+        told = f"{trainer.state} after {result.steps} step{'s' * (result.steps != 1)}"
+        if math.isfinite(result.loss):
+            told += f", loss {_number(result.loss)}"
+        if (reward := result.extra.get("rollout/reward_mean")) is not None:
+            told += f", reward {_number(reward)}"
         if result.accuracy is not None:
             told += f", accuracy {_number(result.accuracy)}"
         if result.stopped_because:
@@ -88,7 +108,9 @@ class Narrator:
 
     def _samples(self, event: Mapping[str, Any]) -> None:
         for each in (event.get("samples") or ())[:1]:
-            self._say(f"  {_short(each.get('prompt'))} → {_short(each.get('completion'))}")
+            from farstep.trainers.progress import sample_line
+
+            self._say(sample_line(each))
 
     def _is_time(self) -> bool:
         return self._clock() - self._said_at >= _SAY_EVERY_S
@@ -102,8 +124,3 @@ class Narrator:
 
 def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else "–"
-
-
-def _short(text: object) -> str:
-    line = " ⏎ ".join(str(text).splitlines())
-    return line if len(line) <= _SAMPLE_CHARACTERS else line[: _SAMPLE_CHARACTERS - 1] + "…"

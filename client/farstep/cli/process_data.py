@@ -36,6 +36,10 @@ def _process(arguments: argparse.Namespace) -> int:
     if arguments.cache_dir is not None:
         trainer.check_config({"data": {"cache_dir": arguments.cache_dir}})
     config = trainer.config
+    if trainer.requires_rollout:
+        raise command.Refused(
+            f"prompts of {trainer.name!r} become tokens as they are asked: nothing to process; see `farstep check`"
+        )
     tokenizer = local_tokenizer(config)
     sets = process_data(config, tokenizer, max_length=arguments.max_length, progress=_bar())
     parts = {"train": sets.train, "eval": sets.eval}

@@ -102,6 +102,10 @@ class Program:
             if not isinstance(made, Trainer):
                 raise Refused(f"{self.path}: trainer() gave a {type(made).__name__}, not a Trainer")
             return made
+        if found is not None:
+            raise Refused(
+                f"{self.path}: `trainer` is a {type(found).__name__}, not a Trainer or a function that makes one"
+            )
         return self._of_class(module)
 
     def _of_class(self, module: ModuleType) -> Trainer:
@@ -115,7 +119,7 @@ class Program:
         kinds = [each for each in own if not any(other is not each and issubclass(other, each) for other in own)]
         if len(kinds) != 1:
             found = ", ".join(each.__name__ for each in kinds) or "none"
-            raise Refused(f"{self.path}: say `trainer = …`; there is not one class of trainer but {found}")
+            raise Refused(f"{self.path}: say `trainer = …`, or define one class of trainer; it has {found}")
         config = getattr(module, "config", None)
         if config is None:
             raise Refused(f"{self.path}: {kinds[0].__name__} needs a configuration; say `config = …` or `trainer = …`")

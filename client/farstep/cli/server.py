@@ -33,6 +33,8 @@ def look() -> ServerState:
                 return ServerState(url, answers=False, told=f"{url}: {error}".splitlines()[0])
     except FarstepError as error:
         return ServerState("", answers=False, told=str(error))
-    models = tuple(sorted({process.base_model for process in status.processes if process.base_model}))
+    models = tuple(
+        sorted({process.base_model for process in status.processes if process.base_model and process.state != "failed"})
+    )
     told = f"{url}, version {status.version}" + (f", {', '.join(models)}" if models else "")
     return ServerState(url, True, told, status.version, models)

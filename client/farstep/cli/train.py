@@ -45,17 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    narrator, program = Narrator(in_json=arguments.json), Program.of(arguments)
+    narrator.begin(program.path)
     from farstep.trainers.lifecycle import TrainerState
     from farstep.trainers.preview import LaunchPreview
 
-    trainer = Program.of(arguments).trainer()
+    trainer = program.trainer()
     if trainer.state is not TrainerState.CREATED:
         raise command.Refused(
             f"{arguments.file}: the trainer is {trainer.state} already; leave that to `farstep train`"
         )
     if arguments.dry_run:
         trainer.check_config(trainer.config.for_dry_run())
-    narrator = Narrator(in_json=arguments.json)
     trainer.add_event_sink(print_json_line if arguments.json else narrator)
     _look_first(trainer)
     try:

@@ -186,17 +186,16 @@ class Rollout:
         return replace(self, samples=samples)
 
     def shown(self, count: int = 3, *, width: int = 400) -> list[dict[str, Any]]:
-        """A few samples for people to read: `prompt`, `completion`, `reward`, `place`."""
-        shown: list[dict[str, Any]] = []
-        for sample in self.samples:
-            if sample.record is not None and len(shown) < count:
-                record = sample.record
-                shown.append(
-                    {
-                        "prompt": record.prompt[:width],
-                        "completion": record.completion[:width],
-                        "reward": sample.reward,
-                        "place": sample.item.place,
-                    }
-                )
-        return shown
+        """A few samples for people to read, of as many prompts: `prompt`, `completion`, `reward`, `place`."""
+        known = [sample for sample in self.samples if sample.record is not None]
+        known.sort(key=lambda sample: sample.item.place[::-1])
+        return [
+            {
+                "prompt": sample.record.prompt[:width],
+                "completion": sample.record.completion[:width],
+                "reward": sample.reward,
+                "place": sample.item.place,
+            }
+            for sample in known[:count]
+            if sample.record is not None
+        ]

@@ -1,9 +1,10 @@
 """`BatchFile`: a few batches of a run, token by token, for whoever looks at it later (`report`). Decides nothing.
 
-    {"step": 4, "num_rows": 8, "rewards": [0.0, 1.0, …], "rows": [{"tokens": […], "text": […], "mask": […], …}]}
+    {"step": 4, "num_rows": 8, "rewards": [0.0, 1.0, …], "rows": [{"row": 0, "tokens": […], "text": […], …}]}
 
-Kept are the batches of steps 1, 2, 4, 8, … and the last one: few, however long a run is. What cannot be written is one
-line in the log.
+Kept are the batches of steps 1, 2, 4, 8, … and the last one: few, however long a run is. Of each, the rows that say
+most: where there are advantages, those with the largest and the smallest. What cannot be written is one line in the
+log.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
 
 from farstep.trainers.events import plain
 from farstep.trainers.sequence import TrainSequence, aligned
@@ -37,20 +40,18 @@ class _Seen:
     step: int
     num_rows: int
     rewards: Sequence[float]
+    places: Sequence[int]
     rows: Sequence[TrainSequence]
     logprobs: Sequence[list[float] | None]
 
     @classmethod
     def of(cls, step: int, updates: Sequence[PendingUpdate]) -> _Seen:
-        rewards: list[float] = []
-        rows: list[TrainSequence] = []
-        logprobs: list[list[float] | None] = []
-        for update in updates:
-            rewards += [row.reward for row in update.rows[: MAX_REWARDS - len(rewards)]]
-            shown = update.rows[: MAX_ROWS - len(rows)]
-            rows += shown
-            logprobs += _logprobs(update)[: len(shown)] if shown else []
-        return cls(step, sum(len(update.rows) for update in updates), rewards, rows, logprobs)
+        rows = [row for update in updates for row in update.rows]
+        found = [values for update in updates for values in _logprobs(update)]
+        places = telling(rows)
+        logprobs = [None if (values := found[place]) is None else values.tolist() for place in places]
+        rewards = [row.reward for row in rows[:MAX_REWARDS]]
+        return cls(step, len(rows), rewards, places, [rows[place] for place in places], logprobs)
 
 
 class BatchFile:
@@ -58,12 +59,14 @@ class BatchFile:
     Args:
         text_of: the text of each token; None where no tokenizer is at hand.
         has_rewards: whether a row's reward says anything.
+        names: what the rows of a group are called, in turn: `chosen` and `rejected`.
     """
 
-    def __init__(self, path: Path, *, text_of: TextOf, has_rewards: bool) -> None:
+    def __init__(self, path: Path, *, text_of: TextOf, has_rewards: bool, names: Sequence[str] = ()) -> None:
         self._path = path
         self._text_of = text_of
         self._has_rewards = has_rewards
+        self._names = names
         self._newest: _Seen | None = None
         self._works = True
 
@@ -88,11 +91,11 @@ class BatchFile:
             log.warning("batches are not kept for the report: %s: %s", type(error).__name__, error)
 
     def _described(self, seen: _Seen) -> dict[str, Any]:
-        described = [self._row(row, found) for row, found in zip(seen.rows, seen.logprobs, strict=True)]
+        described = [self._row(*each) for each in zip(seen.places, seen.rows, seen.logprobs, strict=True)]
         rewards = seen.rewards if self._has_rewards else None
         return plain({"step": seen.step, "num_rows": seen.num_rows, "rewards": rewards, "rows": described})
 
-    def _row(self, row: TrainSequence, logprobs: list[float] | None) -> dict[str, Any]:
+    def _row(self, place: int, row: TrainSequence, logprobs: list[float] | None) -> dict[str, Any]:
         tokens = row.tokens[:MAX_TOKENS]
         per_token = {
             "mask": row.loss_mask,
@@ -102,6 +105,8 @@ class BatchFile:
             "advantages": row.advantages,
         }
         return {
+            "row": place,
+            **({"name": self._names[place % len(self._names)]} if self._names else {}),
             "tokens": tokens,
             "text": self._text_of(tokens),
             "num_tokens": len(row),
@@ -112,16 +117,26 @@ class BatchFile:
         }
 
 
-def _logprobs(update: PendingUpdate) -> list[list[float] | None]:
-    """Of the first rows as the trainer computed them, beside their tokens; None where the loss gave none."""
+def telling(rows: Sequence[TrainSequence]) -> list[int]:
+    """The places of MAX_ROWS rows: half with the largest advantages and half with the smallest, in their order; the
+    first ones where there are none, or all are zero."""
+    means = [math.fsum(row.advantages or ()) / max(1, row.num_targets) for row in rows]
+    places = range(len(rows))
+    if not any(means):
+        return list(places[:MAX_ROWS])
+    ranked = sorted(places, key=lambda place: -means[place])
+    return sorted({*ranked[: MAX_ROWS // 2], *ranked[-(MAX_ROWS // 2) :]})
+
+
+def _logprobs(update: PendingUpdate) -> list[npt.NDArray[Any] | None]:
+    """Of each row as the trainer computed them, beside its tokens; None where the loss gave none."""
     outputs = [output for each in update.passes for output in each.result().loss_fn_outputs]
-    shown = update.rows[:MAX_ROWS]
     if len(outputs) != len(update.rows):
-        return [None] * len(shown)
-    found: list[list[float] | None] = []
-    for output, row in zip(outputs, shown, strict=False):
+        return [None] * len(update.rows)
+    found: list[npt.NDArray[Any] | None] = []
+    for output, row in zip(outputs, update.rows, strict=True):
         values = output["logprobs"].to_numpy() if "logprobs" in output else None
-        beside = aligned(values).tolist() if values is not None and values.ndim == 1 else None
+        beside = aligned(values) if values is not None and values.ndim == 1 else None
         found.append(beside if beside is not None and len(beside) == len(row) else None)
     return found
 

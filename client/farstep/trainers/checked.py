@@ -31,6 +31,7 @@ class Checked:
     config_defaults: ClassVar[Mapping[str, Any]] = {}
     needs: ClassVar[Sequence[str]] = ("dataset", "config")
     rows_per_group: ClassVar[int] = 1
+    row_names: ClassVar[Sequence[str]] = ()  # of the rows of a group, in the report
     requires_rollout: ClassVar[bool] = False
 
     def __init__(self, config: ConfigLike | None) -> None:

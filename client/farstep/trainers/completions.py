@@ -58,6 +58,13 @@ def prompt_of(row: TrainSequence) -> list[int]:
     return row.tokens[:first]
 
 
+def answer_of(row: TrainSequence) -> list[int]:
+    """What the row has where the model is asked: up to what is given again, in a conversation of several turns."""
+    first = len(prompt_of(row))
+    end = next((index for index in range(first + 1, len(row)) if not row.loss_mask[index]), len(row))
+    return row.tokens[first:end]
+
+
 def sample_completions(trainer: Loop, rows: Rows) -> list[Completion]:
     """As many as `sample_log_count` says, or one for each row where there is somebody to score them."""
     wanted = len(rows) if trainer.has_scorer else trainer.config.sample_log_count
@@ -84,7 +91,7 @@ def complete(trainer: Loop, sampler: SamplingClient, rows: list[TrainSequence]) 
             Completion(
                 prompt=tokenizer.decode(prompt),
                 completion=tokenizer.decode(sequence.tokens, skip_special_tokens=True),
-                answer=tokenizer.decode(row.tokens[len(prompt) :], skip_special_tokens=True),
+                answer=tokenizer.decode(answer_of(row), skip_special_tokens=True),
                 tokens=sequence.tokens,
                 logprobs=sequence.logprobs,
                 stop_reason=sequence.stop_reason,

@@ -73,6 +73,7 @@ class DPOTrainer(Trainer):
     loss_fn = "dpo"
     loss_inputs = ("ref_logprobs",)
     rows_per_group = 2
+    row_names = ("chosen", "rejected")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -139,7 +139,10 @@ def _rewarding(trainer: Trainer) -> str:
 
 
 def _name_of(given: Any) -> str:
-    return f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', type(given).__name__)}"
+    from farstep.trainers.config.code import without_code_prefix
+
+    module = without_code_prefix(str(getattr(given, "__module__", "")))
+    return f"{module}:{getattr(given, '__qualname__', type(given).__name__)}"
 
 
 def _read(trainer: Trainer) -> str:

@@ -90,7 +90,9 @@ class LaunchPreview:
             "steps": steps,
         }
         if self.learning_rates:
-            told["learning rate"] = ", ".join(f"{rate:.3g} at step {step:,}" for step, rate in self.learning_rates)
+            rates = [f"{rate:.3g} at step {step:,}" for step, rate in self.learning_rates]
+            is_constant = len(rates) == 1 and self.total_steps > 1
+            told["learning rate"] = f"{self.learning_rates[0][1]:.3g}, constant" if is_constant else ", ".join(rates)
         if self.group_size:
             told["rollouts"] = f"{self.group_size} answers to each of {self.batch_size} prompts a batch"
         if self.eval_interval and self.num_eval_examples:

@@ -17,6 +17,25 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _REMEMBERED = 32
+_SPEED_OVER = 8  # steps are submitted ahead and their results may come at once: one step's time alone says nothing
+
+
+_SHOWN_CHARACTERS = 200
+
+
+def sample_line(sample: Mapping[str, Any]) -> str:
+    """A sample on a line of its own: the end of its prompt, the beginning of its completion, its reward."""
+    prompt, completion = (_one_line(sample.get(name)) for name in ("prompt", "completion"))
+    if len(prompt) > _SHOWN_CHARACTERS:
+        prompt = "…" + prompt[1 - _SHOWN_CHARACTERS :]
+    if len(completion) > _SHOWN_CHARACTERS:
+        completion = completion[: _SHOWN_CHARACTERS - 1] + "…"
+    reward = sample.get("reward")
+    return f"  {prompt} → {completion}" + (f"  [{reward:.4g}]" if isinstance(reward, int | float) else "")
+
+
+def _one_line(text: object) -> str:
+    return " ⏎ ".join(str(text if text is not None else "").strip().splitlines())
 
 
 class Pace:
@@ -26,6 +45,7 @@ class Pace:
         self.total_steps = total_steps
         self._clock = clock
         self._took: deque[float] = deque(maxlen=_REMEMBERED)
+        self._recent: deque[tuple[float, float, float]] = deque(maxlen=_SPEED_OVER)
         self._last_at = clock()
 
     def step(self, num_steps: int = 1) -> float:
@@ -34,6 +54,12 @@ class Pace:
         took, self._last_at = now - self._last_at, now
         self._took.extend([took / max(1, num_steps)] * min(num_steps, _REMEMBERED))
         return took
+
+    def speed(self, took_s: float, num_tokens: float, num_rows: float) -> tuple[float, float]:
+        """Tokens and rows a second over the last steps, with this one."""
+        self._recent.append((took_s, num_tokens, num_rows))
+        times, tokens, rows = (sum(column) for column in zip(*self._recent, strict=True))
+        return tokens / times, rows / times
 
     def pause(self) -> None:
         """What was done since the last step was none: an evaluation, a checkpoint."""
@@ -59,24 +85,24 @@ class ProgressBar:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[told]}"),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
         from rich.markup import escape
 
-        self._task: Any = self._bar.add_task(escape(name), total=total_steps or None, loss="–", speed="")
+        self._task: Any = self._bar.add_task(escape(name), total=total_steps or None, told="", speed="")
         self._bar.start()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._bar is None:
             return
-        loss, speed = metrics.get("loss"), metrics.get("tokens_per_s")
+        loss, reward, speed = (metrics.get(name) for name in ("loss", "rollout/reward_mean", "tokens_per_s"))
         self._bar.update(
             self._task,
             completed=step,
-            loss="–" if loss is None else f"{loss:.4f}",
+            told=f"reward {reward:.3f}" if reward is not None else f"loss {loss:.4f}" if loss is not None else "",
             speed="" if speed is None else f"{speed:,.0f} tokens/s",
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from farstep.trainers.errors import TrainerError
 from farstep.trainers.events import Event
 from farstep.trainers.metrics import TrainMetrics, prefixed
+from farstep.trainers.progress import sample_line
 from farstep.trainers.session import Session
 
 if TYPE_CHECKING:
@@ -135,14 +136,17 @@ class Reports(Session):
         """Counts a step's tokens and time, and logs it where it is its turn."""
         num_steps = int(metrics.get("optimizer_steps", 1))
         took_s = max(self.pace.step(num_steps), 1e-9)
+        tokens_per_s, samples_per_s = self.pace.speed(
+            took_s, metrics.get("num_tokens", 0.0), metrics.get("num_rows", 0.0)
+        )
         self.num_tokens += int(metrics.get("num_tokens", 0))
         done = self.position.epoch + self.position.batch / max(1, self.train_rows.num_batches)
         self.metrics = {
             **metrics,
             "epoch": done,
             "time/step_s": took_s,
-            "tokens_per_s": metrics.get("num_tokens", 0.0) / took_s,
-            "samples_per_s": metrics.get("num_rows", 0.0) / took_s,
+            "tokens_per_s": tokens_per_s,
+            "samples_per_s": samples_per_s,
         }
         every = self.config.log_interval
         if self.global_step // every > (self.global_step - num_steps) // every or self.global_step == 1:
@@ -175,5 +179,5 @@ class Reports(Session):
             return
         self.trackers.log(result.extra, self.global_step)
         for each in samples:
-            self.progress.say(f"{each['prompt']}\n→ {each['completion']}")
+            self.progress.say(sample_line(each))
         self.emit("eval", step=self.global_step, num_batches=result.steps, samples=samples, **result.extra)

@@ -74,13 +74,23 @@ class RunFolder:
         )
 
     def write(self, **facts: Any) -> None:
+        """
+        Raises:
+            TrainerError: the disk does not take it: nobody could go on from what is not written down. What was written
+                before is left as it was.
+        """
         file = self.path / RUN
         beside = file.with_suffix(".json~")
-        with beside.open("w", encoding="utf-8") as out:
-            json.dump(facts, out, ensure_ascii=False)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(beside, file)
+        try:
+            with beside.open("w", encoding="utf-8") as out:
+                json.dump(facts, out, ensure_ascii=False)
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(beside, file)
+        except OSError as error:
+            raise TrainerError(f"{file} cannot be written: {error.strerror}", field="output_dir", stage="checkpoint",
+                               hint="make room there, and start again: it goes on from the last checkpoint "
+                               "with auto_resume") from error  # fmt: skip
 
     def put_away(self) -> None:
         """Moves what an earlier run left here out of the way."""

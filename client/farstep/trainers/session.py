@@ -320,7 +320,7 @@ class Session(Checked):
         events = EventFile(self.folder.path / EVENTS)
         self.events = EventLog([events, *self._given_sinks], run=self.run_id, last_seq=events.last_seq)
         path = self.folder.path / BATCHES
-        self.batches = BatchFile(path, text_of=self._texts, has_rewards=self.requires_rollout)
+        self.batches = BatchFile(path, text_of=self._texts, has_rewards=self.requires_rollout, names=self.row_names)
         self.progress = ProgressBar(self.config.name, self.training_horizon)
         self.progress.update(self.global_step, {})
         self._start_trackers(kinds, tracked)

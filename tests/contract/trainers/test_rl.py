@@ -6,8 +6,7 @@ import numpy as np
 import openai
 import pytest
 
-from farstep.trainers import GRPOTrainer, GSPOTrainer, PPOTrainer, RLTrainer, Trainer
-from farstep.trainers.errors import TrainerError
+from farstep.trainers import GRPOTrainer, GSPOTrainer, PPOTrainer, RLTrainer, Trainer, TrainerError
 from farstep.trainers.rl.grpo import with_advantage
 from farstep.trainers.trajectory import TrajectoryDataset
 from tests.support.trainees import Recorder, rows, settings
@@ -47,6 +46,17 @@ def test_rewards_rise(service, tmp_path, trainer, steps, rl):
     assert versions == sorted(set(versions)) or trainer is PPOTrainer  # each rollout is of the newest weights
     if trainer is PPOTrainer:
         assert versions == [1, 1, 1, *range(2, 11)]
+
+
+def test_prompts_that_leave_no_room_fail_a_run_that_could_learn_nothing(service, tmp_path):
+    """What was sampled of nothing is no run that has completed; the error says what was wrong with the samples."""
+    with pytest.raises(
+        TrainerError, match=r"nothing could be learnt: 32 samples: prompt too long \(.*max_prompt_length"
+    ):
+        fit(service, rl_settings(tmp_path), data=[{"prompt": "word " * 3000} for _ in range(4)])
+    result, _ = fit(service, rl_settings(tmp_path, name="flat", max_steps=4, epochs=2, rl={"drop_zero_variance": True}),
+                    reward=lambda completion: 1.0)  # fmt: skip
+    assert result.steps == 0  # that no reward differs is no fault
 
 
 def test_verls_names_train(service, tmp_path):

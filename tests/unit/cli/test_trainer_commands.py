@@ -160,8 +160,9 @@ def test_a_python_file_defines_a_trainer(text, data):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x = 1", "there is not one class of trainer but none"),
-        ("class A(SFTTrainer): pass\nclass B(SFTTrainer): pass", "but A, B"),
+        ("x = 1", "define one class of trainer; it has none"),
+        ("trainer = 1", "`trainer` is a int, not a Trainer"),
+        ("class A(SFTTrainer): pass\nclass B(SFTTrainer): pass", "one class of trainer; it has A, B"),
         ("del config\nclass A(SFTTrainer): pass", "A needs a configuration"),
         ("def trainer(): return 3", "gave a int"),
     ],
@@ -227,6 +228,25 @@ def test_process_data_needs_a_tokenizer_alone_and_finds_its_cache_again(capsys):
     assert json.loads(capsys.readouterr().out)["train"]["from_cache"] is False
     assert main(["process-data", path]) == 1
     assert "data.cache_dir" in capsys.readouterr().err
+
+
+def test_process_data_has_nothing_to_do_where_prompts_are_asked(capsys):
+    path = config(CONFIG + "type: grpo\nrl: {reward: 'math:sqrt'}")
+    assert main(["process-data", path, "--cache-dir", "cache"]) == 1
+    assert "prompts of 'grpo' become tokens as they are asked" in capsys.readouterr().err
+
+
+def test_a_function_of_the_file_is_named_as_its_author_knows_it(capsys):
+    written("rows.jsonl", '{"prompt": "a", "response": "b"}\n')
+    text = """
+from farstep.trainers import SFTTrainer
+def score(completion): return 1.0
+def trainer():
+    return SFTTrainer({"model": "farstep/tiny", "dataset": "rows.jsonl"}, reward_fn=score)
+"""
+    assert main(["check", str(written("train.py", text)), "--no-tokens", "--json"]) == 0
+    found = {each["what"]: each["detail"] for each in json.loads(capsys.readouterr().out)}
+    assert found["reward"] == "train:score"
 
 
 def test_a_tokenizer_that_is_nowhere_is_named(monkeypatch):

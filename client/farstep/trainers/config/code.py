@@ -7,6 +7,7 @@ is for whoever calls: a server that runs other people's configurations does not.
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterable
 from importlib.util import module_from_spec, spec_from_file_location
@@ -14,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 
 from farstep.trainers.errors import ConfigError
+
+_PREFIX = re.compile(r"^_farstep_code_[0-9a-f]{12}_")
 
 
 def load_code(paths: Iterable[object], *, folder: Path) -> list[ModuleType]:
@@ -25,6 +28,11 @@ def load_code(paths: Iterable[object], *, folder: Path) -> list[ModuleType]:
         ConfigError: there is no such file, or it cannot be loaded; what it raised is the cause.
     """
     return [_module(path, folder) for path in paths]
+
+
+def without_code_prefix(module: str) -> str:
+    """A module's name as its author knows it: `train`, for what was loaded from train.py."""
+    return _PREFIX.sub("", module)
 
 
 def _module(path: object, folder: Path) -> ModuleType:

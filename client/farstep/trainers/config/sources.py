@@ -177,7 +177,9 @@ def _from_string(text: str) -> dict[str, Any]:
     source: dict[str, Any]
     if re.match(r"https?://", text):
         source = {"type": "blob", "url": text}
-    elif re.search(r"\.(jsonl|json|csv|parquet)(\.gz)?$", text) or text.startswith((".", "/", "~", "file:")):
+    elif re.search(r"(?i)\.(jsonl|ndjson|json|csv|parquet|pq)(\.gz)?$", text) or text.startswith(
+        (".", "/", "~", "file:")
+    ):
         source = {"type": "file", "path": text.removeprefix("file://").removeprefix("file:")}
     else:
         name, _, split = text.partition(":")

@@ -45,6 +45,8 @@ def mapping_from_yaml(text: str, *, name: str = "the configuration") -> dict[str
         value = yaml.load(text, Loader=_Loader)  # noqa: S506
     except yaml.YAMLError as error:
         raise ConfigError(f"{name} is no YAML: {' '.join(str(error).split())}") from error
+    if value is None:
+        raise ConfigError(f"{name} is empty: it has no settings", hint="`farstep init` writes one to begin with")
     if not isinstance(value, dict):
         raise ConfigError(f"{name} must be a mapping of settings, not {type(value).__name__}")
     return value

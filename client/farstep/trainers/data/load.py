@@ -61,7 +61,11 @@ def load(
         raise DataError("there is nothing to train on", field="data.sources", hint="give dataset, or train_data")
     for dataset, name in ((train, "data.sources"), (held_out, "data.eval_sources")):
         if dataset is not None and not len(dataset):
-            raise DataError(f"no row is left: {dataset.report}", field=name)
+            hint = "" if not dataset.report.truncated else (
+                f"prompts fill the {plan.limits.max_length} tokens of a row: raise data.max_length if the model takes "
+                "more, or shorten them"
+            )  # fmt: skip
+            raise DataError(f"no row is left: {dataset.report}", field=name, hint=hint)
     return Datasets(train, held_out)
 
 
@@ -149,7 +153,8 @@ def process_data(
         DataError: as `load`, and if there is no `data.cache_dir`.
     """
     if config.data.cache_dir is None:
-        raise DataError("where is the processed data to go?", field="data.cache_dir")
+        raise DataError("where is the processed data to go?", field="data.cache_dir",
+                        hint="set it, or say --cache-dir FOLDER")  # fmt: skip
     making = config.model_copy(update={"data": config.data.model_copy(update={"fail_on_missing_cache": False})})
     return load(making, tokenizer, max_length=max_length, progress=progress)
 

@@ -1,6 +1,6 @@
 """Charts as numbers: where lines, bars and ticks lie in a picture. What they look like is the page's matter. Pure.
 
-A picture is WIDTH × HEIGHT units; y grows downwards.
+A picture is WIDTH × HEIGHT units; y grows downwards. Ticks are at round numbers, as a person would have drawn them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 480.0, 190.0
-LEFT, RIGHT, TOP, BOTTOM = 58.0, 10.0, 10.0, 24.0
+WIDTH, HEIGHT = 460.0, 215.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 12.0, 42.0
 MAX_POINTS = 400
 
 Points = Sequence[tuple[int, float | None]]
@@ -38,7 +38,10 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
+    """`unit` is what the values are counted in; empty for plain numbers."""
+
     title: str
+    unit: str
     lines: Sequence[Line]
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
@@ -61,7 +64,7 @@ class Histogram:
     y_ticks: Sequence[Tick]
 
 
-def chart(title: str, series: Mapping[str, Points]) -> Chart | None:
+def chart(title: str, series: Mapping[str, Points], unit: str = "") -> Chart | None:
     """Lines over steps; None where no value is finite."""
     values = [value for points in series.values() for _, value in points if value is not None]
     steps = [step for points in series.values() for step, value in points if value is not None]
@@ -71,9 +74,10 @@ def chart(title: str, series: Mapping[str, Points]) -> Chart | None:
     low, high = _padded(min(values), max(values))
     y_of = _scale(low, high, HEIGHT - BOTTOM, TOP)
     lines = [_line(name, number, points, x_of, y_of) for number, (name, points) in enumerate(series.items())]
-    x_ticks = [Tick(x_of(step), f"{step:,}") for step in sorted({min(steps), max(steps)})]
-    y_ticks = [Tick(y_of(value), number(value)) for value in _between(low, high)]
-    return Chart(title, [line for line in lines if line is not None], x_ticks, y_ticks)
+    x_ticks = [Tick(x_of(step), f"{step:,}") for step in _whole_ticks(min(steps), max(steps))]
+    is_flat = min(values) == max(values)
+    y_ticks = [Tick(y_of(value), tick_label(value)) for value in ([values[0]] if is_flat else round_ticks(low, high))]
+    return Chart(title, unit, [line for line in lines if line is not None], x_ticks, y_ticks)
 
 
 def histogram(title: str, values: Sequence[float], *, low: float, high: float, bins: int = 16) -> Histogram | None:
@@ -101,7 +105,29 @@ def histogram(title: str, values: Sequence[float], *, low: float, high: float, b
         if count
     ]
     x_ticks = [Tick(x_of(value), number(value)) for value in (low, (low + high) / 2, high)]
-    return Histogram(title, bars, x_ticks, [Tick(y_of(value), f"{value:,}") for value in sorted({0, most})])
+    y_ticks = [Tick(y_of(count), f"{count:,}") for count in _whole_ticks(0, most, with_ends=False)]
+    return Histogram(title, bars, x_ticks, y_ticks)
+
+
+def round_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """The multiples of 1, 2 or 5 times a power of ten between both, about as many as `wanted`."""
+    exact = (high - low) / wanted
+    power = 10.0 ** math.floor(math.log10(exact)) if exact > 0 else 0.0
+    if not math.isfinite(power) or not power:
+        return [low]
+    step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= exact * 0.999)
+    digits = max(0, -math.floor(math.log10(step)))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(place * step, digits) + 0.0 for place in range(first, last + 1)]
+
+
+def _whole_ticks(low: int, high: int, *, with_ends: bool = True) -> list[int]:
+    """Whole numbers alone; with both ends, what would stand too close to one of them is left out."""
+    between = sorted({int(value) for value in round_ticks(low, high) if value == int(value)})
+    if not with_ends:
+        return between or [low, high]
+    room = (high - low) / 8
+    return sorted({low, high, *(value for value in between if value - low > room and high - value > room)})
 
 
 def number(value: float | None) -> str:
@@ -111,6 +137,14 @@ def number(value: float | None) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e6:
         return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     return f"{value:.2e}"
+
+
+def tick_label(value: float) -> str:
+    """As `number`, with a letter for thousands, millions and so on where it is long: an axis has little room."""
+    for least, size, letter in ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if least <= abs(value) < 1e15:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.2g}" if 0 < abs(value) < 1e-3 or abs(value) >= 1e15 else number(value)
 
 
 def _line(name: str, style: int, points: Points, x_of: _Scale, y_of: _Scale) -> Line | None:
@@ -167,7 +201,3 @@ def _scale(low: float, high: float, start: float, end: float) -> _Scale:
 def _padded(low: float, high: float) -> tuple[float, float]:
     room = (high - low) * 0.05 or abs(high) * 0.05 or 0.5
     return low - room, high + room
-
-
-def _between(low: float, high: float) -> list[float]:
-    return [low + (high - low) * share for share in (0.05, 0.35, 0.65, 0.95)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from farstep.errors import MissingExtraError
 from farstep.trainers.report import sections
-from farstep.trainers.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from farstep.trainers.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, number
 from farstep.trainers.report.record import RunRecord, read_run
 from farstep.trainers.run_folder import REPORT
 
@@ -41,17 +41,23 @@ def rendered(run: RunRecord) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     first, rest = sections.charts(run)
+    stages, rows = sections.funnel(run), sections.token_rows(run)
+    is_of_samples = bool(stages) and stages[0].name == "asked"
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         name=str(run.started.get("name") or run.folder.name),
         state=run.state,
+        headline=sections.headline(run),
         facts=sections.facts(run),
         failure=sections.failure(run),
         charts=first,
         more_charts=rest,
-        funnel=sections.funnel(run),
+        funnel=stages,
+        funnel_title="Samples, from asked for to trained" if is_of_samples else "Rows, from read to trained",
         on_the_way=sections.losses_on_the_way(run),
         rewards=sections.rewards(run),
-        token_rows=sections.token_rows(run),
+        token_rows=rows,
+        has_advantages=any(token.advantage for row in rows for token in row.tokens),
+        number=number,
         samples=sections.samples(run),
         checkpoints=run.checkpoints,
         config=yaml_of(run.started.get("config") or {}),

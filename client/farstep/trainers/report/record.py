@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class RunRecord:
         started: the last `started` event; a run that was gone on with has several.
         logs, evals: by step; of a step that was made again, the later one.
         end: how it ended; None where it goes on, or was killed.
+        took_s: from each beginning to the last that was heard of it, without what lies between.
     """
 
     folder: Path
@@ -33,7 +35,8 @@ class RunRecord:
     end: Event | None = None
     batches: list[dict[str, Any]] = field(default_factory=list)
     num_resumptions: int = 0
-    last_time: str = ""
+    began: str = ""
+    took_s: float | None = None
 
     @property
     def state(self) -> str:
@@ -81,8 +84,23 @@ def read_run(folder: str | Path) -> RunRecord:
         end=last if last.get("type") in TERMINAL else None,
         batches=_read_batches(folder / BATCHES),
         num_resumptions=len(started) - 1,
-        last_time=str(last.get("time", "")),
+        began=str(started[0].get("time", "")),
+        took_s=_took_s(events),
     )
+
+
+def _took_s(events: Sequence[Event]) -> float | None:
+    """None where the times cannot be read."""
+    total, begun = 0.0, 0.0
+    try:
+        for event in events:
+            now = datetime.fromisoformat(str(event.get("time"))).timestamp()
+            if event.get("type") != "started":
+                total += now - begun if begun else 0.0
+            begun = now
+    except ValueError:
+        return None
+    return total
 
 
 def _by_step(events: Iterable[Event], kind: str) -> dict[int, Event]:

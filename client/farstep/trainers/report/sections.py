@@ -10,20 +10,29 @@ from typing import Any
 from farstep.trainers.report.charts import Chart, Histogram, chart, histogram, number
 from farstep.trainers.report.record import RunRecord
 
-# Charts that come first, in this order: title, and the metrics in one picture.
+# Charts that come first, in this order: title, unit, and the metrics in one picture.
 _FIRST = (
-    ("Loss", ("loss", "eval/loss")),
-    ("Reward", ("rollout/reward_mean", "rollout/reward_min", "rollout/reward_max")),
-    ("Accuracy", ("accuracy", "eval/accuracy")),
-    ("Margin", ("margin", "eval/margin")),
-    ("Learning rate", ("learning_rate",)),
-    ("Gradient norm", ("grad_norm",)),
-    ("Length of answers", ("rollout/response_len_mean", "rollout/response_len_max")),
-    ("Tokens a second", ("tokens_per_s",)),
+    ("Reward", "", ("rollout/reward_mean", "rollout/reward_min", "rollout/reward_max")),
+    ("Loss", "", ("loss", "eval/loss")),
+    ("Accuracy", "", ("accuracy", "eval/accuracy")),
+    ("Margin", "", ("margin", "eval/margin")),
+    ("Gradient norm", "", ("grad_norm",)),
+    ("Learning rate", "", ("learning_rate",)),
+    ("Length of answers", "tokens", ("rollout/response_len_mean", "rollout/response_len_max")),
+    ("Speed", "tokens a second", ("tokens_per_s",)),
+)
+# What is said in large type, where it is known.
+_HEADLINE = (
+    ("Reward", "rollout/reward_mean"),
+    ("Accuracy", "accuracy"),
+    ("Accuracy, evaluation", "eval/accuracy"),
+    ("Loss", "loss"),
+    ("Loss, evaluation", "eval/loss"),
 )
 _FUNNEL = ("asked", "sampled", "parsed", "scored", "trained")
 _REMEDIES = (
     ("OutOfMemory", "Lower mini_bs, data.max_length or model.lora.r: a pass over the model did not fit its memory."),
+    ("NonFinite", "A loss or gradient was no number: lower optimizer.lr, or set optimizer.grad_clip."),
     ("not_finite", "A loss or gradient was no number: lower optimizer.lr, or set optimizer.grad_clip."),
     (
         "Transport",
@@ -36,6 +45,15 @@ _REMEDIES = (
     ("ConfigError", "A setting is wrong. `farstep check` says which before anything is paid for."),
     ("RolloutError", "Rollouts could not go on: look at the reward function and the agent with `farstep check`."),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number in large type: the last one, and what was before it."""
+
+    name: str
+    last: str
+    told: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +102,9 @@ def facts(run: RunRecord) -> dict[str, str]:
         "Steps": f"{run.steps:,} of {total:,}" if isinstance(total, int) else f"{run.steps:,}",
         "Examples": _counted(started.get("num_examples")),
         "Dry run": "yes" if started.get("dry_run") else None,
-        "Gone on with": f"{run.num_resumptions} times" if run.num_resumptions else None,
-        "Began": _moment(started.get("time")),
-        "Took": _duration(started.get("time"), run.last_time),
+        "Gone on with": _times(run.num_resumptions),
+        "Began": _moment(run.began),
+        "Took": _duration(run.took_s),
         "Ended because": end.get("reason"),
         "Folder": str(run.folder),
     }
@@ -98,17 +116,30 @@ def charts(run: RunRecord) -> tuple[list[Chart], list[Chart]]:
     series = run.series()
     first: list[Chart] = []
     used: set[str] = set()
-    for title, names in _FIRST:
+    for title, unit, names in _FIRST:
         known = {name: series[name] for name in names if name in series}
         used.update(known)
-        if known and (made := chart(title, known)) is not None:
+        if known and (made := chart(title, known, unit)) is not None:
             first.append(made)
     rest = [chart(name, {name: points}) for name, points in sorted(series.items()) if name not in used]
     return first, [each for each in rest if each is not None]
 
 
+def headline(run: RunRecord) -> list[Figure]:
+    """What one wants to know first: the last value of each, and the first."""
+    found = []
+    series = run.series()
+    for title, name in _HEADLINE:
+        known = [(step, value) for step, value in series.get(name, ()) if value is not None]
+        if known:
+            (first_step, first), (_, last) = known[0], known[-1]
+            told = f"from {number(first)} at step {first_step:,}" if len(known) > 1 else f"at step {first_step:,}"
+            found.append(Figure(title, number(last), told))
+    return found
+
+
 def funnel(run: RunRecord) -> list[Stage]:
-    """Of samples where there were rollouts, else of rows."""
+    """Of samples where there were rollouts (`asked` is the first stage then), else of rows."""
     sums: dict[str, float] = {}
     for event in run.rollouts:
         for name, count in (event.get("funnel") or {}).items():
@@ -184,7 +215,7 @@ def samples(run: RunRecord) -> list[tuple[str, list[Mapping[str, Any]]]]:
     """Completions of the first and the last rollout, and of the first and the last evaluation, that showed some."""
     found = []
     for title, events in (("Rollout", run.rollouts), ("Evaluation", list(run.evals.values()))):
-        shown = [(f"{title} at step {event.get('step')}", list(event["samples"]))
+        shown = [(f"{title} after {_steps(event.get('step'))}", list(event["samples"]))
                  for event in events if event.get("samples")]  # fmt: skip
         found += [shown[index] for index in sorted({0, len(shown) - 1})] if shown else []
     return found
@@ -201,7 +232,7 @@ def _token_row(step: int, index: int, row: Mapping[str, Any]) -> TokenRow:
     for place, (token, text, mask, prompt, logprob, advantage, span) in enumerate(
         zip(ids, texts, *columns.values(), strict=False)
     ):
-        kind = _mask_of(mask, prompt, place)
+        kind = _mask_of(mask, prompt, place, -1.0 if row.get("name") == "rejected" else advantage)
         known = logprob if kind != "prompt" and place else None
         told = [f"token {place}: id {token}", *([str(span).replace("_", " ")] if span else [])]
         told += [f"weight {number(mask or 0.0)}"]
@@ -210,15 +241,17 @@ def _token_row(step: int, index: int, row: Mapping[str, Any]) -> TokenRow:
         tokens.append(
             Token(str(text), kind, _logprob_level(known), _advantage_level(advantage, largest), ", ".join(told))
         )
-    title = f"Step {step}, row {index + 1}"
+    title = f"Step {step}, row {int(row.get('row') or index) + 1}"
+    if row.get("name"):
+        title += f", {row['name']}"
     if row.get("reward") is not None:
         title += f", reward {number(row['reward'])}"
     return TokenRow(title, tokens, max(0, int(row.get("num_tokens") or len(ids)) - len(tokens)))
 
 
-def _mask_of(mask: float | None, prompt: int | None, place: int) -> str:
+def _mask_of(mask: float | None, prompt: int | None, place: int, advantage: float | None) -> str:
     if mask and place:
-        return "trained" if mask > 0 else "negative"
+        return "trained" if mask * (advantage or 1) > 0 else "negative"
     return "prompt" if prompt or not place else "untrained"
 
 
@@ -237,6 +270,14 @@ def _advantage_level(value: float | None, largest: float) -> str:
     return f"{'p' if value > 0 else 'n'}{level}"
 
 
+def _times(count: int) -> str | None:
+    return {0: None, 1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _steps(count: object) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
+
+
 def _counted(value: object) -> str | None:
     return f"{value:,}" if isinstance(value, int) else None
 
@@ -248,10 +289,8 @@ def _moment(text: object) -> str:
         return ""
 
 
-def _duration(begin: object, end: object) -> str:
-    try:
-        seconds = (datetime.fromisoformat(str(end)) - datetime.fromisoformat(str(begin))).total_seconds()
-    except ValueError:
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
         return ""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -15,6 +15,7 @@ which a rollout begins, unless `rl.max_staleness` lets rollouts run ahead of tra
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +25,7 @@ from farstep.trainers.errors import ConfigError, RolloutError, TrainerError
 from farstep.trainers.gradients import Batch, LossFunction
 from farstep.trainers.horizon import num_steps
 from farstep.trainers.metrics import TrainMetrics
+from farstep.trainers.progress import sample_line
 from farstep.trainers.rl.policy_loss import Level, PolicyLoss
 from farstep.trainers.rl.reporting import described, experience_metrics
 from farstep.trainers.role import POLICY, Role
@@ -64,6 +66,8 @@ class RLTrainer(Trainer):
         self._experienced: dict[str, float] = {}  # of the batch that is trained on next
         self._reported: dict[str, float] = {}  # of the batch whose step is reported now
         self._begun_steps = 0  # that rollouts under way will make
+        self._lost: Counter[str] = Counter()  # samples of this epoch's batches that had nothing to learn, by reason
+        self._has_lost_all = True  # none of them was scored
         self._metrics_of: dict[PendingStep, dict[str, float]] = {}
 
     # What it takes
@@ -172,9 +176,13 @@ class RLTrainer(Trainer):
         step, tokenizer = self.global_step, self.get_tokenizer()
         self.emit("rollout", step=step, **described(rollout, rows, tokenizer, step=step, num_rows=rl.event_rows))
         for sample in rollout.shown(self.config.sample_log_count):
-            self.progress.say(f"{sample['prompt']}\n→ {sample['completion']}  [{sample['reward']}]")
+            self.progress.say(sample_line(sample))
         if not rows:
-            log.warning("%s: a batch with nothing to learn is left out", self.config.name)
+            lost = rollout.stats.dropped + rollout.stats.failed
+            self._lost.update(lost)
+            self._has_lost_all = self._has_lost_all and not rollout.stats.funnel.scored
+            why = _counted(lost) or "no sample was asked for"
+            log.warning("%s: a batch with nothing to learn is left out: %s", self.config.name, why)
         return rows
 
     def begin_batch(self, batch: Any) -> Callable[[], Batch]:
@@ -287,10 +295,25 @@ class RLTrainer(Trainer):
 
     @property
     def train_batches(self) -> Iterator[Batch]:
-        """Rollouts of what is left of the epoch; batches with nothing to learn are left out."""
+        """Rollouts of what is left of the epoch; batches with nothing to learn are left out.
+
+        Raises:
+            TrainerError: of a whole epoch no sample was usable, for the reasons that it has.
+        """
+        self._lost.clear()
+        self._has_lost_all = True
+        is_whole = self.position.batch == 0
+        has_any = False
         for batch in super().train_batches:
+            has_any = has_any or bool(batch)
             if batch:
                 yield batch
+        if is_whole and not has_any and self._lost and self._has_lost_all and not self.should_stop:
+            raise TrainerError(
+                f"of a whole epoch nothing could be learnt: {_counted(self._lost)}", stage="train",
+                hint="prompts that leave no room for an answer: shorten them, or set data.max_prompt_length, which "
+                "leaves them out" if self._lost.keys() == {"prompt_too_long"} else "",
+            )  # fmt: skip
 
     def evaluate(self, test_data: Any = None) -> TrainMetrics:
         """The mean reward of one answer to each prompt: `accuracy`, and `eval/reward_mean` among others. No loss."""
@@ -323,6 +346,13 @@ class RLTrainer(Trainer):
     def _uses_policy_loss(self) -> bool:
         """Whether nobody has chosen another loss."""
         return type(self).loss_fn == Trainer.loss_fn
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    """`16 samples: prompt too long`, and so on."""
+    return ", ".join(
+        f"{count:,} sample{'s' * (count != 1)}: {reason.replace('_', ' ')}" for reason, count in reasons.items()
+    )
 
 
 def _require_torch() -> None:

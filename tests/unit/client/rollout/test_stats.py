@@ -3,6 +3,7 @@
 import pytest
 
 from farstep.rollout.agents import AgentItem
+from farstep.rollout.records import RewardRecord
 from farstep.rollout.results import Rollout, RolloutSample
 from farstep.rollout.stats import OverLong, RolloutEvents
 from farstep.rollout.turns import Turn
@@ -59,6 +60,12 @@ def test_over_long_rows_are_told_with_percentiles_and_the_longest() -> None:
 
 def test_samples_for_people() -> None:
     assert Rollout([sample(0, 0)]).shown() == []
+    record = RewardRecord(
+        prompt="1+1?", completion="2", rendered_completion="2", final_answer="2", answer="2", messages=[], trace=[],
+        tool_calls=[], tool_results=[], tokens=[1], logprobs=[0.0], loss_mask=[0.0], source_record={},
+    )  # fmt: skip
+    scored = [sample(prompt, index, record=record) for prompt in (0, 1) for index in (0, 1, 2)]
+    assert [each["place"] for each in Rollout(scored).shown(3)] == [(0, 0), (1, 0), (0, 1)]
     assert pytest.approx(1.0) == sample(0, 0).reward
 
 

@@ -5,7 +5,7 @@ import pytest
 from farstep.trainers import DataError
 from farstep.trainers.exits import EarlyStopping, Limits
 from farstep.trainers.horizon import Horizon, accumulated, chunks, num_steps
-from farstep.trainers.progress import Pace
+from farstep.trainers.progress import Pace, sample_line
 from farstep.trainers.ready import PreparedBatches, prepared
 from farstep.trainers.step import Position
 
@@ -83,6 +83,22 @@ def test_the_estimate_is_by_the_median_of_the_last_steps():
     now += 2
     assert pace.step() == 2.0
     assert pace.eta_s(10) == 0.0
+
+
+def test_speed_is_over_several_steps_since_results_may_come_at_once():
+    pace = Pace(10)
+    assert pace.speed(2.0, 100.0, 4.0) == (50.0, 2.0)
+    assert pace.speed(1e-9, 100.0, 4.0) == pytest.approx((100.0, 4.0))
+    for _ in range(8):
+        last = pace.speed(0.5, 100.0, 4.0)
+    assert last == pytest.approx((200.0, 8.0))  # what is long past counts no more
+
+
+def test_a_sample_is_one_line_with_the_end_of_its_prompt():
+    assert sample_line({"prompt": "a\nb\n", "completion": "c", "reward": 0.5}) == "  a ⏎ b → c  [0.5]"
+    line = sample_line({"prompt": "x" * 5000 + "the question", "completion": "the answer" + "y" * 5000})
+    assert "the question → the answer" in line
+    assert len(line) < 420
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])

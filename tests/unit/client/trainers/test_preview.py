@@ -21,6 +21,14 @@ def test_rates_at_the_steps_where_the_schedule_turns():
     assert rates(None, 1e-3, 100) == rates(cosine, 1e-3, 0) == ()
 
 
+def test_a_rate_that_never_changes_is_called_constant(tmp_path):
+    about = {"trainer": "sft", "name": "a", "base_model": "m", "folder": "f", "first_step": 0, "epochs": 1,
+             "batch_size": 4, "num_examples": 8, "data": {}, "num_eval_examples": 0, "eval_interval": 0}  # fmt: skip
+    told = [LaunchPreview(**about, total_steps=steps, learning_rates=found).lines()["learning rate"]
+            for steps, found in ((8, ((1, 1e-3),)), (1, ((1, 1e-3),)), (8, ((1, 0.0), (8, 1e-3))))]  # fmt: skip
+    assert told == ["0.001, constant", "0.001 at step 1", "0 at step 1, 0.001 at step 8"]
+
+
 def test_rows_tokens_and_what_was_skipped():
     report = {"rows": 1000, "tokens": 81222, "targets": 20101, "truncated": 12, "dropped_no_targets": 10}
     assert data_line(report, 990) == (

@@ -8,9 +8,9 @@ import pytest
 
 from farstep.trainers import TrainerError
 from farstep.trainers.report import write_report
-from farstep.trainers.report.charts import MAX_POINTS, chart, histogram, thinned
+from farstep.trainers.report.charts import MAX_POINTS, chart, histogram, round_ticks, thinned, tick_label
 from farstep.trainers.report.record import read_run
-from farstep.trainers.report.sections import charts, facts, failure, funnel, rewards, token_rows
+from farstep.trainers.report.sections import charts, facts, failure, funnel, headline, rewards, samples, token_rows
 
 HOSTILE = "</pre><script src=https://evil.example/x.js>alert(1)</script>\"'&{{ 7 * 7 }}"
 VOID = {"meta", "input", "line", "circle", "rect", "polyline"}
@@ -137,7 +137,14 @@ def test_a_step_that_was_made_again_counts_once_and_resumptions_are_told(tmp_pat
     events = [started(), *logs([3.0, 2.5, 2.0]), started(resumed=True), event(6, "log", 3, loss=1.9)]
     run = read_run(written(tmp_path / "run", events))
     assert run.series()["loss"] == [(1, 3.0), (2, 2.5), (3, 1.9)]
-    assert facts(run)["Gone on with"] == "1 times"
+    assert facts(run)["Gone on with"] == "once"
+
+
+def test_time_between_an_end_and_going_on_is_not_counted(tmp_path):
+    events = [started(), event(5, "log", 1, loss=1.0), {**started(), "seq": 20, "time": "2026-01-31T13:00:00.000Z"},
+              {**event(21, "log", 2, loss=0.5), "time": "2026-01-31T13:00:02.500Z"}]  # fmt: skip
+    told = facts(read_run(written(tmp_path / "run", events)))
+    assert (told["Began"], told["Took"]) == ("2026-01-31 12:00:01 UTC", "6.5 s")
 
 
 def test_where_there_is_no_run_it_says_so(tmp_path):
@@ -164,7 +171,7 @@ def test_tokens_are_coloured_by_mask_logprob_and_advantage(tmp_path):
     batches = [{"step": step, "rows": [ROW]} for step in (1, 2, 4)]
     first, last = token_rows(read_run(written(tmp_path / "run", [started()], batches)))
     assert (first.title, last.title) == ("Step 1, row 1, reward 0.5", "Step 4, row 1, reward 0.5")
-    assert [token.mask for token in first.tokens] == ["prompt", "prompt", "trained", "negative"]
+    assert [token.mask for token in first.tokens] == ["prompt", "prompt", "trained", "trained"]  # −1 twice
     assert [token.logprob for token in first.tokens] == [0, 0, 1, 4]
     assert [token.advantage for token in first.tokens] == ["", "", "p3", "n1"]
     assert first.tokens[2].title == "token 2: id 7, assistant text, weight 1, logprob -0.01, advantage 1"
@@ -211,8 +218,8 @@ def test_what_one_looks_at_first_comes_first(tmp_path):
     events = [started(), event(2, "log", 1, loss=1.0, zeta=1.0, grad_norm=2.0, **{"rollout/reward_mean": 0.1}),
               event(3, "eval", 1, **{"eval/loss": 1.5})]  # fmt: skip
     first, rest = charts(read_run(written(tmp_path / "run", events)))
-    assert [each.title for each in first] == ["Loss", "Reward", "Gradient norm"]
-    assert [line.name for line in first[0].lines] == ["loss", "eval/loss"]
+    assert [each.title for each in first] == ["Reward", "Loss", "Gradient norm"]
+    assert [line.name for line in first[1].lines] == ["loss", "eval/loss"]
     assert [each.title for each in rest] == ["zeta"]
 
 
@@ -221,3 +228,62 @@ def test_a_histogram_counts_every_value():
     assert [bar.label for bar in found.bars] == ["0 to 0.5: 1", "0.5 to 1: 3"]
     assert histogram("x", [2.0], low=2.0, high=2.0).bars
     assert histogram("x", [], low=0.0, high=1.0) is None
+
+
+def test_ticks_are_round_numbers_within_the_picture():
+    assert round_ticks(0.0652, 7.4) == [0.0 + 2 * n for n in range(1, 4)]
+    assert round_ticks(-0.6886, 0.0) == [-0.6, -0.4, -0.2, 0.0]
+    assert round_ticks(1.9e-5, 4e-3) == [0.001, 0.002, 0.003, 0.004]
+    assert round_ticks(3.0, 3.0) == [3.0]
+    picture = chart("Steps", {"x": [(1, 1.0), (40, 2.0)]})
+    assert [tick.label for tick in picture.x_ticks] == ["1", "10", "20", "30", "40"]
+    assert all(0 <= tick.at <= 460 for tick in [*picture.x_ticks, *picture.y_ticks])
+    assert [tick.label for tick in chart("Flat", {"x": [(1, 0.004), (2, 0.004)]}).y_ticks] == ["0.004"]
+    assert [tick.label for tick in chart("One", {"x": [(7, 1.0)]}).x_ticks] == ["7"]
+
+
+@pytest.mark.parametrize("value", [0.0, 5e-7, 1.2e-5, 0.25, 9_999.0, 20_000.0, 1.5e6, -2.5e11, 1e14, 1e300])
+def test_a_label_of_an_axis_is_short_enough_for_its_margin(value):
+    assert len(tick_label(value)) <= 8
+    assert len(tick_label(-value)) <= 8
+
+
+def test_what_one_wants_to_know_first_is_in_large_type(tmp_path):
+    events = [started(), event(2, "log", 1, loss=2.0, **{"rollout/reward_mean": 0.25}),
+              event(3, "log", 2, loss=1.0, **{"rollout/reward_mean": 0.75}),
+              event(4, "eval", 2, **{"eval/loss": 1.5})]  # fmt: skip
+    found = headline(read_run(written(tmp_path / "run", events)))
+    assert [(each.name, each.last, each.told) for each in found] == [
+        ("Reward", "0.75", "from 0.25 at step 1"), ("Loss", "1", "from 2 at step 1"),
+        ("Loss, evaluation", "1.5", "at step 2"),
+    ]  # fmt: skip
+
+
+def test_rejected_rows_and_negative_advantages_are_trained_away_from(tmp_path):
+    plain = {**ROW, "mask": [0, 0, 1, 1], "advantages": None}
+    rows = [{**plain, "name": "chosen", "row": 4}, {**plain, "name": "rejected", "row": 5},
+            {**plain, "advantages": [0, 0, 1, -1]}]  # fmt: skip
+    run = read_run(written(tmp_path / "run", [started()], [{"step": 1, "rows": rows}]))
+    chosen, rejected, sampled = token_rows(run)
+    assert (chosen.title, rejected.title) == (
+        "Step 1, row 5, chosen, reward 0.5", "Step 1, row 6, rejected, reward 0.5",
+    )  # fmt: skip
+    assert [[token.mask for token in row.tokens[2:]] for row in (chosen, rejected, sampled)] == [
+        ["trained", "trained"], ["negative", "negative"], ["trained", "negative"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("advantages", [[0, 0, 1, -0.2], None])
+def test_colours_by_advantage_are_offered_where_there_are_any(tmp_path, advantages):
+    folder = written(tmp_path / "run", [started()], [{"step": 1, "rows": [{**ROW, "advantages": advantages}]}])
+    page = Page(write_report(folder).read_text())
+    assert ({"by-advantage"} <= {value for _, name, value in page.attributes if name == "id"}) is bool(advantages)
+    checked = [attributes for attributes in page.attributes if attributes[1] == "checked"]
+    assert len(checked) == 1
+
+
+def test_samples_say_after_how_many_steps_they_were_taken(tmp_path):
+    events = [started(), *(event(2 + n, "rollout", n, samples=[{"prompt": "a", "completion": ""}]) for n in (0, 1))]
+    run = read_run(written(tmp_path / "run", events))
+    assert [title for title, _ in samples(run)] == ["Rollout after 0 steps", "Rollout after 1 step"]
+    assert "(nothing)" in Page(write_report(run.folder).read_text()).text

@@ -87,7 +87,8 @@ class RowAdapter(Registered):
             DataError: the row cannot be understood.
             NothingToTrain: it has nothing to learn.
         """
-        raise DataError(f"rows of the form {self.name!r} have a prompt alone, and nothing to learn", hint=keys_of(row))
+        raise DataError(f"rows of the form {self.name!r} have a prompt alone, and nothing to learn",
+                        hint=f"add 'response', or train with rewards (type: grpo); {keys_of(row)}")  # fmt: skip
 
     def to_prompt(self, row: Row, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> list[int]:
         """The tokens that the model is asked with.

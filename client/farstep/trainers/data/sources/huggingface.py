@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from farstep.errors import MissingExtraError
 from farstep.trainers.data.sources.base import Row, Source
+from farstep.trainers.data.sources.files import SUFFIXES
 from farstep.trainers.errors import DataError
 
 
@@ -21,6 +22,9 @@ class HuggingFace(Source):
     def rows(self) -> Sequence[Row]:
         datasets = _library()
         config = self.config
+        if Path(config.name).expanduser().is_file():
+            raise DataError("a file, and its name does not tell of what kind", field=config.name,
+                            hint=f"say {{path: {config.name}, suffix: {' | '.join(SUFFIXES)}}}")  # fmt: skip
         if (Path(config.name).expanduser() / "dataset_dict.json").is_file() or (
             Path(config.name).expanduser() / "state.json"
         ).is_file():

@@ -296,6 +296,7 @@ def test_a_key_that_is_there_twice_is_refused_with_both_lines() -> None:
     ("text", "message"),
     [
         ("a: [1\n", "no YAML"),
+        ("# nothing but words\n", "is empty"),
         ("- a\n- b\n", "must be a mapping of settings, not list"),
         ("model: !!python/object/apply:os.system ['x']\n", "no YAML"),
         ("1: a\nmodel: x\n", "is no text"),

@@ -148,6 +148,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.filterwarnings("ignore")
 def test_data_sets_of_the_hub_and_their_splits(hub: Path) -> None:
     assert read(HuggingFaceConfig(name=str(hub), split="test")) == [{"text": "test 0"}, {"text": "test 1"}]
+    (hub / "rows.txt").write_text("{}")
+    with pytest.raises(DataError, match=r"rows\.txt: a file, and .*suffix: jsonl"):  # and no hub is asked
+        read(HuggingFaceConfig(name=str(hub / "rows.txt")))
+    (hub / "rows.txt").unlink()
     with pytest.raises(DataError, match=r"no split 'valid' \(there are: train, test\)"):
         read(HuggingFaceConfig(name=str(hub), split="valid"))
     config = DataConfig(
