@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -91,6 +92,7 @@ class AgentRunner:
         self._tokenizer = tokenizer
         self._first_prompt = first_prompt
         self._running: dict[tuple[int, int], Collector] = {}
+        self._opened: Counter[tuple[int, int]] = Counter()
 
     def waiting(self) -> list[str]:
         return [collector.describe() for collector in list(self._running.values())]
@@ -150,7 +152,7 @@ class AgentRunner:
         if kind is not None:
             return self._failed(item, done, kind, collector, about)
         trajectory = done.trajectories[item.place]
-        turns = [turn for each in trajectory.turns if (turn := each.turn()) is not None] or list(collector.turns)
+        turns = _as_seen(trajectory, collector) or list(collector.turns)
         reason = done.dropped.get(item.place) or trajectory.dropped
         if reason:
             return RolloutSample(item, turns, outcome="dropped", reason=reason, reward=trajectory.reward, **about)
@@ -183,7 +185,10 @@ class AgentRunner:
 
     def _open(self, item: AgentItem, attempt: int) -> Collector:
         prompt = self._first_prompt + item.prompt_index
-        name = f"{prompt}-{item.sample_index}" + (f"-{attempt}" if attempt else "")
+        # No two attempts have one name: what an abandoned one still asks for is not taken for another's.
+        again = self._opened[item.place]
+        self._opened[item.place] += 1
+        name = f"{prompt}-{item.sample_index}" + (f"-{again}" if again else "")
         # Turns of one attempt are all of one policy, whatever the session goes on with meanwhile.
         endpoint = self._client().get_openai_endpoint
         collector = Collector(name, self._params, endpoint, (item.prompt_index, item.sample_index, attempt))
@@ -197,3 +202,10 @@ class AgentRunner:
             self._running.pop(place, None)
             if self._proxy is not None:
                 self._proxy.close(collector)
+
+
+def _as_seen(trajectory: AgentTrajectory, collector: Collector) -> list[Turn]:
+    """The turns that an agent handed over; what it asked with, the proxy knows better."""
+    is_models_own = {turn.request_id: turn.is_models_own for turn in collector.turns}
+    given = [turn for each in trajectory.turns if (turn := each.turn()) is not None]
+    return [replace(turn, is_models_own=is_models_own.get(turn.request_id, True)) for turn in given]

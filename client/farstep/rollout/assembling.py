@@ -40,6 +40,7 @@ class Assembly:
             given = {"outcome": "dropped", "reason": "no_turns"} | about
             return RolloutSample(item, **given)
         merged = merge(turns, self._spans)
+        longest = max(len(row.tokens) for row in merged.rows)
         record = make_record(
             item,
             turns,
@@ -51,20 +52,26 @@ class Assembly:
             metadata=metadata,
         )
         return RolloutSample(
-            item, tuple(turns), merged=tuple(merged.rows), num_splits=merged.num_splits, record=record, **about
+            item,
+            tuple(turns),
+            merged=tuple(merged.rows),
+            longest_row=longest,
+            num_splits=merged.num_splits,
+            record=record,
+            **about,
         )
 
     def trained(self, sample: RolloutSample, *, max_row_len: int | None) -> RolloutSample:
         """The sample with the rows that are trained; dropped where there are none."""
         if sample.outcome == "dropped" or not sample.merged or (sample.reward is None and sample.outcome == "failed"):
-            return sample
+            return replace(sample, merged=())
         if max_row_len is not None and sample.longest_row > max_row_len:
-            return replace(sample, outcome="dropped", reason="too_long")
+            return replace(sample, merged=(), outcome="dropped", reason="too_long")
         rows = [self._sequence(sample, row) for row in sample.merged if len(row.tokens) > 1]
         rows = [row for row in rows if row.num_targets]
         if not rows:
-            return replace(sample, outcome="dropped", reason="untrained")
-        return replace(sample, rows=tuple(rows))
+            return replace(sample, merged=(), outcome="dropped", reason="untrained")
+        return replace(sample, merged=(), rows=tuple(rows))
 
     def lacks_logprobs(self, row: Row) -> bool:
         """Whether tokens are trained that were not sampled, and so have no log-probabilities."""
@@ -85,6 +92,7 @@ class Assembly:
                 "kinds": [kind.value for kind in row.kinds],
                 "policy_versions": [None if version == UNSAMPLED else version for version in row.versions],
                 "policy_version": min(row.sampled_versions, default=None),
+                "is_models_own": all(turn.is_models_own for turn in row.turns),
             },
         )
 

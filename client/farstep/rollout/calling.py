@@ -1,4 +1,8 @@
-"""Calls an agent, of whichever colour it is: a function on a thread, a coroutine or generator on the loop."""
+"""Calls what users wrote, of whichever colour it is: a function on a thread, a coroutine or generator on the loop.
+
+Whatever it raises is an ordinary exception of the caller's, so that it ends one sample and nothing else: `sys.exit`
+in a tool and a cancellation that nobody asked for, too, which would end the event loop and all that runs on it.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,33 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from typing import Any
 
 
 async def call_agent(run_agent: Callable[..., Any], context: Any, batch: Any, threads: Executor) -> list[Any]:
     """What it gave: one thing, or what its generator yielded."""
     call = run_agent if inspect.isroutine(run_agent) else getattr(run_agent, "__call__", None)  # noqa: B004
-    if inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call):
-        return await _taken(run_agent(context, batch), threads)
-    loop = asyncio.get_running_loop()
-    given = await loop.run_in_executor(threads, lambda: _listed(run_agent(context, batch)))
-    return await _taken(given, threads)
+    with contained("the agent"):
+        if inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call):
+            return await _taken(run_agent(context, batch), threads)
+        loop = asyncio.get_running_loop()
+        given = await loop.run_in_executor(threads, lambda: _listed(run_agent(context, batch)))
+        return await _taken(given, threads)
+
+
+@contextmanager
+def contained(who: str) -> Iterator[None]:
+    """Raises RuntimeError instead of SystemExit, and of a CancelledError that is not the present task's."""
+    try:
+        yield
+    except SystemExit as error:
+        raise RuntimeError(f"{who} called sys.exit({error.code!r})") from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise RuntimeError(f"{who} cancelled itself") from error
 
 
 async def _taken(given: Any, threads: Executor) -> list[Any]:

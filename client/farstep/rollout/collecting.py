@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from farstep.rollout.params import SamplingParams
 from farstep.rollout.turns import Message, Turn, same_messages
@@ -36,8 +36,17 @@ class Collector:
     in_flight: dict[int, float] = field(default_factory=dict)
 
     def add(self, turns: Sequence[Turn]) -> None:
-        if not self.is_closed:
-            self.turns.extend(turns)
+        """Messages that came before are kept once, though each request brings all of them again."""
+        if self.is_closed or not turns:
+            return
+        earlier = max((turn.messages for turn in self.turns), key=len, default=())
+        messages = [*turns[0].messages]
+        for index, (old, new) in enumerate(zip(earlier, messages, strict=False)):
+            if old != new:
+                break
+            messages[index] = old
+        shared = tuple(messages)
+        self.turns.extend(replace(turn, messages=shared) for turn in turns)
 
     def take_number(self) -> int:
         """The next request's, counted from 0."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from farstep.errors import FarstepError, InvalidInputError
+from farstep.errors import FarstepError
 from farstep.results import SampledSequence
 from farstep.rollout.agents import AgentItem
 from farstep.rollout.assembling import Assembly
@@ -13,7 +14,7 @@ from farstep.rollout.failures import kind_of
 from farstep.rollout.params import SamplingParams
 from farstep.rollout.results import RolloutSample
 from farstep.rollout.spans import Spans, for_template
-from farstep.rollout.turns import Turn
+from farstep.rollout.turns import Turn, shared_ids
 from farstep.sampling import SamplingClient
 from farstep.trainers.errors import RolloutError
 
@@ -28,14 +29,15 @@ class DirectSampler:
         self._assembly = assembly
         self._params = params
         self._in_flight: Literal["finish", "switch"] = in_flight
+        self._began_at: dict[int, float] = {}
+
+    def waiting(self) -> list[str]:
+        now = time.monotonic()
+        return [f"prompt {prompt}: the sampler, for {now - at:.0f} s" for prompt, at in list(self._began_at.items())]
 
     async def sample(self, client: SamplingClient, items: Sequence[AgentItem]) -> list[RolloutSample]:
-        """A sample for each item; they are of one prompt.
-
-        Raises:
-            InvalidInputError: the prompt or the parameters cannot be sampled.
-        """
-        prompt = list(items[0].input_tokens or ())
+        """A sample for each item; they are of one prompt. One that cannot be sampled has failed samples."""
+        prompt = shared_ids(items[0].input_tokens or ())  # one for all of the group
         params = self._params
         if params.max_prompt_len is not None and len(prompt) > params.max_prompt_len:
             return [RolloutSample(item, outcome="dropped", reason="prompt_too_long") for item in items]
@@ -43,16 +45,18 @@ class DirectSampler:
         if room == 0:
             return [RolloutSample(item, outcome="dropped", reason="prompt_too_long") for item in items]
         seed = params.seed_for(items[0].prompt_index)
+        number = items[0].prompt_index
+        self._began_at[number] = time.monotonic()
         try:
             future = await client.sample_async(
                 prompt, len(items), params.for_sdk(room, seed=seed), in_flight=self._in_flight
             )
             result = await future
-        except InvalidInputError:
-            raise
         except FarstepError as error:
             reason = kind_of(error)
             return [RolloutSample(item, outcome="failed", reason=reason, error=error) for item in items]
+        finally:
+            self._began_at.pop(number, None)
         pairs = zip(items, result.sequences, strict=True)
         return [self._sample(item, prompt, sequence) for item, sequence in pairs]
 
@@ -60,13 +64,14 @@ class DirectSampler:
         messages = item.prompt if isinstance(item.prompt, list | tuple) else ()
         reply = {"role": "assistant", "content": self._text(sequence)}
         turn = Turn(
-            prompt=tuple(prompt),
-            tokens=tuple(sequence.tokens),
+            prompt=prompt,
+            tokens=shared_ids(sequence.tokens),
             logprobs=tuple(sequence.logprobs),
-            versions=tuple(sequence.policy_versions),
+            versions=shared_ids(sequence.policy_versions),
             messages=tuple(messages),
             reply=reply,
             finish_reason=sequence.stop_reason,
+            is_models_own=self._params.is_models_own,
         )
         return self._assembly.sample(item, [turn])
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a sample, by kind, and how often each kind is tried again.
+"""What can go wrong with a sample, by kind, and how often each kind is tried again ("reward": never).
 
 An agent says what failed by raising one of the classes here; what it raises otherwise is told apart by what it is.
 """
@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from farstep.errors import RateLimitError, ServerError, ServerShutdownError, TransportError
 from farstep.trainers.errors import RolloutError
 
-FailureKind = Literal["model_request", "bad_tool_arguments", "tool_failure", "budget", "other"]
+FailureKind = Literal["model_request", "bad_tool_arguments", "tool_failure", "budget", "reward", "other"]
 
 RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -60,7 +60,7 @@ class RetryPolicy:
 
     def limit(self, kind: FailureKind) -> int:
         limits: Mapping[str, int] = asdict(self)
-        return limits[kind]
+        return limits.get(kind, 0)
 
 
 def kind_of(error: BaseException) -> FailureKind:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 
+from farstep.errors import InvalidInputError
 from farstep.rollout.agents import AgentItem
 from farstep.rollout.assembling import Assembly, with_logprobs
 from farstep.rollout.results import Rollout, RolloutSample
@@ -65,8 +66,15 @@ class Gathering:
             if self._settings.on_progress is not None:
                 self._settings.on_progress(progress)
 
+        settings = self._settings
         scoring = Scoring(
-            self._reward, self._threads, total=total, room=self._settings.max_running_rewards, moved=moved
+            self._reward,
+            self._threads,
+            total=total,
+            room=settings.max_running_rewards,
+            timeout_s=settings.reward_timeout_s,
+            on_error=settings.on_reward_error,
+            moved=moved,
         )
         watching = watch.watching() if self._settings.stall_warning_s else contextlib.nullcontext()
         async with watching:
@@ -122,14 +130,20 @@ class Gathering:
 
 
 def _refuse_nothing(samples: Sequence[RolloutSample]) -> None:
-    """One failure loses nothing; nothing but failures is an error."""
+    """One failure loses nothing; nothing but failures is an error. What was wrong with the input is said as it is."""
     failed = [sample for sample in samples if sample.outcome == "failed"]
+    refused = next((each for each in failed if isinstance(each.error, InvalidInputError)), None)
     if samples and len(failed) == len(samples) and not any(sample.reward is not None for sample in failed):
         first = failed[0]
+        if refused is not None and refused.error is not None and not refused.turns:
+            raise refused.error
         raise RolloutError(
             f"all {len(failed)} samples failed; the first: {type(first.error).__name__}: {first.error}",
             hint="see the error that caused this",
         ) from first.error
+    if refused is not None:
+        place = f"prompt {refused.prompt_index}, sample {refused.sample_index}"
+        log.warning("%s cannot be sampled, and is left out: %s", place, refused.error)
 
 
 def in_place(rollout: Rollout, later: Rollout, *, num_resampled: int) -> Rollout:

@@ -24,10 +24,11 @@ class LossMaskPolicy:
     """Which kinds of spans are trained.
 
     Args:
-        assistant_text: all text that was sampled, the final one included.
+        assistant_text: text that was sampled before the dialogue's end.
         assistant_tool_calls: sampled calls, with their marks.
         tool_results: what tools answered.
-        final_assistant_text: the final text, where `assistant_text` is off: trains the last turn alone.
+        final_assistant_text: the text that ends the dialogue, which is all there is where nobody answers; with
+            `assistant_text` off it alone is trained.
         system_prompt, user_prompt: what was given.
 
     Assistant text that a row has in its context without having sampled it is never trained.
@@ -36,7 +37,7 @@ class LossMaskPolicy:
     assistant_text: bool = True
     assistant_tool_calls: bool = True
     tool_results: bool = False
-    final_assistant_text: bool = False
+    final_assistant_text: bool = True
     system_prompt: bool = False
     user_prompt: bool = False
 
@@ -53,13 +54,16 @@ class LossMaskPolicy:
             case SpanKind.TOOL_RESULT:
                 return self.tool_results
             case SpanKind.FINAL:
-                return self.assistant_text or self.final_assistant_text
+                return self.final_assistant_text
             case SpanKind.CONTEXT:
                 return False
 
     def mask(self, kinds: Sequence[SpanKind]) -> list[float]:
         """[T], 1 where a token is trained; token 0 is predicted from nothing and never is."""
-        return [float(index > 0 and self.trains(kind)) for index, kind in enumerate(kinds)]
+        weight_of = {kind: 1.0 if self.trains(kind) else 0.0 for kind in set(kinds)}
+        mask = [weight_of[kind] for kind in kinds]
+        mask[:1] = [0.0] * len(mask[:1])
+        return mask
 
 
 def spans_of(kinds: Sequence[SpanKind]) -> list[tuple[SpanKind, int, int]]:

@@ -6,12 +6,23 @@ It becomes the SDK's for one prompt, and OpenAI's parameters for a request that 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from farstep import types
 from farstep._numbers import check_number
+
+# What leaves a distribution as it is.
+_PLAIN: Mapping[str, tuple[float, ...]] = {
+    "temperature": (1.0,),
+    "top_p": (1.0,),
+    "top_k": (-1, 0),
+    "min_p": (0.0,),
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+    "repetition_penalty": (1.0,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +103,27 @@ class SamplingParams:
             "skip_special_tokens": self.skip_special_tokens,
         }
 
+    @property
+    def is_models_own(self) -> bool:
+        """Whether the distribution sampled from is the model's, so that its log-probabilities are the trainer's."""
+        return not self.greedy and is_models_own(self.for_openai())
+
     def seed_for(self, *place: int) -> int | None:
         """A seed for the draws at a place (prompt, sample, turn …), from the seed of all; None where there is none."""
         if self.seed is None:
             return None
         text = ",".join(map(str, (self.seed, *place)))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def is_models_own(asked: Mapping[str, Any]) -> bool:
+    """Whether a request for OpenAI's routes is answered from the model's own distribution: nothing warms, cuts, biases
+    or constrains it."""
+    choice = asked.get("tool_choice")
+    forms = asked.get("response_format")
+    return (
+        all(asked.get(name, plain) in (plain, *others) for name, (plain, *others) in _PLAIN.items())
+        and not any(asked.get(name) for name in ("logit_bias", "structured_outputs", "min_tokens"))
+        and (not forms or forms.get("type") == "text")
+        and (choice is None or choice in ("auto", "none"))
+    )

@@ -67,6 +67,19 @@ class Policy:
             self._take(await self._trainer.fresh_sampling_client_async(pin=self._pin))
         return self.client.policy_version
 
+    def close_earlier(self) -> None:
+        """Those that nothing is under way with any more."""
+        earlier, self._earlier = self._earlier, []
+        for client in earlier:
+            if client is not self._given:
+                client.close()
+
+    async def close_earlier_async(self) -> None:
+        earlier, self._earlier = self._earlier, []
+        for client in earlier:
+            if client is not self._given:
+                await client.aclose()
+
     def close(self) -> None:
         for client in self._ended():
             client.close()

@@ -24,8 +24,10 @@ class RolloutSample:
     Args:
         turns: all answers, those that merged into no row among them.
         rows: what is trained of it; none where it failed or was dropped.
-        merged: the rows before a mask was laid over them.
+        merged: the rows before a mask was laid over them, until they are.
+        longest_row: in tokens, before any was dropped.
         reward: None where nobody has scored it.
+        reward_parts: what it is the sum of, by name, where the reward function said so.
         outcome, reason: "failed" and "dropped" say why.
         retried: the kinds of failure after which it was begun anew.
     requests: requests that were repeated or failed on the way, by reason.
@@ -35,14 +37,21 @@ class RolloutSample:
     turns: Sequence[Turn] = ()
     rows: Sequence[TrainSequence] = ()
     merged: Sequence[Row] = ()
+    longest_row: int = 0
     num_splits: int = 0
     record: RewardRecord | None = None
     reward: float | None = None
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
     outcome: Outcome = "ok"
     reason: str = ""
     error: BaseException | None = None
     retried: Sequence[FailureKind] = ()
     requests: Mapping[str, int] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        place = f"prompt {self.prompt_index}, sample {self.sample_index}"
+        why = f" ({self.reason})" if self.reason else ""
+        return f"<{place}: {self.outcome}{why}, {len(self.turns)} turns, {len(self.rows)} rows, reward {self.reward}>"
 
     @property
     def prompt_index(self) -> int:
@@ -69,11 +78,6 @@ class RolloutSample:
     @property
     def finish_reason(self) -> str:
         return self.turns[-1].finish_reason if self.turns else "length"
-
-    @property
-    def longest_row(self) -> int:
-        """In tokens, before any was dropped."""
-        return max((len(row.tokens) for row in self.merged), default=0)
 
     @property
     def policy_version(self) -> int | None:
@@ -121,6 +125,10 @@ class Rollout:
     events: RolloutEvents = field(default_factory=RolloutEvents)
     again: Callable[[Sequence[AgentItem]], Awaitable[Rollout]] | None = field(default=None, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        """Short: asyncio and logging write out the results of tasks, and a rollout may be gigabytes."""
+        return f"<Rollout of {len(self.samples)} samples, {sum(len(each.rows) for each in self.samples)} rows>"
+
     @property
     def stats(self) -> RolloutStats:
         return tally(self.samples, self.events)
@@ -152,6 +160,17 @@ class Rollout:
     def with_signal(self) -> Rollout:
         """Without the rows of groups whose samples all have the same reward; they are counted."""
         return self.keep(lambda group: group.has_signal, reason="zero_variance")
+
+    def without_cut(self) -> Rollout:
+        """Without the rows of samples whose last answer was cut by a limit; they are counted as `cut`, and their
+        rewards still count in their groups."""
+        samples = [
+            replace(each, rows=(), outcome="dropped", reason="cut")
+            if each.rows and each.finish_reason == "length"
+            else each
+            for each in self.samples
+        ]
+        return replace(self, samples=samples)
 
     def keep(self, wanted: Callable[[Group], bool], *, reason: str = "filtered") -> Rollout:
         """Without the rows of groups that are not wanted; their samples stay, as dropped for that reason."""

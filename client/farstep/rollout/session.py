@@ -10,7 +10,7 @@ Opened on a TrainingClient, it samples the weights of that moment. Trains nothin
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -28,6 +28,7 @@ from farstep.rollout.results import Group, Rollout
 from farstep.rollout.rewards import Reward
 from farstep.rollout.settings import RolloutSettings
 from farstep.rollout.spans import Spans
+from farstep.rollout.threads import DaemonThreads
 from farstep.sampling import SamplingClient
 from farstep.trainers.errors import RolloutError
 from farstep.training import TrainingClient
@@ -66,9 +67,9 @@ class RolloutSession:
         self._client = client
         self._proxy: Proxy | None = None
         self._loop: LoopThread | None = None
-        self._threads: ThreadPoolExecutor | None = None
-        self._reward_threads: ThreadPoolExecutor | None = None
-        self._num_prompts = 0
+        self._threads: Executor | None = None
+        self._reward_threads: Executor | None = None
+        self._num_prompts = self._num_running = 0
 
     # the block
 
@@ -116,12 +117,18 @@ class RolloutSession:
     def refresh(self) -> int:
         """Goes on with the run's weights as they are now; gives their version. What is under way keeps the old ones."""
         self._threads_or_refuse()
-        return self._policy.refresh()
+        version = self._policy.refresh()
+        if not self._num_running:
+            self._policy.close_earlier()
+        return version
 
     async def refresh_async(self) -> int:
         """As `refresh`."""
         self._threads_or_refuse()
-        return await self._policy.refresh_async()
+        version = await self._policy.refresh_async()
+        if not self._num_running:
+            await self._policy.close_earlier_async()
+        return version
 
     # the proxy
 
@@ -290,7 +297,7 @@ class RolloutSession:
         async def sample(items: Sequence[AgentItem]) -> Any:
             return await sampler.sample(self._policy.client, items)
 
-        return await self._gather(list(batch.iter_samples()), batch.n_samples, sample, reward_fn, list)
+        return await self._gather(list(batch.iter_samples()), batch.n_samples, sample, reward_fn, sampler.waiting)
 
     async def _gather(
         self,
@@ -316,7 +323,11 @@ class RolloutSession:
                 waiting=waiting,
             )
             parts = [items[at : at + size] for at in range(0, len(items), size)]
-            return replace(await gathering.run(parts), again=run)
+            self._num_running += 1
+            try:
+                return replace(await gathering.run(parts), again=run)
+            finally:
+                self._num_running -= 1
 
         return await self.freshened_async(await run(items))
 
@@ -327,8 +338,7 @@ class RolloutSession:
 
     def _begin(self) -> None:
         settings = self.settings
-        self._threads = ThreadPoolExecutor(settings.max_running_prompts, thread_name_prefix="agent")
-        self._reward_threads = ThreadPoolExecutor(settings.max_running_rewards, thread_name_prefix="reward")
+        self._threads, self._reward_threads = DaemonThreads("agent"), DaemonThreads("reward")
         if settings.proxy:
             proxy = Proxy(settings, endpoint=self._policy.endpoint, policy_version=lambda: self.policy_version)
             proxy.start()
@@ -352,7 +362,7 @@ class RolloutSession:
             self._loop = LoopThread()
         return self._loop.run(coroutine)
 
-    def _threads_or_refuse(self) -> ThreadPoolExecutor:
+    def _threads_or_refuse(self) -> Executor:
         if self._threads is None:
             raise RolloutError("this session is not open", hint="with RolloutSession(…) as session: …")
         return self._threads

@@ -77,7 +77,7 @@ class RolloutEvents:
 @dataclass(slots=True)
 class RolloutStats:
     """Args:
-    failed, dropped: samples by reason: kinds of failures; `too_long`, `prompt_too_long`, `no_turns`, `filtered`,
+    failed, dropped: samples by reason: kinds of failures; `too_long`, `prompt_too_long`, `no_turns`, `filtered`, `cut`,
         `zero_variance`, `stale`, `untrained` (nothing in it is trained).
     retried: attempts that were begun anew, by kind of failure; `requests`: requests that the proxy repeated or that
         failed, by reason.
@@ -102,6 +102,7 @@ class RolloutStats:
     logprob_sum: float = 0.0
     num_sampled_tokens: int = 0
     rewards: list[float] = field(default_factory=list)
+    reward_parts: dict[str, list[float]] = field(default_factory=dict)
     versions: set[int] = field(default_factory=set)
     over_long: OverLong | None = None
     rollout_s: float = 0.0
@@ -131,6 +132,9 @@ class RolloutStats:
             "rollout/response_len", self.response_tokens
         )
         found |= _spread("rollout/reward", self.rewards)
+        for name, values in sorted(self.reward_parts.items()):
+            found[f"rollout/reward/{name}_mean"] = statistics.fmean(values)
+            found[f"rollout/reward/{name}_std"] = statistics.pstdev(values)
         if self.num_sampled_tokens:
             found["rollout/logprob_mean"] = self.logprob_sum / self.num_sampled_tokens
             found["rollout/tokens_per_s"] = self.num_sampled_tokens / max(self.rollout_s, 1e-9)
@@ -153,7 +157,7 @@ def tally(samples: Sequence[RolloutSample], events: RolloutEvents) -> RolloutSta
     for sample in samples:
         _count(stats, sample)
     if events.over_long_limit is not None:
-        lengths = {sample.item.place: sample.longest_row for sample in samples if sample.merged}
+        lengths = {sample.item.place: sample.longest_row for sample in samples if sample.longest_row}
         stats.over_long = OverLong.of(lengths, events.over_long_limit)
     return stats
 
@@ -179,6 +183,8 @@ def _count(stats: RolloutStats, sample: RolloutSample) -> None:
     stats.num_parse_errors += num_errors
     stats.num_cut += sample.finish_reason == "length" if turns else 0
     stats.rewards += [sample.reward] if sample.reward is not None else []
+    for name, value in sample.reward_parts.items():
+        stats.reward_parts.setdefault(name, []).append(value)
     if turns:
         stats.prompt_tokens.append(len(turns[0].prompt))
         stats.response_tokens.append(sum(len(turn.tokens) for turn in turns))

@@ -7,13 +7,21 @@ and log-probabilities is one: nothing is tokenized anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from farstep.trainers.errors import RolloutError
 
 Message = Mapping[str, Any]
+
+
+_IDS: dict[int, int] = {}
+
+
+def shared_ids(ids: Iterable[int]) -> tuple[int, ...]:
+    """The same numbers, each as one object in this process: a token costs the place in a list, not a number, too."""
+    return tuple(_IDS.setdefault(each, each) for each in ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +34,20 @@ class Turn:
         messages: what was asked; `reply` is the message that came back.
         request_id: the same for all choices of one request.
         call_errors: pieces of the text that looked like calls and are none.
+        is_models_own: whether it was sampled from the model's own distribution (no temperature, grammar and the like).
     """
 
-    prompt: Sequence[int]
-    tokens: Sequence[int]
-    logprobs: Sequence[float]
-    versions: Sequence[int]
-    messages: Sequence[Message] = ()
+    prompt: Sequence[int] = field(repr=False)
+    tokens: Sequence[int] = field(repr=False)
+    logprobs: Sequence[float] = field(repr=False)
+    versions: Sequence[int] = field(repr=False)
+    messages: Sequence[Message] = field(default=(), repr=False)
     reply: Message = field(default_factory=dict)
     tools: Sequence[Mapping[str, Any]] | None = None
     finish_reason: str = "stop"
     request_id: str = ""
     call_errors: Sequence[str] = ()
+    is_models_own: bool = True
 
     def __post_init__(self) -> None:
         sizes = {len(self.tokens), len(self.logprobs), len(self.versions)}
@@ -59,7 +69,11 @@ class Turn:
 
 
 def turns_of(
-    answer: Mapping[str, Any], messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+    answer: Mapping[str, Any],
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None,
+    *,
+    is_models_own: bool = True,
 ) -> list[Turn]:
     """A turn for each choice of a chat completion.
 
@@ -67,17 +81,14 @@ def turns_of(
         RolloutError: it has no token ids or log-probabilities.
     """
     choices = answer.get("choices") or []
-    return [_turn(answer, choice, messages, tools) for choice in choices]
+    prompt = shared_ids(answer["prompt_token_ids"]) if answer.get("prompt_token_ids") is not None else None
+    found = [_turn(answer, choice, prompt) for choice in choices]
+    about: dict[str, Any] = {"messages": tuple(messages), "tools": tools, "is_models_own": is_models_own}
+    return [replace(turn, **about) for turn in found]
 
 
-def _turn(
-    answer: Mapping[str, Any],
-    choice: Mapping[str, Any],
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] | None,
-) -> Turn:
-    tokens, prompt = choice.get("token_ids"), answer.get("prompt_token_ids")
-    content = (choice.get("logprobs") or {}).get("content")
+def _turn(answer: Mapping[str, Any], choice: Mapping[str, Any], prompt: Sequence[int] | None) -> Turn:
+    tokens, content = choice.get("token_ids"), (choice.get("logprobs") or {}).get("content")
     if tokens is None or prompt is None or content is None:
         raise RolloutError(
             "the answer has no token ids or log-probabilities",
@@ -86,13 +97,11 @@ def _turn(
         )
     versions = choice.get("policy_versions") or [answer.get("policy_version", 0)] * len(tokens)
     return Turn(
-        prompt=tuple(prompt),
-        tokens=tuple(tokens),
+        prompt=prompt,
+        tokens=shared_ids(tokens),
         logprobs=tuple(each["logprob"] for each in content),
-        versions=tuple(versions),
-        messages=tuple(messages),
+        versions=shared_ids(versions),
         reply=choice["message"],
-        tools=tools,
         finish_reason=choice.get("finish_reason") or "stop",
         request_id=str(answer.get("id", "")),
         call_errors=tuple(choice.get("tool_call_errors") or ()),

@@ -13,8 +13,11 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
 
 from farstep.trainers.events import plain
 from farstep.trainers.sequence import TrainSequence, aligned
@@ -30,6 +33,27 @@ _METADATA_CHARACTERS = 200
 TextOf = Callable[[Sequence[int]], list[str] | None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What is kept of a batch: the batch itself may be gigabytes, and the next one is on its way."""
+
+    step: int
+    num_rows: int
+    rewards: Sequence[float]
+    places: Sequence[int]
+    rows: Sequence[TrainSequence]
+    logprobs: Sequence[list[float] | None]
+
+    @classmethod
+    def of(cls, step: int, updates: Sequence[PendingUpdate]) -> _Seen:
+        rows = [row for update in updates for row in update.rows]
+        found = [values for update in updates for values in _logprobs(update)]
+        places = telling(rows)
+        logprobs = [None if (values := found[place]) is None else values.tolist() for place in places]
+        rewards = [row.reward for row in rows[:MAX_REWARDS]]
+        return cls(step, len(rows), rewards, places, [rows[place] for place in places], logprobs)
+
+
 class BatchFile:
     """
     Args:
@@ -43,14 +67,14 @@ class BatchFile:
         self._text_of = text_of
         self._has_rewards = has_rewards
         self._names = names
-        self._newest: tuple[int, Sequence[PendingUpdate]] | None = None
+        self._newest: _Seen | None = None
         self._works = True
 
     def saw(self, step: int, updates: Sequence[PendingUpdate]) -> None:
         """The optimizer steps of a batch, all done; `step` is the number of the last."""
         if not any(update.rows for update in updates):
             return
-        self._newest = (step, updates)
+        self._newest = _Seen.of(step, updates)
         if step & (step - 1) == 0:
             self.flush()
 
@@ -61,17 +85,15 @@ class BatchFile:
             return
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(self._described(*newest), ensure_ascii=False) + "\n")
+                file.write(json.dumps(self._described(newest), ensure_ascii=False) + "\n")
         except (OSError, ValueError) as error:
             self._works = False
             log.warning("batches are not kept for the report: %s: %s", type(error).__name__, error)
 
-    def _described(self, step: int, updates: Sequence[PendingUpdate]) -> dict[str, Any]:
-        rows = [row for update in updates for row in update.rows]
-        logprobs = [values for update in updates for values in _logprobs(update)]
-        described = [self._row(place, rows[place], logprobs[place]) for place in telling(rows)]
-        rewards = [row.reward for row in rows[:MAX_REWARDS]] if self._has_rewards else None
-        return plain({"step": step, "num_rows": len(rows), "rewards": rewards, "rows": described})
+    def _described(self, seen: _Seen) -> dict[str, Any]:
+        described = [self._row(*each) for each in zip(seen.places, seen.rows, seen.logprobs, strict=True)]
+        rewards = seen.rewards if self._has_rewards else None
+        return plain({"step": seen.step, "num_rows": seen.num_rows, "rewards": rewards, "rows": described})
 
     def _row(self, place: int, row: TrainSequence, logprobs: list[float] | None) -> dict[str, Any]:
         tokens = row.tokens[:MAX_TOKENS]
@@ -106,17 +128,17 @@ def telling(rows: Sequence[TrainSequence]) -> list[int]:
     return sorted({*ranked[: MAX_ROWS // 2], *ranked[-(MAX_ROWS // 2) :]})
 
 
-def _logprobs(update: PendingUpdate) -> list[list[float] | None]:
+def _logprobs(update: PendingUpdate) -> list[npt.NDArray[Any] | None]:
     """Of each row as the trainer computed them, beside its tokens; None where the loss gave none."""
-    found: list[list[float] | None] = []
-    for each in update.passes:
-        for output in each.result().loss_fn_outputs:
-            values = output["logprobs"].to_numpy() if "logprobs" in output else None
-            found.append(aligned(values).tolist() if values is not None and values.ndim == 1 else None)
-    if len(found) != len(update.rows):
+    outputs = [output for each in update.passes for output in each.result().loss_fn_outputs]
+    if len(outputs) != len(update.rows):
         return [None] * len(update.rows)
-    lengths = zip(found, update.rows, strict=True)
-    return [values if values is not None and len(values) == len(row) else None for values, row in lengths]
+    found: list[npt.NDArray[Any] | None] = []
+    for output, row in zip(outputs, update.rows, strict=True):
+        values = output["logprobs"].to_numpy() if "logprobs" in output else None
+        beside = aligned(values) if values is not None and values.ndim == 1 else None
+        found.append(beside if beside is not None and len(beside) == len(row) else None)
+    return found
 
 
 def _rounded(values: Sequence[float]) -> list[float | None]:

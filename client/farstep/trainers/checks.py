@@ -6,7 +6,6 @@ Each passes or raises TrainerError naming row, key or argument; none changes wha
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -104,8 +103,13 @@ def probe_reward(function: Callable[..., Any], row: Any) -> float:
         raise TrainerError(
             f"fails on the row it was tried on: {type(error).__name__}: {error}", field="reward_fn", stage="validate"
         ) from error
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    from farstep.rollout.rewards import score_of
+
+    try:
+        if isinstance(value, bool):  # a comparison where a number was meant, perhaps of the wrong things
+            raise ValueError("a bool is no reward")
+        return score_of(value).value
+    except ValueError as error:
         raise TrainerError(
             f"gave {value!r} for the row it was tried on, not a finite number", field="reward_fn", stage="validate"
-        )
-    return float(value)
+        ) from error

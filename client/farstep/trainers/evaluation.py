@@ -18,7 +18,7 @@ from farstep.trainers.errors import TrainerError
 from farstep.trainers.horizon import chunks
 from farstep.trainers.metrics import TrainMetrics, joined, prefixed
 from farstep.trainers.own_loss import Tape
-from farstep.trainers.ready import PreparedBatches
+from farstep.trainers.ready import prepared
 from farstep.trainers.row_sources import eval_rows
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def evaluate(trainer: Loop, test_data: Any) -> TrainMetrics:
     if rows is None:
         raise TrainerError("there is nothing to evaluate on", stage="evaluate",
                            hint="give test_data here or to the constructor, or data.eval_sources")  # fmt: skip
-    batches = PreparedBatches(rows.batches(0), trainer.begin_batch, ahead=1)
+    batches = prepared(rows.batches(0), trainer.begin_batch, ahead=1)
     num_batches = rows.num_batches
-    metrics = _named(trainer, iter(batches)) if not trainer.has_own_loss else _own(trainer, iter(batches))
+    metrics = _named(trainer, batches) if not trainer.has_own_loss else _own(trainer, batches)
     completions = sample_completions(trainer, rows)
     if completions:
         metrics |= scored(trainer, completions)

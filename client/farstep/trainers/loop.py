@@ -5,13 +5,14 @@
     step:   passes → optimizer step → metrics, log, evaluation, checkpoint
 
 The work of the next steps (`lookahead`) is submitted before a step is waited for, unless something may depend on that.
+Batches are prepared ahead within an epoch, or also across its border (`crosses_epochs`).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from farstep.trainers.checkpoints import CheckpointEngine
 from farstep.trainers.errors import DataError
@@ -21,7 +22,7 @@ from farstep.trainers.hooks import hooked
 from farstep.trainers.horizon import accumulated, chunks, num_steps
 from farstep.trainers.lifecycle import TrainerState
 from farstep.trainers.metrics import TrainMetrics
-from farstep.trainers.ready import PreparedBatches
+from farstep.trainers.ready import PreparedBatches, prepared
 from farstep.trainers.sequence import TrainSequence
 from farstep.trainers.step import PendingStep, Position, numbers
 
@@ -32,12 +33,15 @@ if TYPE_CHECKING:
 class Loop(Gradients):
     """Of a trainer."""
 
+    crosses_epochs: ClassVar[bool] = False  # whether the next epoch's batches are begun before this one has ended
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._in_flight: list[PendingStep] = []
         self._num_finished = 0
         self._considered = 0  # the step at which evaluation and checkpoints were last thought of
         self._after_batch = Position()
+        self._prepared: PreparedBatches[Batch] | None = None
         self._cancel_reason: str | None = None
         self._sampler: tuple[int, SamplingClient] | None = None
         self.engines_due: list[CheckpointEngine] | None = None
@@ -173,8 +177,9 @@ class Loop(Gradients):
         self._require_init("train_batches")
         self.announce()
         epoch, first = self.position.epoch, self.position.batch
-        prepared = PreparedBatches(self.train_rows.batches(epoch, first), self.begin_batch, ahead=self.lookahead)
-        for index, batch in enumerate(prepared, start=first):
+        if self._prepared is None or self._prepared.place != self.position:
+            self._prepared = PreparedBatches(self._placed_from(self.position), self.begin_batch, ahead=self.lookahead)
+        for index, batch in enumerate(self._prepared.of_epoch(epoch), start=first):
             if self.should_stop:
                 return
             self._after_batch = Position(epoch, index + 1)
@@ -185,7 +190,15 @@ class Loop(Gradients):
         """All batches of the evaluation, prepared."""
         self._require_init("eval_batches")
         if self.eval_rows is not None:
-            yield from PreparedBatches(self.eval_rows.batches(0), self.begin_batch, ahead=1)
+            yield from prepared(self.eval_rows.batches(0), self.begin_batch, ahead=1)
+
+    def _placed_from(self, start: Position) -> Iterator[tuple[Position, Batch]]:
+        """The batches of the run from a place on: of its epoch, or through all epochs (`crosses_epochs`)."""
+        last = max(self.horizon.epochs, start.epoch + 1) if self.crosses_epochs else start.epoch + 1
+        for epoch in range(start.epoch, last):
+            first = start.batch if epoch == start.epoch else 0
+            for index, batch in enumerate(self.train_rows.batches(epoch, first), start=first):
+                yield Position(epoch, index), batch
 
     def begin_batch(self, batch: Batch) -> Callable[[], Batch]:
         """Begins to prepare a batch, and gives what ends it: work on the server is submitted here, awaited there."""

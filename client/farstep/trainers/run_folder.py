@@ -1,6 +1,6 @@
 """A run's folder on this machine: which run it is, where it was saved last, and that nobody else writes here.
 
-    <output_dir>/<name>/   run.json   events.jsonl   metrics.jsonl   batches.jsonl   report.html   lock   step-000100/ …
+    <output_dir>/<name>/   run.json   events.jsonl   metrics.jsonl   batches.jsonl   report.html   rollouts/   lock   step-000100/ …
 
 `run.json` is replaced whole. What an earlier run left is moved to `earlier/`, never mixed with what follows.
 """
@@ -17,7 +17,7 @@ from farstep.trainers.errors import TrainerError
 from farstep.trainers.events import read_events
 
 RUN, EVENTS, METRICS = "run.json", "events.jsonl", "metrics.jsonl"
-BATCHES, REPORT = "batches.jsonl", "report.html"
+BATCHES, REPORT, ROLLOUTS = "batches.jsonl", "report.html", "rollouts"
 
 
 class RunFolder:
@@ -99,7 +99,7 @@ class RunFolder:
 
     def put_away(self) -> None:
         """Moves what an earlier run left here out of the way; attempts that never began are no run."""
-        left = [self.path / name for name in (RUN, EVENTS, METRICS, BATCHES, REPORT)]
+        left = [self.path / name for name in (RUN, EVENTS, METRICS, BATCHES, REPORT, ROLLOUTS)]
         events = self.path / EVENTS
         if not any(file.exists() for file in left) or (events.exists() and not _has_begun(events)):
             return

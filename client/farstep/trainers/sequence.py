@@ -73,6 +73,12 @@ class TrainSequence:
         mask = [0.0] * len(prompt) + [1.0] * len(completion)
         return cls([*prompt, *completion], mask, [1] * len(prompt) + [0] * len(completion), **given)
 
+    def __repr__(self) -> str:
+        """Short: a batch of them is written out with an error, or by asyncio with a task."""
+        known = [name for name in _PER_TOKEN if getattr(self, name) is not None]
+        about = f", with {', '.join(known)}" if known else ""
+        return f"<TrainSequence of {len(self)} tokens, {self.num_targets} trained{about}, reward {self.reward:g}>"
+
     def __len__(self) -> int:
         return len(self.tokens)
 

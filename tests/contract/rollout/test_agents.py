@@ -258,7 +258,7 @@ def check_record(session, record):
 @pytest.mark.parametrize(
     ("switch", "trained"),
     [
-        ("assistant_text", ["I add.\n", "It is 42.<|im_end|>"]),
+        ("assistant_text", ["I add.\n"]),
         ("assistant_tool_calls", [CALL + "<|im_end|>"] * 2),
         ("tool_results", ["<|im_start|>user\n<tool_response>\n42\n</tool_response><|im_end|>\n"] * 2),
         ("final_assistant_text", ["It is 42.<|im_end|>"]),

@@ -1,6 +1,8 @@
 """Direct rollouts against real servers: what is sampled, from which weights, and that the numbers are the trainer's."""
 
+import asyncio
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -97,7 +99,10 @@ def test_a_session_samples_the_weights_of_its_beginning(run):
             assert set(row.metadata["policy_versions"]) == {None, 2}
             assert gaps(run, theirs.rows, where=lambda row: row.loss_mask).max() < TOLERANCE
             assert gaps(run, ours.rows, where=lambda row: row.loss_mask).max() > 10 * TOLERANCE
+        earlier = again.sampling_client
         assert again.refresh() == 2
+        with pytest.raises(farstep.ClientClosedError):  # nothing is under way with it any more
+            earlier.sample([1, 2])
         assert {sample.policy_version for sample in again.rollout_batch([CHAT], 2).samples} == {2}
 
 
@@ -225,7 +230,56 @@ def test_rewards_of_direct_rollouts(run, caplog):
     assert params.seed == 1
 
 
-def test_one_group_that_fails_loses_no_other(run, monkeypatch):
+def test_samples_without_a_reward_are_left_out_where_that_is_wanted(run, caplog):
+    """A judge that is away, says nothing finite or never answers costs its own samples alone."""
+
+    def judge(record):
+        match record.metadata["prompt_index"], record.metadata["sample_index"]:
+            case 0, 0:
+                raise ConnectionError("the judge is away")
+            case 0, 1:
+                return float("inf")
+            case 1, 0:
+                time.sleep(30)
+        return 1.0
+
+    settings = {"on_reward_error": "drop", "reward_timeout_s": 0.5, "sampling_params": SamplingParams(max_new_tokens=2)}
+    with RolloutSession(run, **settings) as session, caplog.at_level(logging.WARNING, "farstep"):
+        rollout = session.rollout_batch(["a", "b"], 2, reward_fn=judge)
+    assert [(s.outcome, s.reason, s.reward, len(s.rows)) for s in rollout.samples] == [
+        *[("failed", "reward", None, 0)] * 3, ("ok", "", 1.0, 1),
+    ]  # fmt: skip
+    assert rollout.stats.failed == {"reward": 3}
+    assert "no reward for 3 records: prompt 0, sample 0: ConnectionError: the judge is away" in caplog.text
+    assert "prompt 1, sample 0: TimeoutError: it took more than 0.5 s" in caplog.text
+    with RolloutSession(run) as session, pytest.raises(RewardError, match="nan is not finite") as no:
+        session.run_agents(lambda ctx, batch: float("nan"), AgentBatch([{}], ["x"]))  # an agent's own reward, too
+    assert no.value.places == [(0, 0)]
+
+
+def test_no_more_run_at_once_than_may(run):
+    """Agents and rewards, each up to their own limit and no further."""
+
+    class Room:
+        def __init__(self):
+            self.now = self.most = 0
+
+        async def __call__(self, *given):
+            self.now += 1
+            self.most = max(self.most, self.now)
+            for _ in range(20):
+                await asyncio.sleep(0.005)
+            self.now -= 1
+            return 1.0
+
+    agents, rewards = Room(), Room()
+    with RolloutSession(run, max_running_prompts=3, max_running_rewards=2) as session:
+        session.run_agents(agents, AgentBatch([{}] * 4, ["x"] * 4, n_samples=3))
+        session.rollout_batch(["a"], 8, SamplingParams(max_new_tokens=2), reward_fn=rewards)
+    assert (agents.most, rewards.most) == (3, 2)
+
+
+def test_one_group_that_fails_loses_no_other(run, monkeypatch, caplog):
     sample = farstep.SamplingClient.sample_async
 
     async def faulty(self, prompt, *args, **kwargs):
@@ -242,6 +296,10 @@ def test_one_group_that_fails_loses_no_other(run, monkeypatch):
             session.rollout_token_batch([[1, 2]])
         with pytest.raises(farstep.InvalidInputError, match="prompt"):
             session.rollout_token_batch([[1, 10**6, 3]])
+        with caplog.at_level(logging.WARNING, "farstep"):
+            rollout = session.rollout_token_batch([[1, 10**6, 3], [1] * 3000, [1, 2, 3]])
+        assert [sample.outcome for sample in rollout.samples] == ["failed", "failed", "ok"]
+        assert "prompt 0, sample 0 cannot be sampled, and is left out: prompt" in caplog.text
 
 
 def test_batches_that_cannot_be(run):

@@ -3,10 +3,12 @@
 import itertools
 
 import numpy as np
+import openai
 import pytest
 
 from farstep.trainers import GRPOTrainer, GSPOTrainer, PPOTrainer, RLTrainer, Trainer, TrainerError
 from farstep.trainers.rl.grpo import with_advantage
+from farstep.trainers.trajectory import TrajectoryDataset
 from tests.support.trainees import Recorder, rows, settings
 
 PROMPTS = [{"prompt": f"{number}+{number}?"} for number in (12, 25, 38, 47, 51, 64, 76, 93)]
@@ -179,6 +181,9 @@ def test_groups_without_a_difference_are_zeros_or_dropped_and_counted(service, t
     result, events = fit(service, {**config, "name": "all"}, reward=lambda completion: 1.0)
     assert (result.steps, events.of("log")) == (0, [])  # a batch with nothing to learn is no step
     assert events.of("rollout")[0]["dropped"] == {"zero_variance": 64}
+    cut = {**config, "name": "cut", "rl": {"group_size": 8, "drop_cut": True}}  # every answer is, at four tokens
+    result, cut_events = fit(service, cut)
+    assert (result.steps, cut_events.of("rollout")[0]["dropped"]) == (0, {"cut": 64})
     assert events[-1]["type"] == "completed"
 
 
@@ -189,6 +194,7 @@ def test_a_run_in_pieces_is_the_run_in_one(service, tmp_path, trainer, rl):
     On a quiet machine to the bit. On a busy one requests meet in other batches of the sampler, which moves fp32 sums.
     """
     resumed = [{"type": "state", "save_every_n_steps": 1, "auto_resume": True, "keep_last": 1}]
+    rl = {**rl, "event_rows": 2}
     config = rl_settings(tmp_path / "whole", batch_size=3, max_steps=4, rl=rl, checkpoint=resumed)
     _, whole = fit(service, config, trainer=trainer)
     config = {**config, "output_dir": str(tmp_path / "cut"), "exit_iteration_this_run": 2}
@@ -216,6 +222,20 @@ def test_rollouts_run_ahead_of_training_as_far_as_they_may(service, tmp_path):
     assert ratios[0] < 1e-8 < 1e-6 < max(ratios)  # off-policy, and known to be
 
 
+def test_rollouts_run_ahead_across_the_border_of_an_epoch(service, tmp_path):
+    """Epochs of two batches: the same versions as without borders, a checkpoint at each, and no rollout too many."""
+    every = [{"type": "state", "save_every_n_epochs": 1, "keep_last": 1}]
+    settings = {"batch_size": 1, "max_steps": 6, "checkpoint": every, "rl": {"max_staleness": 1}}
+    config = rl_settings(tmp_path, **settings)
+    _, events = fit(service, config, data=PROMPTS[:2])
+    assert events.values("rollout/policy_version_min") == [1, 1, 2, 3, 4, 5]
+    assert len(events.of("rollout")) == 6
+    assert events.values("step", "checkpoint") == [2, 4, 6]
+    _, again = fit(service, config | {"name": "again"}, data=PROMPTS[:2])
+    for name in ("rollout/logprob_mean", "grad_norm"):  # see above: a busy machine moves fp32 sums
+        assert again.values(name) == pytest.approx(events.values(name), rel=1e-3, abs=1e-6), name
+
+
 def test_cancelling_leaves_no_rollout_behind(service, tmp_path):
     """With rollouts on other threads: the run ends, and the next one has the servers to itself."""
     config = rl_settings(tmp_path, batch_size=1, max_steps=8, rl={"max_staleness": 2})
@@ -226,6 +246,41 @@ def test_cancelling_leaves_no_rollout_behind(service, tmp_path):
     result = trainer.fit()
     assert trainer.state == "cancelled"
     assert result.steps < 8
+
+
+async def warm_agent(ctx, batch):
+    """Asks with a temperature of its own, as agents like to."""
+    async with openai.AsyncOpenAI(base_url=ctx.base_url, api_key=ctx.api_key, max_retries=0) as client:
+        messages = [{"role": "user", "content": batch.item.prompt}]
+        extra = {"ignore_eos": True}
+        answer = await client.chat.completions.create(
+            model="m", messages=messages, temperature=2.0, max_tokens=4, extra_body=extra
+        )
+    return ones(answer.choices[0].message.content) if batch.item.record.get("is_scored", True) else None
+
+
+def test_agents_that_ask_with_a_temperature_of_their_own(service, tmp_path):
+    """Their log-probabilities are none of the model's: the trainer's own stand for them. What was said is kept."""
+    config = rl_settings(tmp_path, batch_size=2, max_steps=3, rl={"keep_rollouts": "tokens", "max_staleness": 1})
+    _, events = fit(service, config, data=PROMPTS[:3], reward=None, agent=warm_agent)
+    assert events.of("log")[0]["ratio"] == pytest.approx(1, abs=1e-5)
+    assert events.of("log")[0]["ratio_max"] == pytest.approx(1, abs=1e-4)
+    kept = sorted((tmp_path / config["name"] / "rollouts").iterdir())
+    assert [each.name for each in kept] == [f"epoch-00{e}-batch-00000{b}.jsonl" for e, b in ((0, 0), (0, 1), (1, 0))]
+    items = TrajectoryDataset.from_json(kept[0])
+    assert len(items) == 16
+    assert np.mean([item.score for item in items]) == pytest.approx(events.values("rollout/reward_mean")[0])
+    row = items[0].metadata["rows"][0]
+    assert len(row["tokens"]) == len(row["logprobs"]) == len(row["loss_mask"])
+    assert items[0].messages[-1]["role"] == "assistant"
+    assert {item.metadata["step"] for item in items} == {0}
+
+
+def test_an_agent_without_a_reward_is_told_and_trains_nothing(service, tmp_path):
+    data = [{"prompt": "1+1?"}, {"prompt": "2+2?", "is_scored": False}]
+    config = rl_settings(tmp_path, batch_size=2, max_steps=1)
+    with pytest.raises(TrainerError, match=r"8 of 16 samples have no reward, the first is sample 0 of prompt [01]"):
+        fit(service, config, data=data, reward=None, agent=warm_agent)
 
 
 def test_evaluation_is_by_generation(service, tmp_path):

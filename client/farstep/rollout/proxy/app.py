@@ -22,12 +22,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from farstep.rollout.collecting import Collector
-from farstep.rollout.params import SamplingParams
+from farstep.rollout.params import SamplingParams, is_models_own
 from farstep.rollout.proxy.refusals import code_of, error_body, error_event, refuse
 from farstep.rollout.proxy.requests import empty_answer, empty_chunks, forwarded
 from farstep.rollout.proxy.streams import StreamedAnswer
 from farstep.rollout.proxy.upstream import Unanswered, Upstream, read_json
-from farstep.rollout.turns import turns_of
+from farstep.rollout.turns import Turn, turns_of
 from farstep.sampling import OpenAiEndpoint
 
 log = logging.getLogger("farstep")
@@ -131,7 +131,7 @@ class ProxyRoutes:
         if status != 200:
             return self._refused(status, answer, body, collector)
         if collector is not None:
-            collector.add(turns_of(answer, body["messages"], body.get("tools")))
+            collector.add(_turns(answer, asked))
         return JSONResponse(answer)
 
     async def _streamed(
@@ -149,21 +149,21 @@ class ProxyRoutes:
                 return self._failed(failure.status, failure.body, collector)
             finally:
                 await opening.__aexit__(None, None, None)
-        passed_on = self._passed_on(opening, response, body, collector, number)
+        passed_on = self._passed_on(opening, response, asked, collector, number)
         return StreamingResponse(passed_on, media_type="text/event-stream")
 
     async def _passed_on(
-        self, opening: Any, response: httpx.Response, body: dict[str, Any], collector: Collector | None, number: int
+        self, opening: Any, response: httpx.Response, asked: dict[str, Any], collector: Collector | None, number: int
     ) -> AsyncIterator[bytes]:
-        """The stream as it comes; its turns are noted before its last word is passed on."""
-        answer = StreamedAnswer()
+        """The stream as it comes. Its turns are noted before the end of its last choice is passed on: many readers
+        leave when they see a finish reason, and wait for nothing after it."""
+        answer = StreamedAnswer(int(asked.get("n") or 1))
         try:
             with collector.under_way(number) if collector is not None else nullcontext():
                 async with aclosing(cast(AsyncGenerator[str, None], response.aiter_lines())) as lines:
                     async for line in lines:
-                        ends = answer.read(line)
-                        if ends and collector is not None and not answer.has_failed:
-                            collector.add(turns_of(answer.answer(), body["messages"], body.get("tools")))
+                        if answer.read(line) and collector is not None:
+                            collector.add(_turns(answer.answer(), asked))
                         yield line.encode() + b"\n"
         except httpx.TransportError as error:
             self._noted("stream_cut", collector)
@@ -203,6 +203,10 @@ class ProxyRoutes:
 
     def _model(self) -> dict[str, Any]:
         return {"id": self._endpoint().model, "object": "model", "created": 0, "owned_by": "farstep"}
+
+
+def _turns(answer: dict[str, Any], asked: dict[str, Any]) -> list[Turn]:
+    return turns_of(answer, asked["messages"], asked.get("tools"), is_models_own=is_models_own(asked))
 
 
 async def _body_of(request: Request) -> dict[str, Any]:

@@ -7,20 +7,26 @@ from typing import Any
 
 
 class StreamedAnswer:
-    """Chunks become the answer that would have come at once."""
+    """Chunks become the answer that would have come at once.
 
-    def __init__(self) -> None:
+    Args:
+        num_choices: how many were asked for.
+    """
+
+    def __init__(self, num_choices: int = 1) -> None:
+        self._num_choices = num_choices
         self._head: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self.has_failed = False
+        self._is_whole = False
 
     def read(self, line: str) -> bool:
-        """Takes a line of the stream; says whether it is its last word."""
+        """Takes a line of the stream; says whether with it all choices have ended, once."""
         if not line.startswith("data:"):
             return False
         data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
-            return True
+        if data == "[DONE]" or self.has_failed:
+            return False
         chunk = json.loads(data)
         if "error" in chunk:
             self.has_failed = True
@@ -30,7 +36,10 @@ class StreamedAnswer:
                 self._head[name] = chunk[name]
         for choice in chunk.get("choices") or ():
             self._add(choice)
-        return False
+        if self._is_whole or len(self._choices) < self._num_choices:
+            return False
+        self._is_whole = all(choice["finish_reason"] for choice in self._choices.values())
+        return self._is_whole
 
     def answer(self) -> dict[str, Any]:
         return {**self._head, "choices": [self._choices[index] for index in sorted(self._choices)]}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,7 +17,7 @@ import httpx
 from farstep.rollout.failures import RETRYABLE_STATUS
 from farstep.sampling import OpenAiEndpoint
 
-_CONNECT_S = 10.0
+_CONNECT_S, _RESTART_S = 10.0, 120.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 15.0
 
 Retried = Callable[[str], None]
@@ -34,10 +35,15 @@ class Unanswered(Exception):
 class Upstream:
     """Args:
     max_retries: how often one request is repeated.
+    restart_s: so long a sampler that takes no connection is waited for, as it is when it is started anew; these tries
+        do not count.
     """
 
-    def __init__(self, *, max_retries: int, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self, *, max_retries: int, restart_s: float = _RESTART_S, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
         self._max_retries = max_retries
+        self._restart_s = restart_s
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=_CONNECT_S), limits=limits, transport=transport
@@ -58,8 +64,9 @@ class Upstream:
         Raises:
             Unanswered: the sampler cannot be reached.
         """
-        for attempt in range(self._max_retries + 1):
-            is_last = attempt == self._max_retries
+        began_at = time.monotonic()
+        num_tries = num_pauses = 0
+        while True:
             endpoint = find_endpoint()
             request = self._http.build_request(
                 "POST",
@@ -67,15 +74,20 @@ class Upstream:
                 headers={"Authorization": f"Bearer {endpoint.api_key}", **endpoint.headers},
                 json={**body, "model": endpoint.model},
             )
-            pause_s = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
+            pause_s = min(_FIRST_PAUSE_S * 2**num_pauses, _LONGEST_PAUSE_S)
+            num_pauses += 1
             try:
                 response = await self._http.send(request, stream=True)
             except httpx.TransportError as error:
                 reason = type(error).__name__
-                if is_last:
+                is_away = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                if not (is_away and time.monotonic() - began_at < self._restart_s):
+                    num_tries += 1
+                if num_tries > self._max_retries:
                     raise Unanswered(503, _unavailable(f"the sampler does not answer: {reason}: {error}")) from error
             else:
-                if response.status_code not in RETRYABLE_STATUS or is_last:
+                num_tries += 1
+                if response.status_code not in RETRYABLE_STATUS or num_tries > self._max_retries:
                     try:
                         yield response
                     finally:

@@ -87,6 +87,7 @@ class RLConfig(Section):
     reference: Name | None = None
     normalize_advantages: Literal["std", "mean", "batch", "none"] = "std"
     drop_zero_variance: bool = False
+    drop_cut: bool = Field(default=False, description="answers that were cut by a limit are scored but not trained")
     loss_aggregation: Literal["token", "sequence", "constant"] = Field(
         default="token",
         description="a mean over all tokens, or over rows of each one's mean, or of its sum over sampling.max_tokens",
@@ -98,6 +99,18 @@ class RLConfig(Section):
     max_retries: Count = 2
     timeout_s: Annotated[Number, Field(gt=0)] | None = None
     on_agent_error: Literal["drop", "raise", "zero_reward"] = "drop"
+    max_turns: Positive | None = Field(default=None, description="answers of one sample of an agent")
+    max_running_rewards: Positive = 32
+    reward_timeout_s: Annotated[Number, Field(gt=0)] | None = None
+    on_reward_error: Literal["raise", "drop"] = Field(
+        default="raise", description="where a reward fails or is not finite: end the run, or leave the sample out"
+    )
+    keep_rollouts: Literal["none", "text", "tokens"] = Field(
+        default="none", description="write each rollout into the run's folder, with or without its tokens"
+    )
+    event_rows: Count = Field(
+        default=0, description="rows of each rollout that go whole into its event; 0: a piece of two, at steps 1, 2, 4…"
+    )
     loss_mask: LossMaskConfig = LossMaskConfig()
     critic: CriticConfig = CriticConfig()
 

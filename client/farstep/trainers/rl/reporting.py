@@ -26,14 +26,29 @@ def experience_metrics(rows: Sequence[TrainSequence]) -> dict[str, float]:
         chosen = np.concatenate([np.asarray(each)[1:][mask] for each, mask in zip(given, masks, strict=True)])
         if chosen.size:
             found |= {f"{name}_mean": float(chosen.mean()), f"{name}_std": float(chosen.std())}
+    if found and all(row.advantages is not None for row in rows):
+        found["effective_tokens"] = float(
+            sum(np.count_nonzero(np.asarray(row.advantages)[1:] * mask) for row, mask in zip(rows, masks, strict=True))
+        )
     if found:
         found["zero_advantage_fraction"] = sum(not any(row.advantages or ()) for row in rows) / len(rows)
     return found
 
 
-def described(rollout: Rollout, rows: Sequence[TrainSequence], tokenizer: Any) -> dict[str, Any]:
-    """An event's data: the funnel, the histogram of rewards, a few samples and their tokens with all that is known."""
+def described(
+    rollout: Rollout, rows: Sequence[TrainSequence], tokenizer: Any, *, step: int, num_rows: int
+) -> dict[str, Any]:
+    """An event's data: the funnel, the histogram of rewards, a few samples and their tokens with all that is known.
+
+    Args:
+        step: optimizer steps that were made before.
+        num_rows: so many rows, whole; 0: a piece of the first two, and only before steps 1, 2, 4, 8 …, so that the
+            events of a long run stay small.
+    """
     stats = rollout.stats
+    pieces = SHOWN_ROWS if step & (step + 1) == 0 else 0
+    wanted, end = (num_rows, None) if num_rows else (pieces, SHOWN_TOKENS)
+    given = {"rows": [_row(row, tokenizer, end) for row in rows[:wanted]]} if wanted else {}
     edges, counts = stats.reward_histogram()
     return {
         "funnel": {name: getattr(stats.funnel, name) for name in ("asked", "sampled", "parsed", "scored", "trained")},
@@ -41,13 +56,12 @@ def described(rollout: Rollout, rows: Sequence[TrainSequence], tokenizer: Any) -
         "failed": dict(stats.failed),
         "reward_histogram": {"edges": edges, "counts": counts},
         "samples": rollout.shown(SHOWN),
-        "rows": [_row(row, tokenizer) for row in rows[:SHOWN_ROWS]],
-        **{name.removeprefix("rollout/"): value for name, value in rollout.metrics().items() if "reward_" in name},
+        **given,
+        **{name.removeprefix("rollout/"): value for name, value in stats.metrics().items() if "reward_" in name},
     }
 
 
-def _row(row: TrainSequence, tokenizer: Any) -> dict[str, Any]:
-    end = SHOWN_TOKENS
+def _row(row: TrainSequence, tokenizer: Any, end: int | None) -> dict[str, Any]:
     return {
         "reward": row.reward,
         "tokens": [tokenizer.decode([token]) for token in row.tokens[:end]],
@@ -58,5 +72,5 @@ def _row(row: TrainSequence, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _rounded(values: Sequence[float] | None, end: int) -> list[float] | None:
+def _rounded(values: Sequence[float] | None, end: int | None) -> list[float] | None:
     return None if values is None else [round(value, 4) for value in values[:end]]

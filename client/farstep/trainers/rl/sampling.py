@@ -35,17 +35,6 @@ def rollout_params(config: TrainerConfig, *, max_seq_len: int | None) -> Samplin
     )
 
 
-def is_policys_own(params: SamplingParams) -> bool:
-    """Whether what is sampled from is the model's own distribution, so that its log-probabilities are the trainer's."""
-    return (
-        not params.greedy
-        and params.temperature == 1.0
-        and params.top_p == 1.0
-        and params.top_k <= 0
-        and params.min_p == 0.0
-    )
-
-
 def session_settings(config: TrainerConfig, *, has_agent: bool) -> Mapping[str, Any]:
     """Settings of a rollout session."""
     rl = config.rl
@@ -61,6 +50,10 @@ def session_settings(config: TrainerConfig, *, has_agent: bool) -> Mapping[str, 
             bad_tool_arguments=min(rl.max_retries, 1),
             tool_failure=min(rl.max_retries, 1),
         ),
+        "max_turns": rl.max_turns,
+        "max_running_rewards": rl.max_running_rewards,
+        "reward_timeout_s": rl.reward_timeout_s,
+        "on_reward_error": rl.on_reward_error,
         "on_failure": _ON_FAILURE[rl.on_agent_error],
         "answer_key": config.data.solutions_key if is_own_key else None,
     }

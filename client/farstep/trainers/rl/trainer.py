@@ -29,6 +29,7 @@ from farstep.trainers.progress import sample_line
 from farstep.trainers.rl.policy_loss import Level, PolicyLoss
 from farstep.trainers.rl.reporting import described, experience_metrics
 from farstep.trainers.role import POLICY, Role
+from farstep.trainers.run_folder import ROLLOUTS
 from farstep.trainers.sequence import TrainSequence
 from farstep.trainers.trainer import Trainer
 
@@ -56,6 +57,7 @@ class RLTrainer(Trainer):
 
     needs = ("dataset", "config", "reward")
     requires_rollout = True
+    crosses_epochs = True
     level: ClassVar[Level] = "token"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -63,6 +65,7 @@ class RLTrainer(Trainer):
         self._threads: ThreadPoolExecutor | None = None
         self._experienced: dict[str, float] = {}  # of the batch that is trained on next
         self._reported: dict[str, float] = {}  # of the batch whose step is reported now
+        self._begun_steps = 0  # that rollouts under way will make
         self._lost: Counter[str] = Counter()  # samples of this epoch's batches that had nothing to learn, by reason
         self._has_lost_all = True  # none of them was scored
         self._metrics_of: dict[PendingStep, dict[str, float]] = {}
@@ -157,19 +160,21 @@ class RLTrainer(Trainer):
     def experience(self, rollout: Rollout) -> Batch:
         """What is trained: rows with advantages, scores of the reference and weights as `rl` has them."""
         rl = self.config.rl
+        _require_rewards(rollout)
+        if rl.drop_cut:
+            rollout = rollout.without_cut()
         if rl.drop_zero_variance:
             rollout = rollout.with_signal()
         rows = self.advantages(rollout)
-        if rows and self._recomputes:
-            logprobs = self.score_logprobs(POLICY, rows)
-            rows = [row.replace(logprobs=own) for row, own in zip(rows, logprobs, strict=True)]
+        rows = self._with_old_logprobs(rows)
         if rows and self.needs_reference:
             references = self.score_logprobs(REFERENCE, rows)
             rows = [row.replace(ref_logprobs=ref) for row, ref in zip(rows, references, strict=True)]
         if rl.loss_aggregation == "sequence":
             rows = [row.averaged() for row in rows]
         self._experienced = rollout.metrics() | experience_metrics(rows)
-        self.emit("rollout", step=self.global_step, **described(rollout, rows, self.get_tokenizer()))
+        step, tokenizer = self.global_step, self.get_tokenizer()
+        self.emit("rollout", step=step, **described(rollout, rows, tokenizer, step=step, num_rows=rl.event_rows))
         for sample in rollout.shown(self.config.sample_log_count):
             self.progress.say(sample_line(sample))
         if not rows:
@@ -184,8 +189,24 @@ class RLTrainer(Trainer):
         """Begins the rollout of a batch of prompts; it ends when its rows are asked for."""
         if self.should_stop:
             return list
-        collecting = self.collect(batch)
-        return lambda: self.prepare(self.experience(collecting.result()))
+        is_later = self._has_begun_enough()
+        collecting, num_steps = None if is_later else self.collect(batch), self.steps_of_batch(len(batch))
+        self._begun_steps += 0 if is_later else num_steps
+
+        def end() -> Batch:
+            self._begun_steps -= 0 if is_later else num_steps
+            if self.should_stop:
+                return []  # nobody trains on it
+            rollout = (collecting if collecting is not None else self.collect(batch)).result()
+            self._keep(batch, rollout)
+            return self.prepare(self.experience(rollout))
+
+        return end
+
+    def _has_begun_enough(self) -> bool:
+        """Whether the rollouts under way are all that the run will train on, unless one has nothing to learn."""
+        limit = self.config.max_steps
+        return limit is not None and self._submitted + self._begun_steps >= limit
 
     def collect(self, placed: PlacedPrompts, *, n_samples: int | None = None) -> Any:
         """Begins a rollout: its `result()` is the Rollout."""
@@ -205,6 +226,19 @@ class RLTrainer(Trainer):
             threads=self._threads,
         )
 
+    def _keep(self, placed: PlacedPrompts, rollout: Rollout) -> None:
+        """Writes a rollout down where that is asked for; what cannot be written ends no run."""
+        from farstep.trainers.rl.kept import write_rollout
+
+        wanted = self.config.rl.keep_rollouts
+        if wanted == "none":
+            return
+        place = self.folder.path / ROLLOUTS / f"epoch-{placed.epoch:03d}-batch-{placed.index:06d}.jsonl"
+        try:
+            write_rollout(place, rollout, step=self.global_step, with_tokens=wanted == "tokens")
+        except (OSError, ValueError) as error:
+            log.warning("a rollout is not kept: %s: %s", type(error).__name__, error)
+
     def rollout_params(self) -> SamplingParams:
         """How answers are sampled: as `sampling` says."""
         from farstep.trainers.rl.sampling import rollout_params
@@ -215,14 +249,22 @@ class RLTrainer(Trainer):
     def needs_reference(self) -> bool:
         return self.config.rl.kl_coef > 0
 
-    @property
-    def _recomputes(self) -> bool:
-        """Whether old log-probabilities are the trainer's own: also where those that were sampled with are of another
-        distribution than the model's (a temperature, top-p and the like)."""
-        from farstep.trainers.rl.sampling import is_policys_own
-
+    def _with_old_logprobs(self, rows: Batch) -> Batch:
+        """The rows with the trainer's own log-probabilities where that is asked for, or where those that were sampled
+        with are of another distribution than the model's: a temperature, a grammar, an agent's own parameters."""
         rl = self.config.rl
-        return rl.recompute_old_logprobs or (rl.ratio == "sampled" and not is_policys_own(self.rollout_params()))
+        places = [
+            index
+            for index, row in enumerate(rows)
+            if rl.recompute_old_logprobs or (rl.ratio == "sampled" and not row.metadata.get("is_models_own", True))
+        ]
+        if not places:
+            return rows
+        logprobs = self.score_logprobs(POLICY, [rows[index] for index in places])
+        found = list(rows)
+        for index, own in zip(places, logprobs, strict=True):
+            found[index] = rows[index].replace(logprobs=own)
+        return found
 
     # What the loop asks
 
@@ -325,3 +367,16 @@ def _require_torch() -> None:
             field="rl",
             hint="without dual_clip and kl_corrected, and with kl_type k3, it is the worker's",
         ) from error
+
+
+def _require_rewards(rollout: Rollout) -> None:
+    """Raises TrainerError where samples were to be trained and nobody has said how good they are."""
+    lacking = [sample for sample in rollout.samples if sample.rows and sample.reward is None]
+    if lacking:
+        first = lacking[0]
+        raise TrainerError(
+            f"{len(lacking)} of {len(rollout.samples)} samples have no reward, the first is sample "
+            f"{first.sample_index} of prompt {first.prompt_index}: the agent gave none for them",
+            field="reward_fn", stage="train",
+            hint="have the agent return a number or drop the sample (ctx.drop), or give reward_fn",
+        )  # fmt: skip

@@ -134,12 +134,14 @@ class TrajectoryDataset:
 
     @classmethod
     def from_json(cls, source: str | Path, **options: Any) -> TrajectoryDataset:
-        """From a file (a `Path`) or from text.
+        """From a file (a `Path`; `.jsonl`: an item a line, as `rl.keep_rollouts` writes them) or from text.
 
         Raises:
             DataError: naming the item that is wrong.
         """
         text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        if isinstance(source, Path) and source.suffix == ".jsonl":
+            text = f"[{','.join(line for line in text.splitlines() if line.strip())}]"
         try:
             values = json.loads(text)
         except ValueError as error:

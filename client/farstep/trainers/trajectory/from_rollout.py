@@ -48,6 +48,7 @@ def item_of_sample(
         "sample_index": sample.sample_index,
         "policy_version": sample.policy_version,
         "reason": sample.reason,
+        **({"reward_parts": dict(sample.reward_parts)} if sample.reward_parts else {}),
     }
     if with_tokens:
         metadata["rows"] = [

@@ -11,7 +11,7 @@ OFF = dict.fromkeys(LossMaskPolicy.__dataclass_fields__, False)
 @pytest.mark.parametrize(
     ("switch", "trained"),
     [
-        ("assistant_text", {SpanKind.ASSISTANT_TEXT, SpanKind.FINAL}),
+        ("assistant_text", {SpanKind.ASSISTANT_TEXT}),
         ("assistant_tool_calls", {SpanKind.TOOL_CALL}),
         ("tool_results", {SpanKind.TOOL_RESULT}),
         ("final_assistant_text", {SpanKind.FINAL}),

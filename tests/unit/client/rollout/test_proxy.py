@@ -1,5 +1,6 @@
 """The proxy before a sampler that fails: what is repeated, what is passed on, what is collected."""
 
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from farstep.rollout.collecting import Collector
 from farstep.rollout.params import SamplingParams
 from farstep.rollout.proxy import upstream as upstreams
 from farstep.rollout.proxy.app import ProxyRoutes
+from farstep.rollout.proxy.streams import StreamedAnswer
 from farstep.rollout.proxy.upstream import Upstream
 from farstep.sampling import OpenAiEndpoint
 
@@ -51,7 +53,8 @@ class Proxied:
             self.seen.append(request)
             return handler(request)
 
-        self.upstream = Upstream(max_retries=2, transport=httpx.MockTransport(answer))
+        restart_s = settings.pop("restart_s", 0.0)
+        self.upstream = Upstream(max_retries=2, restart_s=restart_s, transport=httpx.MockTransport(answer))
         params = settings.pop("params", SamplingParams(max_new_tokens=9, seed=3, stop="x", stop_token_ids=[7]))
         self.collector = Collector("0-0", params, endpoint, (0, 0, 0))
         self.counted: list[str] = []
@@ -134,6 +137,23 @@ def test_what_a_sampler_does_not_answer_is_asked_again(monkeypatch: pytest.Monke
     assert proxied.collector.problems.total() == len(proxied.counted)
 
 
+def test_a_sampler_that_is_started_anew_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nobody listens a request is not lost, however often it is tried; what was sent and broke off is counted."""
+    outcomes: list[Any] = [httpx.ConnectError("no")] * 8 + [httpx.ReadError("cut"), httpx.Response(200, json=ANSWER)]
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome  # type: ignore[no-any-return]
+
+    proxied = Proxied(handler, monkeypatch, restart_s=1e9)
+    assert proxied.ask().status_code == 200
+    assert proxied.collector.problems == {"retried_ConnectError": 8, "retried_ReadError": 1}
+    outcomes += [httpx.ReadError("cut")] * 3
+    assert proxied.ask().status_code == 503
+
+
 def test_a_stream_that_is_cut_is_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     chunk = {"choices": [{"index": 0, "delta": {"content": "H"}, "token_ids": [3]}]}
 
@@ -172,3 +192,54 @@ def test_what_it_waits_for_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     proxied.ask()
     assert words == ["0-0: the model, for 0 s"]
     assert proxied.collector.describe() == "0-0: the agent's own code, 1 turns so far"
+
+
+def test_turns_are_there_when_the_last_choice_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that leaves at a finish reason, as many do, has had a turn; one that leaves before has had none."""
+    choice = ANSWER["choices"][0]
+    chunk = {key: ANSWER[key] for key in ("id", "policy_version", "prompt_token_ids")}
+    ends = [{**chunk, "choices": [{**choice, "index": index, "delta": {"content": "Hi"}}]} for index in (0, 1)]
+    stream = StreamedAnswer(2)
+    assert [stream.read(f"data: {json.dumps(each)}") for each in ends] == [False, True]
+    assert [each["token_ids"] for each in stream.answer()["choices"]] == [[3, 4], [3, 4]]
+    assert not stream.read("data: " + json.dumps({**chunk, "choices": [], "usage": {}}))  # once
+    assert not stream.read("data: [DONE]")
+    cut = StreamedAnswer()
+    assert not cut.read("data: " + json.dumps({"error": {"message": "gone"}}))
+    assert not cut.read(f"data: {json.dumps(ends[0])}")
+
+
+def test_dialogues_that_grow_are_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request brings all messages again; turns hold what is new."""
+    proxied = Proxied(lambda request: httpx.Response(200, json=ANSWER), monkeypatch)
+    long = [{"role": "user", "content": "a" * 1000}]
+    for _ in range(3):
+        assert proxied.ask(messages=long).status_code == 200
+        long = [*long, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "more"}]
+    turns = proxied.collector.turns
+    assert [len(turn.messages) for turn in turns] == [1, 3, 5]
+    for first, second in itertools.pairwise(turns):
+        assert all(a is b for a, b in zip(first.messages, second.messages, strict=False))
+        assert first.tokens[0] is second.tokens[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_own"),
+    [
+        ({}, True),
+        ({"temperature": 1, "top_p": 1.0, "top_k": 0, "tool_choice": "auto"}, True),
+        ({"temperature": 0.7}, False),
+        ({"top_p": 0.9}, False),
+        ({"response_format": {"type": "json_object"}}, False),
+        ({"response_format": {"type": "text"}}, True),
+        ({"logit_bias": {"5": 1}}, False),
+        ({"tool_choice": "required"}, False),
+        ({"structured_outputs": {"choice": ["a"]}}, False),
+    ],
+)
+def test_it_is_known_whether_an_answer_is_of_the_models_own_distribution(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], is_own: bool
+) -> None:
+    proxied = Proxied(lambda request: httpx.Response(200, json=ANSWER), monkeypatch)
+    assert proxied.ask(**asked).status_code == 200
+    assert proxied.collector.turns[0].is_models_own is is_own

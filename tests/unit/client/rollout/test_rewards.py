@@ -55,6 +55,7 @@ async def test_functions_get_what_they_are_named_after(record: RewardRecord) -> 
         (lambda prompt, completion, answer, record: len(prompt) + len(record.tokens) * 0): 6.0,
         (lambda trace, tool_calls: len(trace) + len(tool_calls)): 4.0,
         (lambda *, final_answer: final_answer == "42"): 1.0,
+        (lambda *given: len(given)): 1.0,
         (lambda record: asynchronous(record.completion, "no")): 0.0,
     }
     with ThreadPoolExecutor(1) as threads:
@@ -65,6 +66,8 @@ async def test_functions_get_what_they_are_named_after(record: RewardRecord) -> 
 def test_functions_that_no_record_fits() -> None:
     with pytest.raises(RolloutError, match=r"no record has ground_truth.*completion"):
         Reward(lambda completion, ground_truth: 0)
+    with pytest.raises(RolloutError, match="it takes nothing"):
+        Reward(lambda: 0)
     with pytest.raises(RolloutError, match="a str cannot be called"):
         Reward("reward")  # type: ignore[arg-type]
 
@@ -73,3 +76,15 @@ def test_functions_that_no_record_fits() -> None:
 def test_what_is_no_reward(value: object) -> None:
     with pytest.raises(ValueError, match="not"):
         finite(value)
+
+
+async def test_rewards_of_several_parts(record: RewardRecord) -> None:
+    """What a reward is the sum of is told by itself."""
+    with ThreadPoolExecutor(1) as threads:
+        parts = Reward(lambda record: {"format": 0.25, "right": np.float32(0.5)})
+        score = await parts.score(record, threads)
+        assert (score.value, score.parts) == (0.75, {"format": 0.25, "right": 0.5})
+        assert (await Reward(lambda record: 2).score(record, threads)).parts == {}
+        for wrong, message in (({}, "empty"), ({"format": float("nan")}, "format: nan is not finite")):
+            with pytest.raises(ValueError, match=message):
+                await Reward(lambda record, wrong=wrong: wrong).score(record, threads)

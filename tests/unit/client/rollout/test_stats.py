@@ -3,7 +3,6 @@
 import pytest
 
 from farstep.rollout.agents import AgentItem
-from farstep.rollout.merging import Row
 from farstep.rollout.records import RewardRecord
 from farstep.rollout.results import Rollout, RolloutSample
 from farstep.rollout.stats import OverLong, RolloutEvents
@@ -14,13 +13,13 @@ from farstep.trainers.sequence import TrainSequence
 def sample(prompt: int, index: int, *, reward: float | None = 1.0, length: int = 4, **about: object) -> RolloutSample:
     turn = Turn([1] * (length - 2), [2, 3], [-1.0, -2.0], [5, 6], finish_reason="length")
     row = TrainSequence.from_prompt_completion([1] * (length - 2), [2, 3])
-    fields = {"turns": (turn,), "rows": (row,), "merged": (Row(tokens=[1] * length),), "reward": reward, **about}
+    fields = {"turns": (turn,), "rows": (row,), "longest_row": length, "reward": reward, **about}
     return RolloutSample(AgentItem({}, "p", None, prompt, index), **fields)  # type: ignore[arg-type]
 
 
 def test_the_funnel_and_its_numbers() -> None:
     failed = sample(0, 1, reward=None, rows=(), outcome="failed", reason="tool_failure", retried=("tool_failure",))
-    nothing = sample(1, 0, reward=None, rows=(), turns=(), merged=(), outcome="dropped", reason="no_turns")
+    nothing = sample(1, 0, reward=None, rows=(), turns=(), longest_row=0, outcome="dropped", reason="no_turns")
     rollout = Rollout([sample(0, 0), failed, nothing, sample(1, 1, reward=3.0)], RolloutEvents(rollout_s=2.0))
     metrics = rollout.metrics()
     funnel = [metrics[f"rollout/funnel/{name}"] for name in ("asked", "sampled", "parsed", "scored", "trained")]
@@ -68,3 +67,24 @@ def test_samples_for_people() -> None:
     scored = [sample(prompt, index, record=record) for prompt in (0, 1) for index in (0, 1, 2)]
     assert [each["place"] for each in Rollout(scored).shown(3)] == [(0, 0), (1, 0), (0, 1)]
     assert pytest.approx(1.0) == sample(0, 0).reward
+
+
+def test_a_rollout_is_written_out_in_a_line() -> None:
+    """asyncio writes out what a task gave when it looks at a signal handler: all tokens of a rollout took minutes."""
+    rollout = Rollout([sample(0, index, length=4000) for index in range(8)])
+    assert repr(rollout) == "<Rollout of 8 samples, 8 rows>"
+    assert repr(rollout.samples[3]) == "<prompt 0, sample 3: ok, 1 turns, 1 rows, reward 1.0>"
+    assert len(repr(rollout.groups)) + len(repr(rollout.rows)) + len(repr(rollout.samples[0].turns)) < 2500
+
+
+def test_parts_of_rewards_and_answers_that_were_cut() -> None:
+    parts = [{"format": 1.0, "right": 0.0}, {"format": 0.0, "right": 3.0}]
+    rollout = Rollout(
+        [sample(0, index, reward=sum(each.values()), reward_parts=each) for index, each in enumerate(parts)]
+    )
+    metrics = rollout.metrics()
+    assert (metrics["rollout/reward/format_mean"], metrics["rollout/reward/right_mean"]) == (0.5, 1.5)
+    assert metrics["rollout/reward/right_std"] == 1.5
+    without = rollout.without_cut()  # every sample here was
+    assert (without.rows, without.stats.dropped) == ([], {"cut": 2})
+    assert without.groups[0].rewards == [1.0, 3.0]

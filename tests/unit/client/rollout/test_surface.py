@@ -46,6 +46,13 @@ def test_a_proxy_without_its_libraries(monkeypatch: pytest.MonkeyPatch, library:
         {"max_staleness": -1},
         {"in_flight": "often"},
         {"on_failure": "ignore"},
+        {"on_reward_error": "ignore"},
+        {"max_staleness": "1"},
+        {"timeout_s": "1"},
+        {"reward_timeout_s": 0},
+        {"failure_reward": float("nan")},
+        {"sampling_params": {"max_new_tokens": 3}},
+        {"retries": 3},
     ],
 )
 def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:

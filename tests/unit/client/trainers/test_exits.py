@@ -6,7 +6,8 @@ from farstep.trainers import DataError
 from farstep.trainers.exits import EarlyStopping, Limits
 from farstep.trainers.horizon import Horizon, accumulated, chunks, num_steps
 from farstep.trainers.progress import Pace, sample_line
-from farstep.trainers.ready import PreparedBatches
+from farstep.trainers.ready import PreparedBatches, prepared
+from farstep.trainers.step import Position
 
 
 def test_each_limit_has_its_reason(tmp_path):
@@ -108,5 +109,25 @@ def test_batches_are_begun_before_they_are_asked_for(ahead):
         log.append(f"begin {batch}")
         return lambda: log.append(f"end {batch}") or batch
 
-    assert list(PreparedBatches([0, 1, 2], begin, ahead=ahead)) == [0, 1, 2]
+    assert list(prepared([0, 1, 2], begin, ahead=ahead)) == [0, 1, 2]
     assert log.index("end 0") == min(ahead + 1, 3)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_batches_of_the_next_epoch_are_begun_in_this_one(ahead):
+    """As far ahead as everywhere, and no further: without lookahead an epoch ends before the next one begins."""
+    log = []
+
+    def begin(batch):
+        log.append(batch)
+        return lambda: batch
+
+    places = [(Position(epoch, index), 2 * epoch + index) for epoch in range(3) for index in range(2)]
+    batches = PreparedBatches(places, begin, ahead=ahead)
+    for epoch in range(3):
+        assert batches.place == Position(epoch, 0)
+        assert list(batches.of_epoch(epoch)) == [2 * epoch, 2 * epoch + 1]
+        assert list(batches.of_epoch(epoch)) == []
+        assert len(log) == min(2 * (epoch + 1) + ahead, 6)
+    assert batches.place is None
+    assert log == sorted(log)

@@ -15,7 +15,7 @@ from farstep.trainers import (
     TrainerError,
     TrainSequence,
 )
-from farstep.trainers.rl.sampling import is_policys_own, rollout_params, session_settings
+from farstep.trainers.rl.sampling import rollout_params, session_settings
 
 CONFIG = {"model": "farstep/tiny"}
 ROWS = [{"prompt": "12+30?", "answer": "42"}]
@@ -96,8 +96,8 @@ def test_what_the_configuration_says_of_sampling():
     assert (params.max_new_tokens, params.top_k, params.max_prompt_len, params.max_context_len) == (5, 4, 9, 40)
     assert (params.stop_strings, list(params.stop_token_ids), params.seed) == (["x"], [7], 3)
     assert rollout_params(config, max_seq_len=None).max_context_len == 50
-    assert not is_policys_own(params)
-    assert is_policys_own(rollout_params(TrainerConfig(type="grpo", model="m"), max_seq_len=None))
+    assert not params.is_models_own
+    assert rollout_params(TrainerConfig(type="grpo", model="m"), max_seq_len=None).is_models_own
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_what_the_configuration_says_of_sampling():
 )
 def test_what_makes_it_another_distribution(setting, value):
     config = TrainerConfig(type="grpo", model="m", sampling={setting: value})
-    assert not is_policys_own(rollout_params(config, max_seq_len=None))
+    assert not rollout_params(config, max_seq_len=None).is_models_own
 
 
 def test_what_the_configuration_says_of_rollouts():
