@@ -1,6 +1,7 @@
 """A run's folder on this machine: which run it is, where it was saved last, and that nobody else writes here.
 
-    <output_dir>/<name>/   run.json   events.jsonl   metrics.jsonl   batches.jsonl   report.html   rollouts/   lock   step-000100/ …
+    <output_dir>/<name>/   run.json   events.jsonl   metrics.jsonl   batches.jsonl   report.html   rollouts/   lock
+                           step-000100/ …
 
 `run.json` is replaced whole. What an earlier run left is moved to `earlier/`, never mixed with what follows.
 """
