@@ -71,11 +71,22 @@ class Gate:
             NotFound: exactly a version was asked for that will never come again.
             Draining: the server shuts down.
         """
-        try:
-            async with asyncio.timeout(target.gate_wait_s):
-                return await self._wait_for(target)
-        except TimeoutError:
-            raise _not_ready(target, self._table.newest_ready(self.seen(target))) from None
+        deadline, is_late = asyncio.get_running_loop().time() + target.gate_wait_s, False
+        while True:
+            changed = self._changed
+            match self._table.decide(self.seen(target), target.gate):
+                case Serve() as serve:
+                    return serve
+                case Impossible() as impossible:
+                    raise _gone(target, impossible)
+                case Wait() if is_late:  # on a busy loop it may have come together with the deadline: one more look
+                    raise _not_ready(target, self._table.newest_ready(self.seen(target)))
+                case Wait(_, recall) if not self._is_draining:
+                    if recall is not None:
+                        self.on_recall(recall)
+                    is_late = await _is_past(deadline, changed)
+                case _:
+                    raise Draining("the server is shutting down", retry_after_s=_RETRY_AFTER_S)
 
     def seen(self, target: Target) -> str:
         """The target's source as its caller sees it: another project's run is one of which nobody has heard.
@@ -96,20 +107,15 @@ class Gate:
             if self._table.awaits_slot:
                 self.notify()
 
-    async def _wait_for(self, target: Target) -> Serve:
-        while True:
-            changed = self._changed
-            match self._table.decide(self.seen(target), target.gate):
-                case Serve() as serve:
-                    return serve
-                case Impossible() as impossible:
-                    raise _gone(target, impossible)
-                case Wait(_, recall) if not self._is_draining:
-                    if recall is not None:
-                        self.on_recall(recall)
-                    await changed.wait()
-                case _:
-                    raise Draining("the server is shutting down", retry_after_s=_RETRY_AFTER_S)
+
+async def _is_past(deadline: float, changed: asyncio.Event) -> bool:
+    """Waits for a change until then; whether there was none."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            await changed.wait()
+    except TimeoutError:
+        return True
+    return False
 
 
 def _not_ready(target: Target, newest: int) -> ApiError:

@@ -225,7 +225,7 @@ class Router:
 
     async def _admit(self, wanted: Wanted, *, tried: set[ReplicaLink]) -> ReplicaLink:
         """A replica that was not tried and serves what is wanted, as soon as there is one."""
-        loop = asyncio.get_running_loop()
+        loop, is_late = asyncio.get_running_loop(), False
         while True:
             changed = self._changed
             links = [link for link in self._serving() if link not in tried]
@@ -235,11 +235,13 @@ class Router:
             if not links:
                 raise NobodyLeft()
             self._check_draining()
+            if is_late:
+                raise self._not_ready(wanted.target)
             try:
                 async with asyncio.timeout_at(max(wanted.deadline, loop.time())):
                     await changed.wait()
             except TimeoutError:
-                raise self._not_ready(wanted.target) from None
+                is_late = True  # on a busy loop it may have come together with the deadline: one more look
 
     def _choose(self, links: Sequence[ReplicaLink], wanted: Wanted) -> ReplicaLink | None:
         lengths = self._prefixes.lengths(wanted.prefix_of, wanted.prompt)

@@ -5,6 +5,7 @@ take any time and fail. What is kept of a run's policies is the last three.
 """
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 from hypothesis import settings
@@ -288,3 +289,22 @@ async def test_two_who_wait_for_the_same_recall_do_not_wake_each_other_for_ever(
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(isinstance(outcome, PolicyNotReady) for outcome in outcomes)
     assert len(asked) == 5
+
+
+async def test_what_comes_together_with_the_deadline_is_served() -> None:
+    table = VersionTable(num_slots=1)
+    gate = Gate(table)
+
+    def arrive() -> None:
+        table.announce(PolicyId("r", 1))
+        order = table.next_load()
+        assert order is not None
+        table.mark_ready(order.policy)
+        gate.notify()
+
+    waiting = asyncio.create_task(gate.admit(Target("r", AtLeast(1), 0.02)))
+    await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.03, arrive)
+    loop.call_soon(time.sleep, 0.1)  # it is busy: deadline and arrival fall into one turn of it
+    assert (await waiting).policy == PolicyId("r", 1)
