@@ -7,7 +7,7 @@ by `close`, in whatever state the trainer is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,8 +15,9 @@ import numpy as np
 
 from farstep.trainers.batch_file import BatchFile
 from farstep.trainers.callbacks import CallbackList
-from farstep.trainers.checked import Checked, ConfigLike
+from farstep.trainers.checked import ConfigLike
 from farstep.trainers.checkpoints import Engines
+from farstep.trainers.connected import Connected
 from farstep.trainers.errors import TrainerError
 from farstep.trainers.events import EventFile, EventLog, EventSink
 from farstep.trainers.exits import EarlyStopping, Exit, Limits
@@ -29,7 +30,6 @@ from farstep.trainers.resume import (
     adapter_identity,
     check_adapter,
     find_resume_point,
-    taken_over,
 )
 from farstep.trainers.row_sources import load_rows
 from farstep.trainers.rows import Rows
@@ -40,20 +40,17 @@ from farstep.trainers.trackers.base import TrackedRun, Tracker, Trackers
 from farstep.training import TrainingClient
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from farstep.service import ServiceClient
 
 log = logging.getLogger("farstep")
 
 
-class Session(Checked):
+class Session(Connected):
     """Of a trainer."""
 
     lookahead: int = 2  # steps under way beside the one that is waited for
     _class_hooks: ClassVar[list[Hook]] = []
 
-    client: TrainingClient
     schedule: Schedule
     engines: Engines
     train_rows: Rows
@@ -69,19 +66,15 @@ class Session(Checked):
         hooks: Iterable[tuple[str, Callable[..., Any]]],
         event_sinks: Iterable[EventSink],
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, client)
         self._own_hooks = given_hooks(type(self), hooks)
         self._config_hooks: tuple[Any, list[Hook]] = (None, [])
         self._active_hooks: set[str] = set()
-        self._given_client = client
         self._given_callbacks = tuple(callbacks)
         self._given_sinks = tuple(event_sinks)
-        self.service: ServiceClient | None = None
-        self._owns_service = False
         self._callbacks = CallbackList(())
         self._is_initialized = False
         self._is_closed = False
-        self._tokenizer: PreTrainedTokenizerBase | None = None
         self.global_step = 0
         self.global_step_this_run = 0
         self.is_resume = False
@@ -188,66 +181,16 @@ class Session(Checked):
         if self.config.data.cache_dir is None and self._train_data is None:
             check_sources(self)
 
-    @property
-    def run_id(self) -> str:
-        """Of the run on the trainer process."""
-        return self.client.run_id
-
-    def _connect(self) -> None:
-        given = self._given_client
-        if given is None:
-            from farstep.service import ServiceClient
-
-            self.service, self._owns_service = ServiceClient(), True
-        elif not isinstance(given, TrainingClient):
-            self.service = given
-
     def _resume_point(self) -> ResumePoint | None:
         if not self._may_go_on:
             return None
         given = self._given_client if isinstance(self._given_client, TrainingClient) else None
         return find_resume_point(self.folder, service=self.service, client=given, trainer=self.name)
 
-    @hooked
-    def create_client(self, resume_from: ResumePoint | None = None) -> TrainingClient:
-        """A run on a trainer: fresh, from a checkpoint's weights (`model.path`), or resumed."""
-        config, lora = self.config, self.config.model.lora
-        if isinstance(self._given_client, TrainingClient):
-            if resume_from is not None:
-                self._given_client.load_state_with_optimizer(resume_from.path).result()
-            return self._given_client
-        assert self.service is not None
-        options: dict[str, Any] = {
-            "replicas": config.model.replicas,
-            "with_sampler": self.needs_sampler,
-            "name": config.name,
-        }
-        if resume_from is not None:
-            return taken_over(self.service, resume_from, **options)
-        if config.model.path is not None:
-            return self.service.create_training_client_from_state(config.model.path, **options)
-        return self.service.create_lora_training_client(
-            config.model.base,
-            lora.r,
-            alpha=lora.alpha,
-            target_modules=lora.target_modules,
-            dropout=lora.dropout,
-            train_attn=lora.train_attn,
-            train_mlp=lora.train_mlp,
-            train_unembed=lora.train_unembed,
-            seed=lora.seed if lora.seed is not None else config.seed,
-            **options,
-        )
-
-    def create_roles(self, resume_from: ResumePoint | None = None) -> None:
-        """The other runs that a trainer needs beside its own."""
-
     @property
     def needs_sampler(self) -> bool:
         """Whether anything will be sampled: without it no sampler is paid for."""
-        given = CallbackList(self._given_callbacks)
-        shows = self.config.sample_log_count > 0 or self._reward_fn is not None
-        return self.requires_rollout or shows or given.wants("checkpoint")
+        return super().needs_sampler or CallbackList(self._given_callbacks).wants("checkpoint")
 
     @hooked
     def load_data(self) -> None:
@@ -393,28 +336,6 @@ class Session(Checked):
             ]
         )
         self.trackers.start()
-
-    def get_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, after `init`; or the one that `model.tokenizer` names."""
-        if self._tokenizer is None:
-            if not hasattr(self, "client"):
-                raise TrainerError("the tokenizer comes with the model", stage="init", hint="call init() first")
-            self._tokenizer = self.create_tokenizer()
-        return self._tokenizer
-
-    def create_tokenizer(self) -> PreTrainedTokenizerBase:
-        named = self.config.model.tokenizer
-        if named is None:
-            return self.client.get_tokenizer()
-        from transformers import AutoTokenizer
-
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(named)
-        return tokenizer
-
-    def _texts(self, tokens: Sequence[int]) -> list[str] | None:
-        """Each token by itself; None where nothing has asked for a tokenizer."""
-        tokenizer = self._tokenizer
-        return None if tokenizer is None else [str(tokenizer.decode([token])) for token in tokens]
 
     def _require_init(self, call: str) -> None:
         if self._is_closed:
