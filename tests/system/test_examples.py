@@ -79,7 +79,7 @@ def test_all_examples_of_trainers_are_tried():
 
 def test_examples_of_trainers(stack, tmp_path):
     done = in_small(stack, tmp_path, [(tmp_path, EXAMPLES / "trainers" / name) for name in TRAINERS])
-    assert done.stdout.count("completed after 1 steps") == len(TRAINERS)
+    assert done.stdout.count("completed after 1 step,") == len(TRAINERS)
     assert len(list(tmp_path.glob("farstep-runs/*-dry-run/report.html"))) == len(TRAINERS)
 
 
