@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -21,11 +22,13 @@ def demo(tmp_path, *arguments):
 
 
 def left_behind(home):
-    return [
-        process.cmdline()
-        for process in psutil.process_iter()
-        if process.status() != psutil.STATUS_ZOMBIE and str(home) in " ".join(process.cmdline())
-    ]
+    left = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):  # it ended while it was looked at
+            command = process.cmdline()
+            if process.status() != psutil.STATUS_ZOMBIE and str(home) in " ".join(command):
+                left.append(command)
+    return left
 
 
 def test_the_demo_in_small(tmp_path):
