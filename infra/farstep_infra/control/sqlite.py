@@ -22,7 +22,7 @@ class Connections:
     def connect(self, path: str, **options: Any) -> aiosqlite.Connection:
         """As `aiosqlite.connect`: what comes back is still to be awaited."""
         connection = _Connection(functools.partial(sqlite3.connect, path, **options), _ROWS_AT_ONCE)
-        connection._thread.daemon = True  # a disk that hangs keeps no process from ending
+        connection._thread.daemon = True  # as in SQLAlchemy's own connections: the interpreter does not wait for it
         self._made.add(connection)
         return connection
 
